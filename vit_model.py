@@ -1,0 +1,644 @@
+"""The Vision Transformer, with MLP or Kolmogorov-Arnold blocks, and the table of its variants.
+
+    model = create_model("deit_tiny_patch16_224", num_classes=5, mlp="kan", kan_rank=16)
+    logits = model(images)                      # (B, 3, 224, 224) -> (B, 5)
+
+The network is that of "An Image is Worth 16x16 Words" (arXiv 2010.11929); the distillation token
+is DeiT's (arXiv 2012.12877), layer scale CaiT's (arXiv 2103.17239), register tokens those of
+"Vision Transformers Need Registers" (arXiv 2309.16588). State-dict keys are timm's, so the files of
+timm, of DeiT and of the reference load unchanged.
+
+Letters in shape comments: B batch, N tokens, C channels (embed_dim), H heads, D head size.
+"""
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kan import GroupKANLinear, KANLinear
+
+# Mean and standard deviation by which each family of pretrained weights normalises its input.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FAMILIES = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+}
+MLP_KINDS = ("mlp", "kan", "gkan")
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples (stochastic depth, arXiv 1603.09382).
+
+    What survives is scaled by 1 / (1 - rate), so that the expectation stays; the identity in eval.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned factor that starts at `init_value`."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into patches and projects each one: (B, in_chans, S, S) -> (B, N, C)."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = img_size, patch_size
+        self.grid_size = img_size // patch_size
+        self.num_patches = self.grid_size**2
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.img_size, self.img_size):
+            raise ValueError(
+                f"the model takes images of {self.img_size} x {self.img_size} pixels, "
+                f"not {x.shape[-2]} x {x.shape[-1]}"
+            )
+        return self.proj(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, N, C) -> (B, N, C)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, N, 3, H, D) -> 3 of (B, H, N, D)
+        dropout = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        x = x.transpose(1, 2).reshape(B, N, C)  # (B, H, N, D) -> (B, N, H * D)
+        return self.proj_drop(self.proj(x))
+
+
+class Mlp(nn.Module):
+    """The transformer's two linear maps with a GELU between, (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.act(self.fc1(x))))
+
+
+class KanMlp(nn.Module):
+    """Two KAN layers that compute exactly what `Mlp` does while their splines are zero.
+
+    fc1 has the identity as base function and fc2 the GELU, so `fc1.base_weight`, `fc1.bias` and so
+    on are the MLP's weights and each edge adds a spline of its own. The splines start at zero: a
+    block built from pretrained weights changes nothing, a new one starts as an MLP.
+    """
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, **kan) -> None:
+        super().__init__()
+        self.fc1 = kan_layer(dim, hidden, nn.Identity, **kan)
+        self.fc2 = kan_layer(hidden, dim, nn.GELU, **kan)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.fc1(x)))
+
+
+def kan_layer(in_features, out_features, base, *, kind, rank, groups, grid, order, grid_range):
+    """Returns a KANLinear (kind "kan") or GroupKANLinear ("gkan") whose splines are zero."""
+    # Beyond the range splines go on straight instead of vanishing: activations move in training.
+    shared = {
+        "grid_size": grid,
+        "spline_order": order,
+        "grid_range": grid_range,
+        "base_activation": base,
+        "bias": True,
+        "scale_noise": 0.0,
+        "outside": "linear",
+    }
+    if kind == "gkan":
+        return GroupKANLinear(in_features, out_features, groups=groups, **shared)
+    # One scale per edge next to its coefficients would be a second handle on the same numbers.
+    return KANLinear(
+        in_features,
+        out_features,
+        spline_rank=rank,
+        enable_standalone_scale_spline=False,
+        **shared,
+    )
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(
+        self, dim, num_heads, mlp, qkv_bias, drop, attn_drop, drop_path, init_values
+    ) -> None:
+        super().__init__()
+
+        def scale():
+            return nn.Identity() if init_values is None else LayerScale(dim, init_values)
+
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop)
+        self.ls1 = scale()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = mlp
+        self.ls2 = scale()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The sizes of a Vision Transformer: everything that `VisionTransformer` needs.
+
+    mlp_hidden: the width inside each block's MLP: None for 4 * embed_dim, one number, or one per
+        block.
+    mlp: "mlp", "kan" (KANLinear) or "gkan" (GroupKANLinear) in the blocks that `kan_blocks` names:
+        "all", "last:N", or their numbers as a list or as in "0,3,5".
+    kan_hidden: "full" for mlp_hidden, "match" for the width at which a KAN block has as many
+        parameters as the MLP it replaces, or a number.
+    kan_rank: None or "full" for a spline coefficient per edge and basis, else their rank.
+    kan_range: "auto" (set from images by calibration before training) or (low, high).
+    reg_tokens: register tokens; with `no_embed_class` positions are added to patches alone.
+    representation_size: width of the pre-logits layer, None for none.
+    """
+
+    img_size: int = 224
+    patch_size: int = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_hidden: int | tuple[int, ...] | None = None
+    qkv_bias: bool = True
+    representation_size: int | None = None
+    distilled: bool = False
+    reg_tokens: int = 0
+    no_embed_class: bool = False
+    init_values: float | None = None
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    mlp: str = "mlp"
+    kan_blocks: str | tuple[int, ...] = "all"
+    kan_hidden: str | int = "full"
+    kan_rank: int | str | None = None
+    kan_grid: int = 5
+    kan_order: int = 3
+    kan_range: str | tuple[float, float] = "auto"
+    kan_groups: int = 8
+
+    def __post_init__(self) -> None:
+        for field in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no head) or more, got {self.num_classes}")
+        if self.img_size % self.patch_size:
+            near = max(1, round(self.img_size / self.patch_size)) * self.patch_size
+            raise ValueError(
+                f"img_size {self.img_size} is not a multiple of the patch size {self.patch_size}; "
+                f"{near} is the nearest that is"
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
+            )
+        for field in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} must lie in [0, 1), got {getattr(self, field)}")
+        if self.mlp not in MLP_KINDS:
+            raise ValueError(f"mlp must be one of {', '.join(MLP_KINDS)}, got {self.mlp!r}")
+        if isinstance(self.kan_hidden, str) and self.kan_hidden not in ("full", "match"):
+            raise ValueError(f"kan_hidden must be full, match or a number, got {self.kan_hidden!r}")
+        parse_blocks(self.kan_blocks, self.depth)
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """The width inside the MLP of each block, before `kan_hidden` has its say."""
+        hidden = 4 * self.embed_dim if self.mlp_hidden is None else self.mlp_hidden
+        widths = (hidden,) * self.depth if isinstance(hidden, int) else tuple(hidden)
+        if len(widths) != self.depth or min(widths) < 1:
+            raise ValueError(
+                f"mlp_hidden must be one positive width or {self.depth} of them, got {hidden}"
+            )
+        return widths
+
+    @property
+    def kan_at(self) -> tuple[int, ...]:
+        """The numbers of the blocks whose MLP is a KAN."""
+        return () if self.mlp == "mlp" else parse_blocks(self.kan_blocks, self.depth)
+
+    @property
+    def kan_options(self) -> dict:
+        """What `kan_layer` needs beyond the two widths and the base function."""
+        return {
+            "kind": self.mlp,
+            "rank": None if self.kan_rank == "full" else self.kan_rank,
+            "groups": self.kan_groups,
+            "grid": self.kan_grid,
+            "order": self.kan_order,
+            # LayerNorm's output lies within 3 standard deviations; calibration replaces this.
+            "grid_range": (-3.0, 3.0) if self.kan_range == "auto" else tuple(self.kan_range),
+        }
+
+
+def parse_blocks(spec: str | Iterable[int], depth: int) -> tuple[int, ...]:
+    """Returns the block numbers that `spec` names ("all", "last:N", "0,3,5" or numbers), sorted.
+
+    Raises ValueError for a number outside [0, depth) and for anything else.
+    """
+    if isinstance(spec, str):
+        text = spec.strip()
+        try:
+            if text == "all":
+                return tuple(range(depth))
+            if text.startswith("last:"):
+                last = int(text.removeprefix("last:"))
+                if not 1 <= last <= depth:
+                    raise ValueError
+                return tuple(range(depth - last, depth))
+            numbers = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"kan_blocks {spec!r} is not all, last:N (N from 1 to {depth}) or a list of block "
+                f"numbers such as 0,3,5"
+            ) from None
+    else:
+        numbers = list(spec)
+    outside = [n for n in numbers if not 0 <= n < depth]
+    if outside or not numbers:
+        raise ValueError(
+            f"kan_blocks {spec!r}: the model has blocks 0 to {depth - 1}, "
+            f"and no {', '.join(map(str, outside)) or 'empty list'}"
+        )
+    return tuple(sorted(set(numbers)))
+
+
+def matching_hidden(dim: int, hidden: int, **kan) -> int:
+    """Returns the KAN width with (nearly) the parameters of an MLP of width `hidden`."""
+
+    def parameters(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    with torch.device("meta"):  # counting needs no memory
+        target = parameters(Mlp(dim, hidden))
+        unit = kan["groups"] if kan["kind"] == "gkan" else 1
+        small, large = (parameters(KanMlp(dim, n * unit, **kan)) for n in (1, 2))
+    per_unit = large - small  # the count is linear in the width
+    return unit * max(1, round((target - small) / per_unit) + 1)
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer; `config` names all its sizes. See `create_model` for named variants.
+
+    forward(x): images (B, in_chans, img_size, img_size), normalised as the weights' family wants
+        -> logits (B, num_classes). A distilled model returns the mean of its two heads, except in
+        training with `distill_outputs = True`, where it returns both (logits, logits_dist).
+    """
+
+    def __init__(self, config: ViTConfig | None = None, **sizes) -> None:
+        super().__init__()
+        cfg = config or ViTConfig(**sizes)
+        self.sizes = cfg
+        self.name = "custom"
+        self.num_classes, self.embed_dim = cfg.num_classes, cfg.embed_dim
+        self.grad_checkpointing = False
+        self.distill_outputs = False
+        dim = cfg.embed_dim
+        self.patch_embed = PatchEmbed(cfg.img_size, cfg.patch_size, cfg.in_chans, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if cfg.distilled else None
+        self.reg_token = (
+            nn.Parameter(torch.zeros(1, cfg.reg_tokens, dim)) if cfg.reg_tokens else None
+        )
+        self.num_prefix_tokens = 1 + cfg.distilled + cfg.reg_tokens
+        positions = self.patch_embed.num_patches
+        if not cfg.no_embed_class:
+            positions += self.num_prefix_tokens
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim))
+        self.pos_drop = nn.Dropout(cfg.drop_rate)
+        # Drop path grows linearly with depth, as in the paper.
+        rates = [cfg.drop_path_rate * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                cfg.num_heads,
+                self._make_mlp(i),
+                cfg.qkv_bias,
+                cfg.drop_rate,
+                cfg.attn_drop_rate,
+                rates[i],
+                cfg.init_values,
+            )
+            for i in range(cfg.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        width = dim
+        if cfg.representation_size and not cfg.distilled:
+            width = cfg.representation_size
+            self.pre_logits = nn.Sequential(
+                OrderedDict([("fc", nn.Linear(dim, width)), ("act", nn.Tanh())])
+            )
+        else:
+            self.pre_logits = nn.Identity()
+        self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head_dist = (
+            nn.Linear(dim, cfg.num_classes) if cfg.distilled and cfg.num_classes else None
+        )
+        self.init_weights()
+
+    def _make_mlp(self, block: int) -> nn.Module:
+        cfg, hidden = self.sizes, self.sizes.hidden[block]
+        if block not in cfg.kan_at:
+            return Mlp(cfg.embed_dim, hidden, cfg.drop_rate)
+        if cfg.kan_hidden == "match":
+            hidden = matching_hidden(cfg.embed_dim, hidden, **cfg.kan_options)
+        elif cfg.kan_hidden != "full":
+            hidden = int(cfg.kan_hidden)
+        return KanMlp(cfg.embed_dim, hidden, cfg.drop_rate, **cfg.kan_options)
+
+    def init_weights(self) -> None:
+        """Truncated normal (0.02) weights, zero biases and a zero head (ViT paper, appendix B)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, KanMlp):
+                for layer in (module.fc1, module.fc2):
+                    nn.init.trunc_normal_(layer.base_weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
+        for token in (self.cls_token, self.dist_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for head in (self.head, self.head_dist):
+            if isinstance(head, nn.Linear):
+                nn.init.zeros_(head.weight)
+
+    @property
+    def config(self) -> dict:
+        """Plain values with which `create_model(**config)` rebuilds the model."""
+        return {"name": self.name} | {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self.sizes).items()
+        }
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, S, S) -> tokens (B, N, C) with positions, special tokens first."""
+        x = self.patch_embed(x)
+        tokens = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
+        prefix = torch.cat(tokens, dim=1).expand(x.shape[0], -1, -1)
+        if self.sizes.no_embed_class:
+            x = torch.cat([prefix, x + self.pos_embed], dim=1)
+        else:
+            x = torch.cat([prefix, x], dim=1) + self.pos_embed
+        return self.pos_drop(x)
+
+    def forward_blocks(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Tokens (B, N, C) through the blocks `first` to `last` (exclusive) -> (B, N, C)."""
+        for block in self.blocks[first:last]:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, S, S) -> normalised tokens (B, N, C), class token first."""
+        return self.norm(self.forward_blocks(self.embed(x)))
+
+    def forward_head(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalised tokens (B, N, C) -> logits (B, num_classes)."""
+        logits = self.head(self.pre_logits(x[:, 0]))
+        if self.head_dist is None:
+            return logits
+        logits_dist = self.head_dist(x[:, 1])
+        if self.training and self.distill_outputs:
+            return logits, logits_dist
+        return (logits + logits_dist) / 2
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.forward_head(self.forward_features(x))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named model: its sizes (fields of `ViTConfig`), where its weights lie, how they normalise.
+
+    url is None where no address is known to hold the file; sha256 is None where the file's name
+    carries its hash.
+    """
+
+    sizes: dict
+    family: str
+    url: str | None = None
+    sha256: str | None = None
+
+
+TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
+SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
+LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+
+AUGREG = "https://storage.googleapis.com/vit_models/augreg/"
+JX = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/"
+DEIT = "https://dl.fbaipublicfiles.com/deit/"
+DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
+
+
+def _vit(size: dict, patch: int, url: str | None, img: int = 224, **extra) -> Variant:
+    return Variant({**size, "patch_size": patch, "img_size": img, **extra}, "half", url)
+
+
+def _in21k(size: dict, patch: int, url: str | None) -> Variant:
+    return _vit(size, patch, url, num_classes=21843)
+
+
+def _deit(size: dict, file: str, img: int = 224, distilled: bool = False) -> Variant:
+    sizes = {**size, "patch_size": 16, "img_size": img, "distilled": distilled}
+    return Variant(sizes, "imagenet", DEIT + file)
+
+
+def _dinov2(size: dict, letter: str, registers: bool) -> Variant:
+    sizes = {**size, "patch_size": 14, "img_size": 518, "num_classes": 0, "init_values": 1e-5}
+    if registers:
+        sizes |= {"reg_tokens": 4, "no_embed_class": True}
+    folder = f"dinov2_vit{letter}14"
+    file = f"{folder}{'_reg4' if registers else ''}_pretrain.pth"
+    return Variant(sizes, "imagenet", f"{DINOV2}{folder}/{file}")
+
+
+_I21K = "-i21k-300ep-lr_0.001-aug_"
+_I1K = "--imagenet2012-steps_20k-lr_0.03-res_"
+_TI16 = f"{AUGREG}Ti_16{_I21K}none-wd_0.03-do_0.0-sd_0.0"
+_S16 = f"{AUGREG}S_16{_I21K}light1-wd_0.03-do_0.0-sd_0.0"
+_S32 = f"{AUGREG}S_32{_I21K}light1-wd_0.03-do_0.0-sd_0.0"
+_B32 = f"{AUGREG}B_32{_I21K}medium1-wd_0.03-do_0.0-sd_0.0"
+_L16 = f"{AUGREG}L_16{_I21K}medium1-wd_0.1-do_0.1-sd_0.1"
+
+# Sizes: table 1 of the ViT paper and of DeiT. Addresses: the reference's where it names one, else
+# AugReg's (arXiv 2106.10270), DeiT's and DINOv2's own. The micro model is for trying things out.
+VARIANTS: dict[str, Variant] = {
+    "vit_micro_patch8_64": _vit(
+        {"embed_dim": 128, "depth": 4, "num_heads": 4}, 8, None, img=64, mlp_hidden=256
+    ),
+    "vit_tiny_patch16_224": _vit(TINY, 16, f"{_TI16}{_I1K}224.npz"),
+    "vit_tiny_patch16_224_in21k": _in21k(TINY, 16, f"{_TI16}.npz"),
+    "vit_tiny_patch16_384": _vit(TINY, 16, f"{_TI16}{_I1K}384.npz", img=384),
+    "vit_small_patch16_224": _vit(SMALL, 16, f"{_S16}{_I1K}224.npz"),
+    "vit_small_patch16_224_in21k": _in21k(SMALL, 16, f"{_S16}.npz"),
+    "vit_small_patch16_384": _vit(SMALL, 16, f"{_S16}{_I1K}384.npz", img=384),
+    "vit_small_patch32_224": _vit(SMALL, 32, f"{_S32}{_I1K}224.npz"),
+    "vit_small_patch32_224_in21k": _in21k(SMALL, 32, f"{_S32}.npz"),
+    "vit_small_patch32_384": _vit(SMALL, 32, f"{_S32}{_I1K}384.npz", img=384),
+    "vit_base_patch16_224": _vit(BASE, 16, f"{JX}jx_vit_base_p16_224-80ecf9dd.pth"),
+    "vit_base_patch16_224_in21k": _in21k(
+        BASE, 16, f"{JX}jx_vit_base_patch16_224_in21k-e5005f0a.pth"
+    ),
+    "vit_base_patch16_384": _vit(BASE, 16, f"{JX}jx_vit_base_p16_384-83fb41ba.pth", img=384),
+    "vit_base_patch32_224": _vit(BASE, 32, f"{_B32}{_I1K}224.npz"),
+    "vit_base_patch32_224_in21k": _in21k(
+        BASE, 32, f"{JX}jx_vit_base_patch32_224_in21k-8db57226.pth"
+    ),
+    "vit_base_patch32_384": _vit(BASE, 32, f"{JX}jx_vit_base_p32_384-830016f5.pth", img=384),
+    "vit_large_patch16_224": _vit(LARGE, 16, f"{JX}jx_vit_large_p16_224-4ee7a4dc.pth"),
+    "vit_large_patch16_224_in21k": _in21k(
+        LARGE, 16, f"{JX}jx_vit_large_patch16_224_in21k-606da67d.pth"
+    ),
+    "vit_large_patch16_384": _vit(LARGE, 16, f"{JX}jx_vit_large_p16_384-b3be5167.pth", img=384),
+    "vit_large_patch32_224_in21k": _in21k(
+        LARGE, 32, f"{JX}jx_vit_large_patch32_224_in21k-9046d2e7.pth"
+    ),
+    "vit_large_patch32_384": _vit(LARGE, 32, f"{JX}jx_vit_large_p32_384-9b920ba8.pth", img=384),
+    "vit_huge_patch14_224_in21k": _in21k(HUGE, 14, None),
+    "deit_tiny_patch16_224": _deit(TINY, "deit_tiny_patch16_224-a1311bcf.pth"),
+    "deit_small_patch16_224": _deit(SMALL, "deit_small_patch16_224-cd65a155.pth"),
+    "deit_base_patch16_224": _deit(BASE, "deit_base_patch16_224-b5f2ef4d.pth"),
+    "deit_base_patch16_384": _deit(BASE, "deit_base_patch16_384-8de9b5d1.pth", img=384),
+    "deit_tiny_distilled_patch16_224": _deit(
+        TINY, "deit_tiny_distilled_patch16_224-b40b3cf7.pth", distilled=True
+    ),
+    "deit_small_distilled_patch16_224": _deit(
+        SMALL, "deit_small_distilled_patch16_224-649709d9.pth", distilled=True
+    ),
+    "deit_base_distilled_patch16_224": _deit(
+        BASE, "deit_base_distilled_patch16_224-df68dfff.pth", distilled=True
+    ),
+    "deit_base_distilled_patch16_384": _deit(
+        BASE, "deit_base_distilled_patch16_384-d0272ac0.pth", img=384, distilled=True
+    ),
+    "vit_small_patch14_dinov2": _dinov2(SMALL, "s", registers=False),
+    "vit_small_patch14_reg4_dinov2": _dinov2(SMALL, "s", registers=True),
+    "vit_base_patch14_dinov2": _dinov2(BASE, "b", registers=False),
+    "vit_base_patch14_reg4_dinov2": _dinov2(BASE, "b", registers=True),
+    "vit_large_patch14_dinov2": _dinov2(LARGE, "l", registers=False),
+    "vit_large_patch14_reg4_dinov2": _dinov2(LARGE, "l", registers=True),
+}
+
+
+def find_variant(name: str) -> Variant:
+    """Returns the variant called `name`; raises ValueError with the nearest names."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else "--list-models shows all names"
+    raise ValueError(f"unknown model {name!r}: {hint}")
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    mlp: str = "mlp",
+    kan_blocks: str | Iterable[int] = "all",
+    kan_hidden: str | int = "full",
+    kan_rank: int | str | None = None,
+    kan_grid: int = 5,
+    kan_order: int = 3,
+    kan_range: str | tuple[float, float] = "auto",
+    **overrides,
+) -> VisionTransformer:
+    """Returns the variant `name` (a key of VARIANTS, or "custom") with new weights.
+
+    Every keyword is a field of `ViTConfig`, described there, and overrides the variant's own;
+    num_classes defaults to the variant's (1000, or 21843 for ImageNet-21k, or 0 for DINOv2).
+    Raises ValueError for an unknown name or keyword and for sizes that do not fit.
+    """
+    sizes = {} if name == "custom" else dict(find_variant(name).sizes)
+    sizes |= overrides
+    sizes |= {"mlp": mlp, "kan_blocks": kan_blocks, "kan_hidden": kan_hidden}
+    sizes |= {"kan_rank": kan_rank, "kan_grid": kan_grid, "kan_order": kan_order}
+    sizes |= {"kan_range": kan_range}
+    if num_classes is not None:
+        sizes["num_classes"] = num_classes
+    sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items()}
+    unknown = set(sizes) - set(ViTConfig.__dataclass_fields__)
+    if unknown:
+        raise ValueError(f"create_model has no argument {', '.join(sorted(unknown))}")
+    model = VisionTransformer(ViTConfig(**sizes))
+    model.name = name
+    return model
+
+
+def _named(name: str):
+    """Returns the function that builds the variant `name`, as the reference offers one for each."""
+
+    def build(num_classes: int | None = None, has_logits: bool = True, **options):
+        width = VARIANTS[name].sizes["embed_dim"]
+        return create_model(name, num_classes, representation_size=width * has_logits, **options)
+
+    def build_without_logits(num_classes: int | None = None, **options):
+        return create_model(name, num_classes, **options)
+
+    # Only the ImageNet-21k models of the reference have a pre-logits layer.
+    has_pre_logits = name.endswith("_in21k") and "tiny" not in name and "small" not in name
+    function = build if has_pre_logits else build_without_logits
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"Returns a new {name}; the keywords are those of `create_model`."
+    return function
+
+
+globals().update({name: _named(name) for name in VARIANTS})
