@@ -1,0 +1,583 @@
+"""The flags of train.py, the checks of their values, and what all command lines share.
+
+`parse_args(argv)` returns the namespace together with the set of flags that the user typed: what
+was not typed is chosen later for the case at hand (recipe.py) and printed with its reason.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vit_model import MLP_KINDS
+
+ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def on_off(text: str) -> bool:
+    """Returns what "true" or "false" (yes/no, on/off, 1/0) says; `bool("False")` would be True."""
+    if text.lower() in ON:
+        return True
+    if text.lower() in OFF:
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def number(kind: type, low: float, high: float = float("inf"), open_low=False) -> Callable:
+    """Returns a parser of one number in [low, high], or (low, high] with `open_low`."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            word = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {word}") from None
+        inside = (low < value if open_low else low <= value) and value <= high
+        if not inside or value == float("inf"):  # nan is never inside
+            bound = f"above {low:g}" if open_low else f"at least {low:g}"
+            if high != float("inf"):
+                bound += f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bound}")
+        return value
+
+    return parse
+
+
+def number_or(words: Sequence[str], parse: Callable) -> Callable:
+    """Returns a parser of one of `words` or of what `parse` takes."""
+
+    def parse_either(text: str):
+        if text in words:
+            return text
+        try:
+            return parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error} (or {' or '.join(words)})") from None
+
+    return parse_either
+
+
+def numbers(count: int, what: str) -> Callable:
+    """Returns a parser of `count` finite numbers separated by commas or spaces, as a tuple."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in text.replace(",", " ").split())
+        except ValueError:
+            values = ()
+        if len(values) != count or not all(abs(v) < float("inf") for v in values):
+            example = ",".join(["0.5"] * count)
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {what}: {count} numbers such as {example}"
+            )
+        return values
+
+    return parse
+
+
+def std_values(text: str) -> tuple[float, ...]:
+    values = numbers(3, "a standard deviation")(text)
+    if min(values) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0, for images are divided by it")
+    return values
+
+
+def value_range(text: str) -> str | tuple[float, float]:
+    """Returns "auto" or (low, high) from "LOW,HIGH"."""
+    if text == "auto":
+        return text
+    low, high = numbers(2, "auto or a range LOW,HIGH")(text)
+    if low >= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is empty: LOW must be below HIGH")
+    return low, high
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence, with the nearest flag for an unknown one."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(
+                prog, max_help_position=30, width=98
+            ),
+            **options,
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_args(self, args=None, namespace=None):
+        """Flags may be spelled with `_` or `-`, and `--kan-range -2,2` needs no equals sign."""
+        args = spell(sys.argv[1:] if args is None else args)
+        namespace, unknown = self.parse_known_args(args, namespace)
+        flags = [word for word in unknown if word.startswith("-")]
+        if flags:
+            flag = flags[0].split("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists all flags"
+            self.error(f"unknown flag {flag}: {hint}")
+        if unknown:
+            self.error(f"unexpected argument {unknown[0]!r}: --help shows what is understood")
+        return namespace
+
+
+def spell(argv: Sequence[str]) -> list[str]:
+    """Returns `argv` with flags spelled with hyphens and negative ranges tied to their flag."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in ("--kan-range", "--mean") and word.startswith("-"):
+            words[-1] += f"={word}"
+        elif word.startswith("--"):
+            name, equals, value = word.partition("=")
+            words.append(name.replace("_", "-") + equals + value)
+        else:
+            words.append(word)
+    return words
+
+
+def train_parser() -> Parser:
+    """Returns the parser of train.py; `None` defaults are chosen for the case when training."""
+    parser = Parser(
+        prog="train.py",
+        description="Fine-tune a Vision Transformer, with MLP or KAN blocks, on a folder of class "
+        "folders of photos.",
+        epilog="Values marked 'chosen' depend on the case (head only or all layers, pretrained or "
+        "not, size of the data) and are printed with their reason.",
+    )
+    _data_flags(parser.add_argument_group("data"))
+    _model_flags(parser.add_argument_group("model and weights"))
+    _kan_flags(parser.add_argument_group("KAN blocks (with --mlp kan or gkan)"))
+    _recipe_flags(parser.add_argument_group("training"))
+    _regularisation_flags(parser.add_argument_group("augmentation and regularisation"))
+    _machine_flags(parser.add_argument_group("machine"))
+    _run_flags(parser.add_argument_group("the run"))
+    return parser
+
+
+def _data_flags(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--data-path",
+        metavar="DIR",
+        default="flower_photos",
+        help="a folder per class, or train/ and val/ inside; 'sample' draws the sample flowers "
+        "(default: flower_photos)",
+    )
+    flag("--val-path", metavar="DIR", help="validation photos in a folder of their own")
+    flag(
+        "--val-split",
+        type=number(float, 0, 0.9, open_low=True),
+        default=0.2,
+        metavar="SHARE",
+        help="share of each class kept for validation (default: 0.2)",
+    )
+    flag(
+        "--download",
+        action="store_true",
+        help="fetch the flower_photos data set (229 MB) when --data-path does not exist "
+        "(default: off)",
+    )
+    flag(
+        "--num-classes",
+        type=number(int, 1),
+        metavar="N",
+        help="checked against the data, which decides (default: from the data)",
+    )
+    flag(
+        "--img-size",
+        type=number(int, 1, 4096),
+        metavar="PIXELS",
+        help="side of the model's square input (default: the model's)",
+    )
+    flag(
+        "--resize-mode",
+        choices=("crop", "squash", "pad"),
+        default="crop",
+        help="crop: short side to 256/224 of the size, then its centre; squash: both sides; pad: "
+        "long side, grey around (default: crop)",
+    )
+    flag(
+        "--mean",
+        type=numbers(3, "a mean"),
+        metavar="R,G,B",
+        help="normalisation (default: that of the weights)",
+    )
+    flag(
+        "--std",
+        type=std_values,
+        metavar="R,G,B",
+        help="normalisation (default: that of the weights)",
+    )
+
+
+def _model_flags(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--model",
+        "--model-name",
+        dest="model",
+        metavar="NAME",
+        help="a name of --list-models (default: what the weights file holds, else "
+        "vit_base_patch16_224_in21k)",
+    )
+    flag(
+        "--weights",
+        metavar="FILE|NAME",
+        default="",
+        help="pretrained weights: a file, or a model's name to download them; '' for none "
+        "(default: none)",
+    )
+    flag(
+        "--allow-partial",
+        action="store_true",
+        help="accept weights that fill less than 90 %% of the model (default: off)",
+    )
+    flag(
+        "--freeze-layers",
+        nargs="?",
+        const=True,
+        type=on_off,
+        metavar="true|false",
+        help="keep what came from the weights file; train head and splines only (default: true "
+        "with weights, false without)",
+    )
+    flag(
+        "--no-freeze-layers",
+        dest="freeze_layers",
+        action="store_false",
+        default=None,
+        help="the same as --freeze-layers false",
+    )
+    flag("--list-models", action="store_true", help="print the table of models and stop")
+
+
+def _kan_flags(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--mlp",
+        choices=MLP_KINDS,
+        default="mlp",
+        help="what stands in the blocks: mlp, kan (a spline per edge), gkan (one per group of "
+        "inputs) (default: mlp)",
+    )
+    flag(
+        "--kan-blocks",
+        default="all",
+        metavar="all|last:N|0,3,5",
+        help="the blocks that become KAN (default: all)",
+    )
+    flag(
+        "--kan-hidden",
+        type=number_or(("full", "match"), number(int, 1)),
+        default="full",
+        metavar="full|match|N",
+        help="width inside a KAN block: the MLP's, one of equal parameters, or a number "
+        "(default: full)",
+    )
+    flag(
+        "--kan-rank",
+        type=number_or(("full",), number(int, 1)),
+        metavar="full|R",
+        help="rank of the spline coefficients; 16 trains two to three times faster than full "
+        "(default: full)",
+    )
+    flag(
+        "--kan-grid",
+        type=number(int, 1, 1000),
+        default=5,
+        metavar="N",
+        help="grid intervals of each spline (default: 5)",
+    )
+    flag(
+        "--kan-order",
+        type=number(int, 0, 10),
+        default=3,
+        metavar="N",
+        help="degree of the splines (default: 3)",
+    )
+    flag(
+        "--kan-range",
+        type=value_range,
+        default="auto",
+        metavar="auto|LOW,HIGH",
+        help="range of the grids; auto measures it on training photos (default: auto)",
+    )
+    flag(
+        "--kan-reg",
+        type=number(float, 0),
+        default=0.0,
+        metavar="X",
+        help="weight of the splines' L1 and entropy penalty (default: 0)",
+    )
+    flag(
+        "--kan-lr-scale",
+        type=number(float, 0, open_low=True),
+        metavar="X",
+        help="the splines' learning rate as a multiple of --lr (default: chosen)",
+    )
+
+
+def _recipe_flags(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--epochs",
+        type=number(int, 0),
+        metavar="N",
+        help="0 only evaluates the start (default: 10)",
+        default=10,
+    )
+    flag(
+        "--batch-size",
+        type=number(int, 1),
+        metavar="N",
+        help="photos per step and process (default: chosen)",
+    )
+    flag("--accum-steps", type=number(int, 1), default=1, metavar="N", help="batches per update (default: 1)")  # fmt: skip
+    flag("--opt", choices=("sgd", "adamw"), default="adamw", help="optimiser (default: adamw)")
+    flag(
+        "--lr",
+        type=number(float, 0),
+        metavar="X",
+        help="peak learning rate, used as given (default: chosen, grows with the total batch)",
+    )
+    flag(
+        "--lrf",
+        type=number(float, 0, 1),
+        default=0.01,
+        metavar="X",
+        help="final rate as a share of --lr, on a cosine (default: 0.01)",
+    )
+    flag(
+        "--weight-decay",
+        type=number(float, 0),
+        metavar="X",
+        help="not on biases, norms, tokens, positions (default: chosen)",
+    )
+    flag(
+        "--warmup-epochs",
+        type=number(float, 0),
+        metavar="N",
+        help="epochs of linear warm-up (default: chosen)",
+    )
+    flag(
+        "--layer-decay",
+        type=number(float, 0, 1, open_low=True),
+        metavar="X",
+        help="each block's rate is X times that of the next (default: chosen)",
+    )
+    flag(
+        "--clip-grad",
+        type=number(float, 0),
+        default=1.0,
+        metavar="X",
+        help="largest norm of the gradient, 0 for no limit (default: 1)",
+    )
+    flag(
+        "--ema",
+        type=number(float, 0, 0.999999),
+        default=0.0,
+        metavar="DECAY",
+        help="evaluate and save a moving average of the weights, e.g. 0.998; 0 for none "
+        "(default: 0)",
+    )
+    flag(
+        "--patience",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="stop after N epochs without a better one; 0 for never (default: 0)",
+    )
+    flag("--teacher", metavar="FILE", help="a checkpoint to distil from (default: none)")
+    flag(
+        "--teacher-weight",
+        type=number(float, 0, 1),
+        default=0.5,
+        metavar="X",
+        help="share of the teacher in the loss (default: 0.5)",
+    )
+
+
+def _regularisation_flags(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--aug",
+        choices=("none", "basic", "trivial", "rand"),
+        help="none: as in validation; basic: random crop and flip; then TrivialAugment or "
+        "RandAugment (default: chosen)",
+    )
+    flag("--reprob", type=number(float, 0, 1), default=0.0, metavar="P", help="chance of random erasing (default: 0)")  # fmt: skip
+    flag("--mixup", type=number(float, 0), default=0.0, metavar="ALPHA", help="mixup's alpha, 0 for none (default: 0)")  # fmt: skip
+    flag("--cutmix", type=number(float, 0), default=0.0, metavar="ALPHA", help="CutMix's alpha, 0 for none (default: 0)")  # fmt: skip
+    flag(
+        "--label-smoothing",
+        type=number(float, 0, 0.99),
+        metavar="X",
+        help="mass moved from the label to all classes (default: chosen)",
+    )
+    flag(
+        "--drop-path",
+        type=number(float, 0, 0.99),
+        metavar="P",
+        help="stochastic depth of the last block, less before it (default: 0)",
+        default=0.0,
+    )
+    flag(
+        "--class-weights",
+        choices=("none", "balanced"),
+        default="none",
+        help="balanced: rare classes weigh more (default: none)",
+    )
+
+
+def _machine_flags(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, cuda:1, mps (default: auto, the first there is)",
+    )
+    flag(
+        "--amp",
+        choices=("auto", "off", "bf16", "fp16"),
+        default="auto",
+        help="mixed precision; auto: bf16 where the hardware has it, fp16 on older CUDA "
+        "(default: auto)",
+    )
+    flag("--compile", action="store_true", help="compile the model first (default: off)")
+    flag(
+        "--grad-checkpointing",
+        action="store_true",
+        help="save memory by computing activations again (default: off)",
+    )
+    flag(
+        "-j",
+        "--workers",
+        type=number(int, 0, 256),
+        metavar="N",
+        help="processes that decode photos (default: cores, at most 8)",
+    )
+    flag("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="of split, weights and augmentation (default: 0)")  # fmt: skip
+
+
+def _run_flags(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--output",
+        metavar="DIR",
+        help="where the run is written (default: weights/<model>-<data>-<n>)",
+    )
+    flag(
+        "--resume",
+        nargs="?",
+        const="newest",
+        metavar="DIR",
+        help="continue the run in DIR, or the newest one under weights/",
+    )
+    flag(
+        "--save-steps",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="write last.pth every N updates as well as after each epoch; 0: epochs only "
+        "(default: 0)",
+    )
+    flag("--eval", action="store_true", help="evaluate --weights on the data and stop")
+    flag(
+        "--dry-run",
+        action="store_true",
+        help="check data and weights, print what would happen, train and write nothing",
+    )
+
+
+def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
+    """Returns the flags of train.py and the names of those that the user typed."""
+    parser = train_parser()
+    args = parser.parse_args(argv)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    typed = set(vars(parser.parse_args(argv)))
+    _check_together(parser, args, typed)
+    return args, typed
+
+
+def _check_together(parser: Parser, args: argparse.Namespace, typed: set[str]) -> None:
+    """Ends with a sentence where two flags contradict each other."""
+    if args.eval and not args.weights:
+        parser.error("--eval needs --weights FILE, the model to evaluate")
+    if args.eval and args.resume:
+        parser.error("--eval and --resume exclude each other: --eval trains nothing")
+    if "teacher_weight" in typed and not args.teacher:
+        parser.error("--teacher-weight needs --teacher FILE")
+    if args.freeze_layers and not args.weights and not args.resume:
+        parser.error("--freeze-layers needs --weights FILE: without it all weights are random")
+
+
+def pick_device(name: str):
+    """Returns the torch.device called `name`; a missing accelerator becomes the CPU, with a line.
+
+    Raises ValueError for a name that torch does not know.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        mps = torch.backends.mps.is_available()
+        return torch.device("mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r} is not auto, cpu, cuda, cuda:N or mps") from None
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device.type not in there:
+        raise ValueError(f"--device {name!r} is not auto, cpu, cuda, cuda:N or mps")
+    if not there[device.type]:
+        print(f"warning: there is no {name} here; using the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    return device
+
+
+def default_workers() -> int:
+    """Returns how many decoding processes suit this machine: its usable cores, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(usable or 1, 8)
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Runs a command line's `main`; a user's mistake ends in one sentence and exit status 2.
+
+    KAN_VIT_TRACEBACK=1 in the environment shows the traceback behind the sentence.
+    """
+    prog = Path(sys.argv[0]).name
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left: nothing to say, nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except (ValueError, OSError) as error:
+        if os.environ.get("KAN_VIT_TRACEBACK"):
+            raise
+        print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def one_line(error: Exception) -> str:
+    """Returns an error's message on one line, an operating system's with the file's name first."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
