@@ -335,7 +335,13 @@ def _recipe_flags(group) -> None:
         metavar="N",
         help="photos per step and process (default: chosen)",
     )
-    flag("--accum-steps", type=number(int, 1), default=1, metavar="N", help="batches per update (default: 1)")  # fmt: skip
+    flag(
+        "--accum-steps",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="batches per update (default: 1)",
+    )
     flag("--opt", choices=("sgd", "adamw"), default="adamw", help="optimiser (default: adamw)")
     flag(
         "--lr",
@@ -408,9 +414,27 @@ def _regularisation_flags(group) -> None:
         help="none: as in validation; basic: random crop and flip; then TrivialAugment or "
         "RandAugment (default: chosen)",
     )
-    flag("--reprob", type=number(float, 0, 1), default=0.0, metavar="P", help="chance of random erasing (default: 0)")  # fmt: skip
-    flag("--mixup", type=number(float, 0), default=0.0, metavar="ALPHA", help="mixup's alpha, 0 for none (default: 0)")  # fmt: skip
-    flag("--cutmix", type=number(float, 0), default=0.0, metavar="ALPHA", help="CutMix's alpha, 0 for none (default: 0)")  # fmt: skip
+    flag(
+        "--reprob",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="P",
+        help="chance of random erasing (default: 0)",
+    )
+    flag(
+        "--mixup",
+        type=number(float, 0),
+        default=0.0,
+        metavar="ALPHA",
+        help="mixup's alpha, 0 for none (default: 0)",
+    )
+    flag(
+        "--cutmix",
+        type=number(float, 0),
+        default=0.0,
+        metavar="ALPHA",
+        help="CutMix's alpha, 0 for none (default: 0)",
+    )
     flag(
         "--label-smoothing",
         type=number(float, 0, 0.99),
@@ -460,7 +484,13 @@ def _machine_flags(group) -> None:
         metavar="N",
         help="processes that decode photos (default: cores, at most 8)",
     )
-    flag("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="of split, weights and augmentation (default: 0)")  # fmt: skip
+    flag(
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=0,
+        metavar="N",
+        help="of split, weights and augmentation (default: 0)",
+    )
 
 
 def _run_flags(group) -> None:
