@@ -1,7 +1,8 @@
-"""How a model is trained: values for the case at hand, parameter groups, schedule, loss, averaging.
+"""How a model is trained: values for the case at hand, parameter groups, schedule, loss, average.
 
-After "Bag of Tricks for Image Classification" (arXiv 1812.01187) as far as it applies to a ViT, with
-layer-wise rate decay (BEiT, arXiv 2106.08254) and distillation (arXiv 1503.02531, DeiT 2012.12877).
+After "Bag of Tricks for Image Classification" (arXiv 1812.01187) as far as it applies to a ViT,
+with layer-wise rate decay (BEiT, arXiv 2106.08254) and distillation (arXiv 1503.02531; DeiT's,
+arXiv 2012.12877).
 """
 
 import math

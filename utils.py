@@ -209,7 +209,7 @@ def evaluate(
 def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
     """Opens a file that appears whole or not at all: temporary name, flush, rename.
 
-    A program killed while writing leaves only a hidden `.NAME.*.tmp`, which `clear_temporary` finds.
+    A program killed while writing leaves a hidden `.NAME.*.tmp`, which `clear_temporary` removes.
     """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -1,0 +1,157 @@
+"""The folder of a run: its name, its lock and the files that a run writes into it.
+
+weights/<model>-<data>-<n>/   best.pth last.pth class_indices.json args.json split.json
+                              metrics.csv data_report.txt curves.png confusion.png report.html
+                              events.out.tfevents.*   (TensorBoard)
+"""
+
+import contextlib
+import itertools
+import json
+import re
+from pathlib import Path
+
+from utils import clear_temporary, write_csv, write_json
+
+WEIGHTS = Path("weights")
+LOCK = ".lock"
+
+
+def new_run_dir(output: str | None, model: str, data_path: str, data_roots: list[str]) -> Path:
+    """Returns the folder for a new run, made if absent: `output`, or weights/<model>-<data>-<n>.
+
+    Raises ValueError where a run already stands there, or where the folder would lie in the data.
+    """
+    if output is not None:
+        path = Path(output)
+        _refuse_inside(path, data_roots)
+        if (path / "last.pth").exists():
+            raise ValueError(
+                f"{path} already holds a run (last.pth): continue it with --resume {path}, or "
+                f"give another --output"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    data = re.sub(r"[^\w.-]+", "_", Path(data_path).resolve().name) or "data"
+    _refuse_inside(WEIGHTS, data_roots)
+    for n in itertools.count(1):
+        path = WEIGHTS / f"{model}-{data}-{n}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError("itertools.count never ends")
+
+
+def _refuse_inside(path: Path, data_roots: list[str]) -> None:
+    for root in data_roots:
+        if Path(root).resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(
+                f"the output folder {path} would lie inside the data {root}, into which nothing is "
+                f"written: give --output elsewhere"
+            )
+
+
+def find_run(where: str) -> Path:
+    """Returns the folder of a run to resume: `where`, or the newest under weights/ for "newest".
+
+    Raises FileNotFoundError with a sentence where there is none.
+    """
+    if where == "newest":
+        runs = sorted(WEIGHTS.glob("*/last.pth"), key=lambda p: p.stat().st_mtime)
+        if not runs:
+            raise FileNotFoundError(
+                f"there is no run to resume under {WEIGHTS}/: no folder in it holds a last.pth"
+            )
+        return runs[-1].parent
+    path = Path(where)
+    path = path.parent if path.name == "last.pth" else path
+    if not (path / "last.pth").is_file():
+        raise FileNotFoundError(
+            f"{path} holds no last.pth to resume from: a run writes it after its first epoch, or "
+            f"every --save-steps"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path):
+    """Holds the run's lock; raises ValueError when another process trains into the same folder.
+
+    A POSIX record lock belongs to the process, not to the open file: the loader's workers do not
+    inherit it, and it ends with the process however that dies.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no fcntl; there two runs in one folder go unnoticed
+        yield
+        return
+    with open(run_dir / LOCK, "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another process is training into {run_dir}: wait for it or give another --output"
+            ) from None
+        clear_temporary(run_dir)
+        yield
+
+
+def write_class_indices(classes: list[str], run_dir: Path, data_roots: list[str]) -> str | None:
+    """Writes class_indices.json into the run and, as the reference does, into the current folder.
+
+    Returns a line when the file of the current folder changed.
+    """
+    indices = {str(index): name for index, name in enumerate(classes)}
+    write_json(run_dir / "class_indices.json", indices)
+    here = Path("class_indices.json")
+    try:
+        _refuse_inside(here, data_roots)
+        old = json.loads(here.read_text(encoding="utf-8")) if here.exists() else None
+    except ValueError:  # inside the data, or not JSON: then it is not ours to replace
+        return None
+    if old == indices:
+        return None
+    write_json(here, indices)
+    return f"class_indices.json now lists {len(classes)} classes" + (
+        f", {', '.join(classes)}" if len(classes) <= 10 else ""
+    )
+
+
+class RunLog:
+    """Writes metrics.csv and TensorBoard's events, a row and a set of scalars per epoch."""
+
+    TAGS = ("train_loss", "train_acc", "val_loss", "val_acc", "learning_rate")
+
+    def __init__(self, run_dir: Path, history: list[dict]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.run_dir, self.history = run_dir, history
+        if history:
+            write_csv(run_dir / "metrics.csv", history)
+        # After a kill, events of epochs that will be trained again are struck out.
+        self.writer = SummaryWriter(str(run_dir), purge_step=len(history) or None)
+
+    def epoch(self, row: dict) -> None:
+        self.history.append(row)
+        write_csv(self.run_dir / "metrics.csv", self.history)
+        for tag, value in row.items():
+            if tag != "epoch":
+                self.writer.add_scalar(tag, value, row["epoch"])
+        self.writer.flush()
+
+    def text(self, tag: str, lines: list[str]) -> None:
+        """Adds lines as preformatted text: names from the data must not become markup."""
+        import html
+
+        body = html.escape("\n".join(lines))
+        self.writer.add_text(tag, f"<pre>{body}</pre>")
+
+    def picture(self, tag: str, path: Path, step: int = 0) -> None:
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        self.writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
