@@ -130,7 +130,7 @@ def spell(argv: Sequence[str]) -> list[str]:
     for word in argv:
         if words and words[-1] in ("--kan-range", "--mean") and word.startswith("-"):
             words[-1] += f"={word}"
-        elif word.startswith("--"):
+        elif word.startswith("--") and "--" not in words:  # what follows -- are names of files
             name, equals, value = word.partition("=")
             words.append(name.replace("_", "-") + equals + value)
         else:
