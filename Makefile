@@ -1,0 +1,57 @@
+# make demo      train a small KAN-ViT on drawn flowers and predict one of them
+# make test      every test that a commit must pass, with the linter
+# make test-all  the long tests as well
+# Each makes the environment in .venv first and skips what is done.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PY := $(BIN)/python
+DEMO := weights/demo
+
+.PHONY: help demo test test-all test-lowest lint clean
+
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+.venv/installed: requirements.txt
+	@echo "Making the environment in .venv (a few minutes, a few GB, once) ..."
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: .venv/installed
+	@test -f $(DEMO)/report.html || $(PY) train.py --data-path sample --model vit_micro_patch8_64 \
+	    --mlp kan --epochs $(or $(EPOCHS),10) --output $(DEMO)
+	@echo
+	@echo "Predicting one flower:"
+	$(PY) predict.py sample_flowers/tulips/tulips_0001.jpg --weights $(DEMO)/best.pth
+	@echo
+	@echo "The run is in $(DEMO)/ (open report.html), the drawn flowers are in sample_flowers/."
+	@echo "Your own photos, a folder per class:"
+	@echo "  . .venv/bin/activate"
+	@echo "  python train.py --data-path YOUR_PHOTOS --weights FILE_OR_MODEL_NAME"
+	@echo "  python predict.py SOME_PHOTO.jpg"
+
+lint: .venv/installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test: lint
+	$(PY) -m pytest
+
+test-all: lint
+	$(PY) -m pytest -m ""
+
+# The oldest versions that requirements.txt allows, in an environment of its own.
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -r requirements-dev.txt \
+	    $$(sed -n 's/^\([a-z]*\)>=\(.*\)$$/\1==\2/p' requirements.txt)
+	.venv-lowest/bin/python -m pytest
+
+clean:
+	rm -rf .venv .venv-lowest sample_flowers $(DEMO)
