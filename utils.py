@@ -97,6 +97,7 @@ class Stepper:
     amp_dtype: torch.dtype | None = None
     clip_grad: float = 0.0
     ema: nn.Module | None = None
+    lr: float = 0.0  # that of the first parameter group at the last step
 
     def autocast(self, device: torch.device):
         return autocast(device, self.amp_dtype)
@@ -105,6 +106,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad:
             nn.utils.clip_grad_norm_(model.parameters(), self.clip_grad)
+        self.lr = self.optimizer.param_groups[0]["lr"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -239,6 +241,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, indent=4, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike):
+    """Returns what a JSON file holds; raises ValueError, naming it, where it is none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is not JSON: it was damaged or edited; restore it") from None
 
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:

@@ -1,0 +1,323 @@
+"""Fine-tunes a Vision Transformer, with MLP or KAN blocks, on a folder of class folders of photos.
+
+    python train.py --data-path flower_photos --weights deit_tiny_patch16_224.safetensors
+    python train.py --data-path flower_photos --weights FILE --freeze-layers false --mlp kan
+    python train.py --resume weights/deit_tiny_patch16_224-flower_photos-1
+
+A run writes its checkpoints, metrics and report into weights/<model>-<data>-<n>/ (run_dir.py) and
+can be killed at any moment and resumed bit for bit. `--help` explains every flag.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import recipe
+from my_dataset import DataSplit, MyDataSet, Preprocess, Samples, eval_transform, prepare_data
+from options import default_workers, parse_args, pick_device, run_cli
+from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
+from run_dir import find_run, locked, new_run_dir, write_class_indices
+from trainer import Trainer, load_state, make_loader
+from utils import evaluate, read_json, seed_everything, write_json, write_text
+from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model
+
+DEFAULT_MODEL = "vit_base_patch16_224_in21k"
+CALIBRATION_IMAGES = 256
+# What may change when a run is resumed; everything else would make it another run.
+MAY_CHANGE = {"epochs", "workers", "device", "save_steps", "patience", "resume", "output"}
+
+
+# --- files -> data set -> model -----------------------------------------------------------------
+
+
+def find_data(args: argparse.Namespace) -> None:
+    """Draws the sample flowers or fetches flower_photos where the flags ask for it."""
+    if args.data_path == "sample":
+        from sample_flowers import draw_samples
+
+        args.data_path = str(draw_samples("sample_flowers"))
+    elif args.download and not Path(args.data_path).exists():
+        from pretrained import fetch_flower_photos
+
+        args.data_path = str(fetch_flower_photos(args.data_path))
+
+
+def load_data(args: argparse.Namespace) -> DataSplit:
+    """Scans, checks and splits the data, and prints what was found."""
+    data = prepare_data(args.data_path, args.val_path, args.val_split, args.seed, args.workers)
+    print("\n".join(data.report.lines()))
+    if args.num_classes not in (None, len(data.classes)):
+        raise ValueError(
+            f"--num-classes {args.num_classes} contradicts the {len(data.classes)} class folders "
+            f"of {args.data_path} ({', '.join(data.classes[:10])}); leave the flag out"
+        )
+    return data
+
+
+def find_weights(args: argparse.Namespace) -> WeightsFile | None:
+    """Reads the file that --weights names, downloading it when that is a model's name."""
+    if not args.weights:
+        return None
+    if args.weights in VARIANTS and not Path(args.weights).exists():
+        args.weights = str(fetch_weights(args.weights))
+    return read_weights(args.weights, model=args.model)
+
+
+def build_model(
+    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, classes: list[str]
+) -> tuple[VisionTransformer, set[str]]:
+    """Returns the model and the names of the parameters that came from the weights file."""
+    if args.model or weights is None:
+        config: dict = {"name": args.model or DEFAULT_MODEL}
+    else:
+        config = dict(weights.config)
+    kan = ("mlp", "kan_blocks", "kan_hidden", "kan_rank", "kan_grid", "kan_order", "kan_range")
+    # A KAN checkpoint keeps its own sizes unless the flag was typed.
+    config |= {name: getattr(args, name) for name in kan if name in typed or name not in config}
+    config |= {"num_classes": len(classes), "drop_path_rate": args.drop_path}
+    if args.img_size:
+        config["img_size"] = args.img_size
+    model = create_model(**config)
+    ignored = sorted(name for name in typed if name.startswith("kan_"))
+    if model.sizes.mlp == "mlp" and ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        print(f"{flags}: ignored with --mlp mlp")
+    if weights is None:
+        print(
+            f"no pretrained weights: {model.name} starts from random numbers. A few thousand "
+            f"photos are far too few for that; give --weights FILE (or --weights {model.name})"
+        )
+        return model, set()
+    report = load_into(model, weights, classes, allow_partial=args.allow_partial)
+    print("\n".join(report.lines()))
+    return model, set(report.from_file)
+
+
+def choose_preprocess(
+    args: argparse.Namespace, model: VisionTransformer, weights: WeightsFile | None
+) -> Preprocess:
+    """Returns size and normalisation: the flags' before the weights' before the model's own."""
+    if weights is not None:
+        mean, std, why = weights.mean, weights.std, weights.family_reason
+    else:
+        mean, std = FAMILIES[VARIANTS[model.name].family]
+        why = f"as {model.name} wants"
+    if args.mean or args.std:
+        mean, std, why = args.mean or mean, args.std or std, "--mean and --std"
+    if weights is None or args.mean or args.std:  # else the weights' report has told
+        print(f"normalisation: mean {_short(mean)}, std {_short(std)} ({why})")
+    return Preprocess(model.sizes.img_size, args.resize_mode, mean=tuple(mean), std=tuple(std))
+
+
+def _short(values) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def calibrate_model(model: VisionTransformer, args, data: DataSplit, preprocess) -> None:
+    """Sets the grid ranges of the KAN layers from training photos as prediction sees them."""
+    dataset = MyDataSet(*data.train, eval_transform(preprocess))
+    some = torch.linspace(0, len(dataset) - 1, min(len(dataset), CALIBRATION_IMAGES)).long()
+    batches = [MyDataSet.collate_fn([dataset[int(i)] for i in part]) for part in some.split(32)]
+    report = calibrate(model, [batch.images for batch in batches if len(batch.images)])
+    print("\n".join(report.lines()))
+
+
+# --- the story of a run -------------------------------------------------------------------------
+
+
+def fill_in(args: argparse.Namespace, model: VisionTransformer, data: DataSplit, frozen: bool):
+    """Chooses every value that the user did not set, and prints each with its reason."""
+    sizes = model.sizes
+    if sizes.mlp == "mlp":
+        spline = "none"
+    elif sizes.mlp == "gkan":
+        spline = "group"
+    else:
+        spline = "full" if sizes.kan_rank in (None, "full") else "low-rank"
+    kind = "head" if frozen else "fine-tune" if args.weights else "scratch"
+    case = recipe.Case(
+        kind,
+        len(data.train.paths),
+        args.epochs,
+        spline,
+        accum_steps=args.accum_steps,
+        optimizer=args.opt,
+    )
+    for name, (value, reason) in recipe.choose(case, vars(args)).items():
+        setattr(args, name, value)
+        if name != "kan_lr_scale" or spline != "none":
+            print(f"--{name.replace('_', '-')} {value}  ({reason})")
+
+
+def start(args: argparse.Namespace, typed: set[str]) -> Trainer | None:
+    """Prepares a new run: data, model, recipe, folder. None with --dry-run."""
+    device = pick_device(args.device)
+    find_data(args)
+    weights = find_weights(args)
+    data = load_data(args)
+    model, pretrained = build_model(args, typed, weights, data.classes)
+    preprocess = choose_preprocess(args, model, weights)
+    frozen = bool(weights) if args.freeze_layers is None else args.freeze_layers
+    trainable = recipe.freeze(model, pretrained if frozen else ())
+    fill_in(args, model, data, frozen)
+    print(describe(model, trainable, device, args))
+    if args.dry_run:
+        print("--dry-run: nothing was trained or written")
+        return None
+    model.to(device)
+    calibrated = any(name.endswith(".grid") for name in pretrained)
+    if model.sizes.mlp != "mlp" and args.kan_range == "auto" and not calibrated:
+        calibrate_model(model, data, preprocess)
+    folder = new_run_dir(args.output, model.name, args.data_path, data_roots(args))
+    args.output = str(folder)
+    teacher = load_teacher(args.teacher, preprocess, data.classes, device)
+    return Trainer(args, folder, device, data, model, preprocess, trainable, teacher)
+
+
+def describe(model, trainable: list[str], device, args) -> str:
+    """Returns a line on the model: name, parameters in all and training, blocks, device, type."""
+    count = {name: p.numel() for name, p in model.named_parameters()}
+    sizes = model.sizes
+    blocks = (
+        ""
+        if sizes.mlp == "mlp"
+        else f", {sizes.mlp} in {len(sizes.kan_at)} of {sizes.depth} blocks"
+    )
+    amp = recipe.amp_dtype(args.amp, device)
+    return (
+        f"{model.name}: {sum(count.values()) / 1e6:.2f} M parameters, "
+        f"{sum(count[name] for name in trainable) / 1e6:.2f} M of them train{blocks}; "
+        f"{device}, {str(amp or torch.float32).removeprefix('torch.')}"
+    )
+
+
+def data_roots(args: argparse.Namespace) -> list[str]:
+    return [path for path in (args.data_path, args.val_path) if path]
+
+
+def load_teacher(path: str | None, preprocess: Preprocess, classes: list[str], device):
+    return path and recipe.Teacher(load_model(path), preprocess, classes).to(device)
+
+
+def resume(args: argparse.Namespace, typed: set[str]) -> Trainer:
+    """Prepares the continuation of a run; flags that would make it another run are refused."""
+    folder = find_run(args.resume)
+    state = load_state(folder)
+    saved = argparse.Namespace(**state["args"])
+    for name in sorted(typed - {"resume", "output"}):
+        new, old = getattr(args, name), getattr(saved, name, None)
+        if new == old:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if name not in MAY_CHANGE:
+            raise ValueError(
+                f"{flag} {new} differs from the run in {folder} ({old}) and would make it another "
+                f"run: leave it out to resume, or start anew with --output"
+            )
+        print(f"{flag}: {new} instead of {old}")
+        setattr(saved, name, new)
+    device = pick_device(saved.device)
+    data = DataSplit.from_dict(read_json(folder / "split.json"), saved.data_path)
+    check_still_there(data)
+    model = create_model(**state["config"])
+    preprocess = Preprocess.from_dict(state["preprocess"])
+    teacher = load_teacher(saved.teacher, preprocess, data.classes, device)
+    saved.output = str(folder)
+    trainer = Trainer(saved, folder, device, data, model, preprocess, state["trainable"], teacher)
+    trainer.restore(state)
+    return trainer
+
+
+def check_still_there(data: DataSplit) -> None:
+    """Raises FileNotFoundError when photos of the split have vanished since the run began."""
+    gone = [path for path in data.train.paths + data.val.paths if not Path(path).exists()]
+    if gone:
+        raise FileNotFoundError(
+            f"{len(gone)} of the run's photos are gone, for instance {gone[0]}: put them back, or "
+            f"start a new run"
+        )
+
+
+def write_start(trainer: Trainer, roots: list[str]) -> None:
+    """Writes what is known before the first step: arguments, split, classes, data report."""
+    folder, data = trainer.folder, trainer.data
+    write_json(folder / "args.json", vars(trainer.args))
+    write_json(folder / "split.json", data.to_dict())
+    write_text(folder / "data_report.txt", data.report.text())
+    changed = write_class_indices(data.classes, folder, roots)
+    if changed:
+        print(changed)
+
+
+def write_results(trainer: Trainer) -> None:
+    """Evaluates best.pth as it lies on disk, and says what was written and what to type next."""
+    folder, best = trainer.folder, trainer.best
+    print(f"best: epoch {best['epoch']}, validation accuracy {best['val_acc']:.4f}")
+    print(f"written to {folder}/: best.pth, last.pth, metrics.csv, ...")
+    print(f"predict with: python predict.py PHOTO --weights {folder / 'best.pth'}")
+
+
+def train(args: argparse.Namespace, typed: set[str]) -> int:
+    """Trains a new run, or goes on with one; returns the exit status."""
+    trainer = resume(args, typed) if args.resume else start(args, typed)
+    if trainer is None:
+        return 0
+    with locked(trainer.folder):
+        if args.resume:
+            left = trainer.args.epochs - trainer.epoch
+            print(f"resuming {trainer.folder} at epoch {trainer.epoch + 1}: {left} epochs to go")
+        else:
+            write_start(trainer, data_roots(args))
+        if trainer.args.epochs == 0:
+            trainer.evaluate_start()
+        stopped_by = trainer.fit()
+        if stopped_by:
+            print(f"stopped and saved; go on with: python train.py --resume {trainer.folder}")
+            return 128 + stopped_by
+        write_results(trainer)
+    return 0
+
+
+def evaluate_only(args: argparse.Namespace) -> int:
+    """Evaluates --weights on the validation photos of --data-path and prints the accuracy."""
+    find_data(args)
+    device = pick_device(args.device)
+    args.batch_size = args.batch_size or 32
+    loaded = load_model(args.weights, device=device)
+    data = load_data(args)
+    unknown = sorted(set(data.classes) - set(loaded.classes))
+    if unknown:
+        raise ValueError(
+            f"{args.weights} does not know the classes {', '.join(unknown)} of {args.data_path}; "
+            f"it knows {', '.join(loaded.classes[:20])}"
+        )
+    labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
+    samples = Samples(data.val.paths, labels)
+    transform = eval_transform(loaded.preprocess)
+    loader = make_loader(args, samples, transform, shuffle=False)
+    result, _, _ = evaluate(loaded.model, loader, device, recipe.amp_dtype(args.amp, device))
+    print(
+        f"{args.weights} on {result.samples} validation photos of {args.data_path}: "
+        f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
+    )
+    return 0
+
+
+def main() -> int:
+    args, typed = parse_args()
+    if args.workers is None:
+        args.workers = default_workers()
+    if args.list_models:
+        from list_models import model_table
+
+        print(model_table())
+        return 0
+    seed_everything(args.seed)
+    if args.eval:
+        return evaluate_only(args)
+    return train(args, typed)
+
+
+if __name__ == "__main__":
+    run_cli(main)
