@@ -12,6 +12,7 @@ executed, and time and memory are bounded (a picture has at most 178,956,970 pix
 import math
 import os
 import stat
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -34,8 +35,9 @@ CROP_SCALE = (0.08, 1.0)
 CROP_MARGIN = 4
 
 # Never opened, whatever a file's name says: EPS runs Ghostscript, WMF asks the operating system,
-# FPX and MIC parse OLE containers, the others are recognised by Pillow but not decoded.
-SHUT_FORMATS = frozenset({"EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"})
+# FITS unpacks gzip without a limit in older Pillows, FPX and MIC parse OLE containers; the others
+# are recognised by Pillow but not decoded.
+SHUT_FORMATS = {"EPS", "WMF", "FITS", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"}
 
 ORIENTATION_TAG = 0x0112  # EXIF 2.3, 4.6.4 A: how to turn the stored picture to stand upright
 UPRIGHT = {
@@ -145,15 +147,24 @@ class PhotoError(ValueError):
 
 
 def printable(text: str) -> str:
-    """`text` with the bytes of a name that is not UTF-8 (kept as surrogates) written as \\xNN."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file's or class's name for a terminal, a log or a page.
+
+    Bytes that are no UTF-8 (Python keeps them as surrogates) and control characters, which could
+    steer a terminal or begin a new line, are written as \\xNN.
+    """
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    escaped = {"Cc", "Zl", "Zp"}  # control characters, line and paragraph separators
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in escaped else c for c in text)
 
 
 @cache
 def readable_formats() -> tuple[str, ...]:
     """The formats that Pillow decodes by itself, in the order in which it tries them."""
     Image.init()
-    return tuple(name for name in Image.ID if name not in SHUT_FORMATS)
+    # MPO, several JPEGs in one file, is found by the JPEG reader and not listed by itself.
+    return (*(name for name in Image.ID if name not in SHUT_FORMATS), "MPO")
 
 
 @cache
@@ -200,7 +211,7 @@ def open_photo(path_or_file) -> Image.Image:
 
 def decode(image: Image.Image, min_size: int | None = None) -> Image.Image:
     """An opened picture, upright and in RGB."""
-    if min_size is not None:
+    if min_size:
         image.draft(None, (min_size, min_size))  # JPEG only; others ignore it
     image.load()
     return upright(to_rgb(image), orientation(image))
@@ -350,10 +361,9 @@ def _random_steps(preprocess: Preprocess, aug: str) -> list:
     crop = v2.RandomResizedCrop(preprocess.img_size, scale=CROP_SCALE, interpolation=mode)
     steps = [crop, v2.RandomHorizontalFlip()]
     fill = [round(255 * value) for value in preprocess.mean]
-    if aug == "trivial":
-        steps.append(v2.TrivialAugmentWide(fill=fill))
-    elif aug == "rand":
-        steps.append(v2.RandAugment(fill=fill))
+    if aug in ("trivial", "rand"):
+        policy = v2.TrivialAugmentWide if aug == "trivial" else v2.RandAugment
+        steps.append(policy(interpolation=InterpolationMode.BILINEAR, fill=fill))
     return steps
 
 

@@ -120,8 +120,6 @@ def write_class_indices(classes: list[str], run_dir: Path, data_roots: list[str]
 class RunLog:
     """Writes metrics.csv and TensorBoard's events, a row and a set of scalars per epoch."""
 
-    TAGS = ("train_loss", "train_acc", "val_loss", "val_acc", "learning_rate")
-
     def __init__(self, run_dir: Path, history: list[dict]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -129,10 +127,11 @@ class RunLog:
         if history:
             write_csv(run_dir / "metrics.csv", history)
         # After a kill, events of epochs that will be trained again are struck out.
-        self.writer = SummaryWriter(str(run_dir), purge_step=len(history) or None)
+        self.writer = SummaryWriter(str(run_dir), purge_step=len(history) + 1)
 
-    def epoch(self, row: dict) -> None:
-        self.history.append(row)
+    def epoch(self) -> None:
+        """Writes the history, whose last row is new: whole, so that a kill leaves no half row."""
+        row = self.history[-1]
         write_csv(self.run_dir / "metrics.csv", self.history)
         for tag, value in row.items():
             if tag != "epoch":

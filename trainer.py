@@ -280,7 +280,7 @@ class Trainer:
                     return interrupt.signal
                 seconds = timer.seconds
                 row = self.finish_epoch(trained, seconds, timer.waited)
-                log.epoch(row)
+                log.epoch()
                 print(self.line(row), *self.advice(row), sep="\n", flush=True)
                 if interrupt.signal and self.epoch < args.epochs:
                     return interrupt.signal
