@@ -1,0 +1,214 @@
+"""Tells what a weights file holds: its format, its model, its classes, how it normalises images.
+
+`weight_files` opens the file and `weight_formats` gives the tensors our names; what remains is to
+find out what no tensor says: the normalisation, the names of the classes, the attention heads.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils import CHECKPOINT_VERSION
+from vit_model import FAMILIES, VARIANTS, find_variant
+from weight_files import RawWeights, open_weights, read_json
+from weight_formats import convert, sizes_of
+
+
+@dataclass
+class WeightsFile:
+    """What a weights file holds, under our names.
+
+    format: where it comes from: "ours", "timm", "Hugging Face", "torchvision", "Google npz", ...
+    family: "half", "imagenet" or "custom": how images are normalised; `mean` and `std` say it in
+        numbers and `family_reason` how it was found.
+    config: keyword arguments of `create_model` for the model that the tensors make.
+    classes: the names of the head's classes, None where the file does not tell.
+    preprocess: a dict for `Preprocess.from_dict`; only our own files have one.
+    meta: epoch, metrics, version and such of our own checkpoints.
+    """
+
+    path: str
+    format: str
+    family: str
+    family_reason: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    config: dict
+    state: dict[str, Tensor]
+    classes: list[str] | None = None
+    preprocess: dict | None = None
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def holds(self) -> str:
+        """What the file holds, in words."""
+        config = self.config
+        kind = {"kan": " with KAN blocks", "gkan": " with grouped KAN blocks"}
+        head = f"{config['num_classes']} classes" if config["num_classes"] else "no head"
+        return (
+            f"{config['name']}{kind.get(config.get('mlp'), '')} ({config['embed_dim']} wide, "
+            f"{config['depth']} blocks, {config['img_size']}-pixel images, {head})"
+        )
+
+
+def read_weights(path: str | Path, model: str | None = None) -> WeightsFile:
+    """Returns what the file at `path` holds, of whatever format, recognised from its tensor names.
+
+    model: the name of a variant, whose normalisation is assumed where the file tells nothing.
+    Raises ValueError or FileNotFoundError, with one sentence that names the file.
+    """
+    path = Path(path)
+    raw = open_weights(path)
+    try:
+        if "config" in raw.extras or "config" in raw.metadata:
+            return _read_ours(path, raw)
+        return _read_foreign(path, raw, model)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+
+
+def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
+    """Reads a checkpoint of train.py, or a .safetensors that `save_weights` wrote."""
+    extras = raw.extras or {key: _parsed(text) for key, text in raw.metadata.items()}
+    if extras.get("version", 1) > CHECKPOINT_VERSION:
+        raise ValueError(
+            f"was written by a newer version ({extras['version']}); update the program"
+        )
+    config, preprocess = extras["config"], extras.get("preprocess")
+    if not isinstance(config, dict) or "name" not in config:
+        raise ValueError("has a `config` that is not one of ours")
+    mean, std = FAMILIES["half"]
+    if preprocess:
+        mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+    return WeightsFile(
+        path=str(path),
+        format="ours",
+        family=_family_of(mean, std),
+        family_reason="the checkpoint says so",
+        mean=mean,
+        std=std,
+        config=config,
+        state=raw.tensors,
+        classes=extras.get("classes"),
+        preprocess=preprocess,
+        meta={k: extras[k] for k in ("epoch", "metrics", "version", "args") if k in extras},
+    )
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _read_foreign(path: Path, raw: RawWeights, model: str | None) -> WeightsFile:
+    name, state = convert(raw.tensors)
+    sizes = sizes_of(state)
+    beside = _sidecars(path, sizes["embed_dim"])
+    if beside.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(f"has {beside['hidden_act']} activations; only gelu is supported")
+    if "num_attention_heads" in beside:
+        sizes["num_heads"] = beside["num_attention_heads"]
+    mean, std, reason = _normalisation(path, name, sizes, raw.metadata, beside, model)
+    family = _family_of(mean, std)
+    return WeightsFile(
+        path=str(path),
+        format=name,
+        family=family,
+        family_reason=reason,
+        mean=mean,
+        std=std,
+        config={"name": variant_like(sizes, family), **sizes},
+        state=state,
+        classes=_class_names(beside, sizes["num_classes"]),
+    )
+
+
+def variant_like(sizes: dict, family: str) -> str:
+    """Returns the name of the variant with these sizes, "custom" if there is none."""
+    decisive = ("embed_dim", "depth", "patch_size", "distilled", "reg_tokens")
+    telling = ("img_size", "num_classes")
+
+    def likeness(name: str) -> tuple:
+        variant = VARIANTS[name]
+        full = {"distilled": False, "reg_tokens": 0, "num_classes": 1000} | variant.sizes
+        same = [full[key] == sizes[key] for key in telling]
+        layer_scale = ("init_values" in full) == (sizes["init_values"] is not None)
+        fits = layer_scale and all(full[key] == sizes[key] for key in decisive)
+        return fits, variant.family == family, sum(same)
+
+    best = max(VARIANTS, key=likeness)
+    return best if likeness(best)[0] else "custom"
+
+
+# --- normalisation ------------------------------------------------------------------------------
+
+
+def _family_of(mean: Iterable[float], std: Iterable[float]) -> str:
+    for family, values in FAMILIES.items():
+        if (tuple(mean), tuple(std)) == values:
+            return family
+    return "custom"
+
+
+def _sidecars(path: Path, width: int) -> dict:
+    """Returns what config.json and preprocessor_config.json beside the file say, merged.
+
+    They describe the usual names of the hubs, or the only weights file of a folder; a config of
+    another width belongs to something else.
+    """
+    suffixes = {".safetensors", ".bin", ".pth", ".pt", ".npz"}
+    alone = sum(other.suffix in suffixes for other in path.parent.iterdir()) == 1
+    if not alone and path.stem not in ("model", "pytorch_model"):
+        return {}
+    config = read_json(path.with_name("config.json"))
+    config = config if isinstance(config, dict) else {}
+    if config.get("hidden_size", config.get("num_features", width)) != width:
+        return {}
+    images = read_json(path.with_name("preprocessor_config.json"))
+    merged = (
+        config | config.get("pretrained_cfg", {}) | (images if isinstance(images, dict) else {})
+    )
+    # Hugging Face says image_mean, timm mean.
+    return merged | {k: merged[f"image_{k}"] for k in ("mean", "std") if f"image_{k}" in merged}
+
+
+def _normalisation(path: Path, format_name, sizes, metadata, beside, model) -> tuple:
+    """Returns (mean, std, how it was found); the first witness that tells anything decides."""
+    for source, said in (("the config beside the file", beside), ("its metadata", metadata)):
+        if "mean" in said and "std" in said:
+            values = (_parsed(v) if isinstance(v, str) else v for v in (said["mean"], said["std"]))
+            mean, std = (tuple(float(x) for x in value) for value in values)
+            return mean, std, f"{source} says so"
+    if format_name == "torchvision":
+        return *FAMILIES["imagenet"], "it is in torchvision's format"
+    if format_name == "DINOv2" or sizes["init_values"] is not None:
+        return *FAMILIES["imagenet"], "it has the layer scale of DINOv2 or DeiT III"
+    if sizes["distilled"]:
+        return *FAMILIES["imagenet"], "it has DeiT's distillation token"
+    if format_name == "Google npz":
+        return *FAMILIES["half"], "it is in Google's format"
+    name = path.name.lower()
+    if found := re.search(r"deit|dino|mae|vit_[blh]_\d\d-", name):
+        return *FAMILIES["imagenet"], f"its name has {found[0]!r}"
+    if found := re.search(r"augreg|i?n?21k|jx_vit|google|vit_\w+_patch", name):
+        return *FAMILIES["half"], f"its name has {found[0]!r}"
+    if model is not None:
+        return *FAMILIES[find_variant(model).family], f"--model is {model}"
+    return *FAMILIES["half"], "nothing tells, so 0.5 is assumed; --mean and --std overrule it"
+
+
+def _class_names(beside: dict, num_classes: int) -> list[str] | None:
+    """Returns the class names of a Hugging Face or timm config, None where it has none."""
+    names = beside.get("id2label") or beside.get("label_names")
+    if isinstance(names, dict):
+        names = [names.get(str(i), f"LABEL_{i}") for i in range(num_classes)]
+    if not isinstance(names, list) or len(names) != num_classes or "LABEL_0" in names:
+        return None
+    return [str(name) for name in names]
