@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vit_model import MLP_KINDS
-
 ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -258,7 +256,7 @@ def _kan_flags(group) -> None:
     flag = group.add_argument
     flag(
         "--mlp",
-        choices=MLP_KINDS,
+        choices=("mlp", "kan", "gkan"),
         default="mlp",
         help="what stands in the blocks: mlp, kan (a spline per edge), gkan (one per group of "
         "inputs) (default: mlp)",
