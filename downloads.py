@@ -57,10 +57,10 @@ def fetch_file(url: str, folder: str | Path, sha256: str | None = None) -> Path:
     named = HASH_IN_NAME.search(target.name)
     expected = sha256 or (named.group(1) if named else None)
     resumed = part.exists()
-    mistake = _mistake(part, expected, _download(url, part, target))
+    mistake = _download(url, part, expected)
     if mistake and resumed:  # the old part may have been the start of another file: anew, once
         part.unlink()
-        mistake = _mistake(part, expected, _download(url, part, target))
+        mistake = _download(url, part, expected)
     if mistake:
         part.unlink()
         raise OSError(f"what came from {url} is not the file we know: {mistake}; it was deleted")
@@ -68,34 +68,37 @@ def fetch_file(url: str, folder: str | Path, sha256: str | None = None) -> Path:
     return target
 
 
-def _download(url: str, part: Path, target: Path) -> str | None:
-    """Fills `part` to its announced length; returns the MD5 (base64) that the server announced."""
-    failures, size = 0, -1
+def _download(url: str, part: Path, expected: str | None) -> str | None:
+    """Fills `part`; returns what is wrong with its hash, None if nothing is."""
+    failures, best = 0, 0
     while True:
         try:
-            return _append(url, part)
+            return _mistake(part, expected, _append(url, part))
         except urllib.error.HTTPError as error:
-            if error.code == 416 and part.exists():  # our part is no start of that file
-                part.unlink()
-                reason = "the server refused to go on with a partial file"
-            elif error.code < 500:
-                raise _unavailable(url, target, f"HTTP status {error.code}") from None
-            else:
-                reason = f"HTTP status {error.code}"
+            if error.code < 500 and error.code != 416:
+                raise _unavailable(url, part, f"HTTP status {error.code}") from None
+            reason = f"HTTP status {error.code}"
         except urllib.error.URLError as error:
-            raise _unavailable(url, target, error.reason) from None
+            raise _unavailable(url, part, error.reason) from None
         except (BrokenOff, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(error) or type(error).__name__
         grown = part.stat().st_size if part.exists() else 0
-        failures = 0 if grown > size else failures + 1
-        size = grown
+        if expected and grown and not _mistake(part, expected, None):
+            return None  # all is there, whatever length the server claims
+        if reason.endswith("416"):  # there is nothing to add to a part that is wrong
+            part.unlink(missing_ok=True)
+        failures = 0 if grown > best else failures + 1
+        best = max(best, grown)
         if failures >= ATTEMPTS:
-            raise _unavailable(url, target, reason)
+            raise _unavailable(url, part, reason)
         time.sleep(failures * PAUSE_S)
 
 
 def _append(url: str, part: Path) -> str | None:
-    """Asks once for what `part` lacks; returns as `_download` does, raises BrokenOff if short."""
+    """Asks once for what `part` lacks; returns the MD5 (base64) that the server announces, if any.
+
+    Raises BrokenOff when fewer bytes came than were promised.
+    """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "kan-vit"})
     if have:
@@ -148,7 +151,8 @@ def _digest(path: Path, name: str):
         return hashlib.file_digest(file, name)
 
 
-def _unavailable(url: str, target: Path, reason) -> OSError:
+def _unavailable(url: str, part: Path, reason) -> OSError:
+    target = part.with_name(part.name.removesuffix(".part"))
     return OSError(
         f"cannot download {url} ({reason}); get it elsewhere and put it at {target}, or run the "
         f"same command again to go on"
