@@ -266,6 +266,9 @@ def train(args: argparse.Namespace, typed: set[str]) -> int:
     with locked(trainer.folder):
         if args.resume:
             left = trainer.args.epochs - trainer.epoch
+            if left <= 0 or trainer.out_of_patience():
+                print(f"{trainer.folder} is finished: {trainer.epoch} epochs were trained")
+                return 0
             print(f"resuming {trainer.folder} at epoch {trainer.epoch + 1}: {left} epochs to go")
         else:
             write_start(trainer, data_roots(args))

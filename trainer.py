@@ -147,7 +147,8 @@ class Trainer:
     batches_done: int = 0
     meter: Meter | None = None
     failed: list = field(default_factory=list)
-    advised: list[str] = field(default_factory=list)  # advice is given once in a run
+    skipped: list = field(default_factory=list)  # photos that could not be read in the last epoch
+    advised: list[str] = field(default_factory=list)  # what was said and is not said again
 
     def __post_init__(self) -> None:
         args, model = self.args, self.model.to(self.device)
@@ -281,7 +282,7 @@ class Trainer:
                 seconds = timer.seconds
                 row = self.finish_epoch(trained, seconds, timer.waited)
                 log.epoch()
-                print(self.line(row), *self.advice(row), sep="\n", flush=True)
+                print(self.line(row), *self.notes(row), sep="\n", flush=True)
                 if interrupt.signal and self.epoch < args.epochs:
                     return interrupt.signal
         return 0
@@ -348,6 +349,7 @@ class Trainer:
         self.history.append(row)
         self.epoch += 1
         self.batches_done, self.meter, self.failed = 0, None, []
+        self.skipped = trained.failed + result.failed
         self.keep_best(row)
         self.save()
         return row
@@ -393,8 +395,8 @@ class Trainer:
             f"{row['seconds']:.0f} s{best}"
         )
 
-    def advice(self, row: dict) -> list[str]:
-        """Returns a line for what a newcomer would wonder about, each once in a run."""
+    def notes(self, row: dict) -> list[str]:
+        """Returns a line for each thing to know after this epoch, each once in a run."""
         chance = math.log(len(self.data.classes))
         seen = {
             f"the loss is still at chance ({chance:.2f}) after the first epoch: try another --lr, "
@@ -404,7 +406,9 @@ class Trainer:
             "randomly cropped and harder": self.args.aug != "none"
             and row["val_acc"] > row["train_acc"],
         }
-        new = [line for line, holds in seen.items() if holds and line not in self.advised]
+        lines = [line for line, holds in seen.items() if holds]
+        lines += [f"{photo.path} was skipped: {photo.reason}" for photo in self.skipped]
+        new = [line for line in lines if line not in self.advised]
         self.advised += new
         return [f"  note: {line}" for line in new]
 
