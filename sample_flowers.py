@@ -26,11 +26,11 @@ ORANGE, RED, CRIMSON, PINK = (238, 124, 36), (206, 32, 40), (150, 16, 48), (238,
 LILAC, PEACH, RUST, PURPLE = (186, 140, 214), (250, 188, 150), (170, 70, 30), (112, 44, 128)
 
 # Petal colours with their shares; each class shares most of its colours with others.
-DAISY = {WHITE: 4, PINK: 2, CREAM: 2, YELLOW: 2, LILAC: 1, RED: 1}
-DANDELION = {YELLOW: 4, GOLD: 2, ORANGE: 1}
-ROSE = {RED: 2, CRIMSON: 1, PINK: 2, WHITE: 2, YELLOW: 3, PEACH: 2, ORANGE: 1}
-SUNFLOWER = {YELLOW: 4, GOLD: 3, ORANGE: 2, CREAM: 2, RUST: 1}
-TULIP = {RED: 2, PINK: 2, YELLOW: 3, WHITE: 2, ORANGE: 2, PURPLE: 1, PEACH: 1}
+DAISY = {WHITE: 8, PINK: 2, CREAM: 2, YELLOW: 1, LILAC: 1}
+DANDELION = {YELLOW: 5, GOLD: 3, ORANGE: 1}
+ROSE = {RED: 4, CRIMSON: 3, PINK: 4, WHITE: 2, YELLOW: 1, PEACH: 2}
+SUNFLOWER = {YELLOW: 5, GOLD: 5, ORANGE: 2, CREAM: 1, RUST: 1}
+TULIP = {RED: 3, PINK: 2, YELLOW: 3, WHITE: 1, ORANGE: 2, PURPLE: 2}
 
 Colour = tuple[int, int, int]
 Random = np.random.Generator
@@ -369,9 +369,9 @@ def draw_flower(name: str, seed: int = 0, number: int = 1, size: int = SIZE) -> 
     big = size * SUPERSAMPLING
     picture = GROUNDS[rng.integers(len(GROUNDS))](rng, big)
     draw = ImageDraw.Draw(picture)
-    count = rng.choice([1, 1, 1, 2, 3])
-    radius = big * rng.uniform(0.2, 0.34) / count**0.5
-    places = (np.arange(count) + 0.5) / count + rng.uniform(-0.14, 0.14, count)
+    count = rng.choice([1, 1, 1, 1, 2, 3])
+    radius = big * rng.uniform(0.26, 0.38) / count**0.5
+    places = (np.arange(count) + 0.5) / count + rng.uniform(-0.12, 0.12, count)
     for place in rng.permutation(places):
         top = big * np.array([place, rng.uniform(0.28, 0.6)])
         foot = [top[0] + rng.normal(0, 0.12) * big, big * rng.uniform(0.94, 1.1)]
