@@ -147,8 +147,8 @@ def _with_fitting_head(state: dict, model, weights: WeightsFile, classes, report
     """Returns the state with its head kept, its rows put in order, or left out with the reason."""
     reason = _why_new_head(state, model, weights, classes)
     if reason is None:
-        if classes and weights.classes and classes != weights.classes:
-            order = [weights.classes.index(name) for name in classes]
+        if classes and weights.class_names:
+            order = [weights.class_names.index(name) for name in classes]
             state = {k: v[order] if k.startswith(HEADS) else v for k, v in state.items()}
         return state
     for name in model.state_dict():
@@ -167,7 +167,7 @@ def _why_new_head(state: dict, model, weights: WeightsFile, classes) -> str | No
         return "the file has no head"
     if head.shape[0] != model.num_classes:
         return f"the file's head has {head.shape[0]} classes, the model {model.num_classes}"
-    if classes and weights.classes and set(classes) != set(weights.classes):
+    if classes and weights.class_names and set(classes) != set(weights.class_names):
         return "the file's head has other class names"
     pre_logits = "pre_logits.fc.weight"
     if (pre_logits in state) != (pre_logits in model.state_dict()):

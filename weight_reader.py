@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from utils import CHECKPOINT_VERSION
-from vit_model import FAMILIES, VARIANTS, find_variant
+from vit_model import FAMILIES, VARIANTS, create_model, find_variant
 from weight_files import RawWeights, open_weights, read_json
 from weight_formats import convert, sizes_of
 
@@ -43,6 +44,12 @@ class WeightsFile:
     classes: list[str] | None = None
     preprocess: dict | None = None
     meta: dict = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes unless they are mere numbers, 0, 1, 2 ..."""
+        numbers = [str(i) for i in range(len(self.classes or ()))]
+        return None if self.classes in (None, numbers) else self.classes
 
     @property
     def holds(self) -> str:
@@ -82,6 +89,11 @@ def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
     config, preprocess = extras["config"], extras.get("preprocess")
     if not isinstance(config, dict) or "name" not in config:
         raise ValueError("has a `config` that is not one of ours")
+    with torch.device("meta"):  # fills in what the config leaves to the variant, and checks it
+        config = create_model(**config).config
+    classes = list(extras.get("classes") or [])
+    if len(classes) != config["num_classes"]:
+        raise ValueError(f"names {len(classes)} classes for a head of {config['num_classes']}")
     mean, std = FAMILIES["half"]
     if preprocess:
         mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
@@ -94,7 +106,7 @@ def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
         std=std,
         config=config,
         state=raw.tensors,
-        classes=extras.get("classes"),
+        classes=classes,
         preprocess=preprocess,
         meta={k: extras[k] for k in ("epoch", "metrics", "version", "args") if k in extras},
     )
