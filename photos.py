@@ -344,7 +344,7 @@ class Fit:
 class ToTensor:
     """PIL image (RGB) -> normalised float tensor (3, H, W).
 
-    By hand, so that prediction need not import torchvision, which takes longer (1.7 s) than a photo.
+    By hand, so that prediction does without torchvision, whose import takes longer than a photo.
     """
 
     def __init__(self, preprocess: Preprocess):
@@ -393,7 +393,7 @@ def train_transform(preprocess: Preprocess, aug: str = "basic", reprob: float = 
         steps, min_size = _random_steps(preprocess, aug), CROP_MARGIN * preprocess.img_size
     steps.append(ToTensor(preprocess))
     if reprob:
-        from torchvision.transforms import v2
+        from torchvision.transforms import v2  # late, see ToTensor
 
         steps.append(v2.RandomErasing(reprob))  # with 0, the mean colour once normalised
     return Transform(steps, min_size)

@@ -178,7 +178,7 @@ def match_classes(
     for name, photos in val.items():
         own = names.get(unicodedata.normalize("NFC", name))  # macOS writes accents decomposed
         if own is None:
-            detail = f"{len(photos)} photos"
+            detail = f"its photos: {len(photos)}"
             problems.append(Problem("extra class", os.path.join(root, name), detail))
         else:
             matched[own] = photos
