@@ -469,6 +469,14 @@ def _machine_flags(group) -> None:
         help="mixed precision; auto: bf16 where the hardware has it, fp16 on older CUDA "
         "(default: auto)",
     )
+    flag(
+        "--cache-views",
+        type=number(int, 1, 1000),
+        default=1,
+        metavar="N",
+        help="views of each photo for which the frozen layers run, once; with more than one, "
+        "photos are augmented (default: 1)",
+    )
     flag("--compile", action="store_true", help="compile the model first (default: off)")
     flag(
         "--grad-checkpointing",

@@ -25,12 +25,14 @@ class Case:
     kind: "head" (frozen backbone; head, and splines if any, train), "fine-tune" (all layers, from
         pretrained weights) or "scratch".
     spline: "none", "full", "low-rank" or "group".
+    one_view: the frozen layers come first and run once, for one view of each photo.
     """
 
     kind: str
     train_images: int
     epochs: int
     spline: str = "none"
+    one_view: bool = False
     world_size: int = 1
     accum_steps: int = 1
     optimizer: str = "adamw"
@@ -70,7 +72,10 @@ def choose(case: Case, given: dict) -> dict[str, tuple]:
     value("warmup_epochs", min(warmup, case.epochs / 5), f"{what}, a fifth of the run at most")
     value("layer_decay", 0.75 if kind == "fine-tune" else 1.0, what)
     value("label_smoothing", 0.0 if kind == "head" else 0.1, what)
-    value("aug", "none" if kind == "head" else "basic", what)
+    if case.one_view:
+        value("aug", "none", "the frozen layers run once, on each photo as it is")
+    else:
+        value("aug", "basic", what)
     scale = {"none": 1.0, "full": 0.1, "low-rank": 10.0, "group": 1.0}[case.spline]
     value("kan_lr_scale", scale, f"{case.spline} splines")
     return chosen

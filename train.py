@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import recipe
+from feature_cache import plan
 from my_dataset import DataSplit, MyDataSet, Preprocess, Samples, eval_transform, prepare_data
 from options import default_workers, parse_args, pick_device, run_cli
 from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
@@ -84,9 +85,10 @@ def build_model(
         flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
         print(f"{flags}: ignored with --mlp mlp")
     if weights is None:
+        here = VARIANTS[model.name].url and f" or --weights {model.name}"
         print(
-            f"no pretrained weights: {model.name} starts from random numbers. A few thousand "
-            f"photos are far too few for that; give --weights FILE (or --weights {model.name})"
+            f"no pretrained weights: {model.name} starts from random numbers, for which a few "
+            f"thousand photos are few; far better is --weights FILE{here or ''}"
         )
         return model, set()
     report = load_into(model, weights, classes, allow_partial=args.allow_partial)
@@ -126,7 +128,7 @@ def calibrate_model(model: VisionTransformer, args, data: DataSplit, preprocess)
 # --- the story of a run -------------------------------------------------------------------------
 
 
-def fill_in(args: argparse.Namespace, model: VisionTransformer, data: DataSplit, frozen: bool):
+def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen: bool) -> None:
     """Chooses every value that the user did not set, and prints each with its reason."""
     sizes = model.sizes
     if sizes.mlp == "mlp":
@@ -141,6 +143,7 @@ def fill_in(args: argparse.Namespace, model: VisionTransformer, data: DataSplit,
         len(data.train.paths),
         args.epochs,
         spline,
+        one_view=frozen and args.cache_views == 1 and plan(model, trainable) > 0,
         accum_steps=args.accum_steps,
         optimizer=args.opt,
     )
@@ -160,7 +163,7 @@ def start(args: argparse.Namespace, typed: set[str]) -> Trainer | None:
     preprocess = choose_preprocess(args, model, weights)
     frozen = bool(weights) if args.freeze_layers is None else args.freeze_layers
     trainable = recipe.freeze(model, pretrained if frozen else ())
-    fill_in(args, model, data, frozen)
+    fill_in(args, model, trainable, data, frozen)
     print(describe(model, trainable, device, args))
     if args.dry_run:
         print("--dry-run: nothing was trained or written")
@@ -299,7 +302,7 @@ def evaluate_only(args: argparse.Namespace) -> int:
     samples = Samples(data.val.paths, labels)
     transform = eval_transform(loaded.preprocess)
     loader = make_loader(args, samples, transform, shuffle=False)
-    result, _, _ = evaluate(loaded.model, loader, device, recipe.amp_dtype(args.amp, device))
+    result, _, _ = evaluate(loaded.model, loader, device)
     print(
         f"{args.weights} on {result.samples} validation photos of {args.data_path}: "
         f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import feature_cache
 import recipe
 from my_dataset import (
     DataSplit,
@@ -147,6 +149,7 @@ class Trainer:
     batches_done: int = 0
     meter: Meter | None = None
     failed: list = field(default_factory=list)
+    skip: int = 0  # frozen layers whose output the loaders serve: see feature_cache
     skipped: list = field(default_factory=list)  # photos that could not be read in the last epoch
     advised: list[str] = field(default_factory=list)  # what was said and is not said again
 
@@ -272,6 +275,7 @@ class Trainer:
     def fit(self) -> int:
         """Trains to the last epoch; returns 0, or the number of the signal that stopped it."""
         args = self.args
+        self.skip_frozen()
         log = RunLog(self.folder, self.history)
         with Interrupt() as interrupt, contextlib.closing(log):
             while self.epoch < args.epochs and not self.out_of_patience():
@@ -285,7 +289,45 @@ class Trainer:
                 print(self.line(row), *self.notes(row), sep="\n", flush=True)
                 if interrupt.signal and self.epoch < args.epochs:
                     return interrupt.signal
+        feature_cache.remove(self.folder)
         return 0
+
+    def skip_frozen(self) -> None:
+        """Runs the layers before everything that trains once, and puts their output in the loaders.
+
+        Not where every epoch needs new images: random crops (unless a few views are kept), mixing,
+        and a teacher that looks at them.
+        """
+        args, skip = self.args, feature_cache.plan(self.model, self.trainable)
+        random = args.aug != "none" or args.reprob > 0
+        if skip < 1 or args.mixup or args.cutmix or self.teacher is not None:
+            return
+        if random and args.cache_views < 2:
+            print(
+                f"--aug {args.aug}: the frozen layers run in every epoch; with --cache-views N "
+                f"they run for N views of each photo, once"
+            )
+            return
+        views = args.cache_views if random else 1
+        photos = views * len(self.data.train.paths) + len(self.data.val.paths)
+        progress = Progress("frozen layers, once", photos)
+        fill = partial(
+            feature_cache.fill,
+            self.model,
+            skip,
+            device=self.device,
+            folder=self.folder,
+            progress=progress.bar.update,
+        )
+        # Validation keeps full precision, as prediction has it.
+        self.train_loader = fill(self.train_loader, views=views, amp_dtype=self.amp_dtype)
+        self.val_loader = fill(self.val_loader, views=1, amp_dtype=None)
+        progress.close()
+        self.skip = skip
+
+    def forwarding(self, model: VisionTransformer) -> torch.nn.Module:
+        """Returns what takes the loaders' batches: the model, or what follows its cached layers."""
+        return feature_cache.Tail(model, self.skip) if self.skip else model
 
     def train_epoch(self, interrupt: Interrupt, timer: Timer) -> EpochResult | None:
         """Trains the epoch under way from `batches_done` on; None when a signal stopped it."""
@@ -310,7 +352,7 @@ class Trainer:
         self.meter = self.meter or Meter(self.device)
         try:
             return train_one_epoch(
-                self.model,
+                self.forwarding(self.model),
                 self.stepper,
                 timer.over(self.train_loader),
                 self.device,
@@ -360,7 +402,7 @@ class Trainer:
         progress = Progress("validation", len(self.data.val.paths))
         try:
             return evaluate(
-                self.evaluated, self.val_loader, self.device, self.amp_dtype, progress.update
+                self.forwarding(self.evaluated), self.val_loader, self.device, progress.update
             )
         finally:
             progress.close()

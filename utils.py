@@ -175,13 +175,13 @@ def evaluate(
     model: nn.Module,
     batches: Iterator,
     device: torch.device,
-    amp_dtype: torch.dtype | None = None,
     after_batch: Callable[[Meter], None] = lambda meter: None,
 ) -> tuple[EpochResult, Tensor, Tensor]:
     """Returns the means over samples, the probabilities (samples, classes) and indices (samples,).
 
-    The loss is the plain cross-entropy, whatever the training loss; photos that cannot be read are
-    named in the result and count in no mean.
+    In full precision, as prediction does it, so that both find the same. The loss is the plain
+    cross-entropy, whatever the training loss; photos that cannot be read are named in the result
+    and count in no mean.
     """
     model.eval()
     meter, failed, outputs, indices = Meter(device), [], [], []
@@ -191,9 +191,7 @@ def evaluate(
             continue
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
-        with autocast(device, amp_dtype):
-            logits = model(images)
-        logits = logits.float()
+        logits = model(images)
         loss = nn.functional.cross_entropy(logits, labels)
         meter.update(loss, (logits.argmax(1) == labels).sum(), len(labels))
         outputs.append(logits.softmax(1).cpu())

@@ -1,0 +1,160 @@
+"""The frozen first layers run once: their output for each photo is kept, training goes on from it.
+
+With a frozen backbone only the head (or the last blocks' splines) changes, so every epoch would
+compute the same tokens again. `plan` finds how many layers can be skipped, `fill` computes what
+comes out of them, and `Tail` is the rest of the model, sharing its parameters.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from my_dataset import Batch, Failed, SeededSampler
+from recipe import layer_of
+from utils import autocast
+from vit_model import VisionTransformer
+
+
+def plan(model: VisionTransformer, trainable: Iterable[str]) -> int:
+    """Returns how many blocks come before everything that trains; depth + 1 when only heads do.
+
+    0 or less means that nothing can be skipped.
+    """
+    depth = len(model.blocks)
+    trainable = list(trainable)
+    if all(name.startswith(("head.", "head_dist.")) for name in trainable):
+        return depth + 1
+    return min(depth, min(layer_of(name, depth) for name in trainable) - 1)
+
+
+class Tail(nn.Module):
+    """What comes after the first `skip` blocks (`plan`); parameters are the model's own.
+
+    forward: tokens (B, N, C) after those blocks -> logits; with skip = depth + 1 the normalised
+    class (and distillation) tokens (B, 1 or 2, C).
+    """
+
+    def __init__(self, model: VisionTransformer, skip: int) -> None:
+        super().__init__()
+        self.model, self.skip = model, skip
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.skip <= len(self.model.blocks):
+            x = self.model.norm(self.model.forward_blocks(x, first=self.skip))
+        return self.model.forward_head(x)
+
+
+def run_frozen(model: VisionTransformer, skip: int, images: Tensor) -> Tensor:
+    """Images (B, 3, S, S) -> what `Tail` takes."""
+    depth = len(model.blocks)
+    x = model.forward_blocks(model.embed(images), last=min(skip, depth))
+    if skip > depth:
+        x = model.norm(x)[:, : 1 + (model.head_dist is not None)]
+    return x
+
+
+class CachedLoader:
+    """Serves cached features as a loader serves photos: Batch(features, labels, failed, indices).
+
+    features: (V, M, ...) for V views of M photos; epoch e is served view e mod V.
+    failed: the photos that could not be read, by index; they are named in every epoch.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: list[int],
+        failed: dict[int, Failed],
+        batch_size: int,
+        sampler: SeededSampler,
+    ) -> None:
+        self.features, self.labels = features, torch.tensor(labels)
+        self.failed, self.batch_size, self.sampler = failed, batch_size, sampler
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        view = self.features[self.sampler.epoch % len(self.features)]
+        order = [index for index, _ in self.sampler]
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            good = torch.tensor([i for i in indices if i not in self.failed], dtype=torch.int64)
+            failed = [self.failed[i] for i in indices if i in self.failed]
+            yield Batch(view[good], self.labels[good], failed, good)
+
+
+@torch.inference_mode()
+def fill(
+    model: VisionTransformer,
+    skip: int,
+    loader,
+    views: int,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    folder: Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> CachedLoader:
+    """Runs the frozen layers over every photo of `loader`, `views` times, and returns the results.
+
+    The order and size of the batches are fixed, so that a resumed run fills the same bits. What
+    does not fit in memory becomes a memory-mapped file in `folder` (see `remove`).
+    """
+    was_training = model.training
+    model.eval()
+    dataset, order = loader.dataset, loader.sampler
+    count, features, failed = len(dataset), None, {}
+    in_order = SeededSampler(count, order.seed, shuffle=False)
+    batches = torch.utils.data.DataLoader(
+        dataset,
+        32,
+        sampler=in_order,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator().manual_seed(order.seed),
+    )
+    for view in range(views):
+        in_order.set_epoch(view)
+        for batch in batches:
+            failed |= {failure.index: failure for failure in batch.failed}
+            if not len(batch.images):
+                continue
+            with autocast(device, amp_dtype):
+                x = run_frozen(model, skip, batch.images.to(device))
+            if features is None:
+                kept = x.dtype if skip > len(model.blocks) else amp_dtype or x.dtype
+                features = allocate((views, count, *x.shape[1:]), kept, folder)
+            features[view, batch.indices] = x.to(features.dtype).cpu()
+            progress(len(batch.images) + len(batch.failed))
+    model.train(was_training)
+    if features is None:
+        raise ValueError(f"no photo could be read: {next(iter(failed.values())).reason}")
+    return CachedLoader(features, dataset.images_class, failed, loader.batch_size, order)
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
+    """Returns zeros of `shape`, in memory if a quarter of what is free holds them, else mapped."""
+    count = torch.Size(shape).numel()
+    if count * dtype.itemsize <= free_memory() / 4:
+        return torch.zeros(shape, dtype=dtype)
+    number = len(list(folder.glob(".features-*.tmp")))
+    path = folder / f".features-{number}.tmp"
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+
+
+def free_memory() -> int:
+    """Returns the bytes of memory that are free, or 8 GiB where the system does not tell."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 8 << 30
+
+
+def remove(folder: Path) -> None:
+    """Removes the memory-mapped files of a finished run."""
+    for path in folder.glob(".features-*.tmp"):
+        path.unlink(missing_ok=True)
