@@ -5,6 +5,7 @@ Chinese, Japanese and Korean a package of requirements.txt brings Noto Sans CJK;
 script is missing, the fonts of the system are searched, and what no font has is shown as escapes.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,8 @@ FAMILIES = tuple(name.strip() for name in FAMILIES.split(","))
 DEJAVU = ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf")
 NOTO_CJK = ("noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc")  # the package holds this file alone
 NOTO_CJK_TC = 3  # the face in that collection with the forms of Taiwan
+
+FIRST_CJK = 0x1100  # Hangul Jamo; every block of Chinese, Japanese and Korean lies from here on
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,30 @@ def legible(text: str) -> str:
         return character.encode("unicode_escape", "surrogatepass").decode()
 
     return "".join(map(one, text))
+
+
+def web_font(text: str) -> bytes | None:
+    """Returns a WOFF font with the Chinese, Japanese and Korean letters of `text`, else None.
+
+    A few kilobytes for a page to carry. Only of Noto Sans CJK, whose licence (OFL) allows it.
+    """
+    cjk = _file_of(*NOTO_CJK)
+    if cjk is None:
+        return None
+    face = Face(cjk, NOTO_CJK_TC)
+    letters = {c for c in text if ord(c) >= FIRST_CJK and c.isprintable() and _draws(face, c)}
+    if not letters:
+        return None
+    from fontTools import subset  # matplotlib needs fontTools too; a second or two for this file
+
+    options = subset.Options(flavor="woff", font_number=face.index, layout_features=[], name_IDs=[])
+    font = subset.load_font(face.path, options)
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(text="".join(sorted(letters)))
+    subsetter.subset(font)
+    buffer = io.BytesIO()
+    subset.save_font(font, buffer, options)
+    return buffer.getvalue()
 
 
 def font_advice(names: Sequence[str]) -> str | None:

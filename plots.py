@@ -31,11 +31,11 @@ class Theme:
     faint: str
     train: str
     val: str
-    shades: str  # matplotlib's name of the colour map for shares
+    empty: str  # of a cell of the confusion matrix with share 0; with share 1 it has `val`
 
 
-LIGHT = Theme("#ffffff", "#24302b", "#dfe5e1", "#8a9a92", "#0f7b5f", "BuGn")
-DARK = Theme("#1a211e", "#dbe5df", "#36423c", "#8fa39a", "#4fd1a5", "GnBu_r")
+LIGHT = Theme("#ffffff", "#24302b", "#dfe5e1", "#8a9a92", "#0f7b5f", "#f1f5f3")
+DARK = Theme("#1a211e", "#dbe5df", "#36423c", "#8fa39a", "#4fd1a5", "#232c28")
 
 # title, columns of metrics.csv
 PANELS = (
@@ -125,27 +125,31 @@ def _shown(counts: np.ndarray) -> np.ndarray:
 
 def confusion_figure(matrix, classes: Sequence[str], theme: Theme):
     """Returns the figure that `plot_confusion` describes."""
+    from matplotlib.colors import LinearSegmentedColormap
+
     counts = np.asarray(matrix)
     shown = _shown(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # before classes are left out
     counts, shares = counts[np.ix_(shown, shown)], shares[np.ix_(shown, shown)]
     names = [_short(legible(classes[k])) for k in shown]
-    title = "Share of each true class"
+    title = "Colour: share of the true class"
     if len(shown) < len(classes):
         title += f": the {len(shown)} of {len(classes):,} classes most often confused"
-    side = max(4.2, 2.2 + len(shown) * (0.62 if len(shown) <= COUNTED else 0.24))
-    figure = _new_figure(side + 0.6, side, theme)
+    few = len(shown) <= COUNTED
+    side = max(3.6, 1.8 + len(shown) * (0.55 if few else 0.24))
+    figure = _new_figure(side + 0.2, side, theme)
     axes = figure.subplots()
     _style(axes, theme, title)
-    picture = axes.imshow(shares, cmap=theme.shades, vmin=0, vmax=1)
-    size = 10 if len(shown) <= COUNTED else 8
+    shades = LinearSegmentedColormap.from_list("shares", [theme.empty, theme.val])
+    picture = axes.imshow(shares, cmap=shades, vmin=0, vmax=1)
+    size = 12 if few else 8
     ticks = range(len(names))
-    turned = {} if max(map(len, names)) * len(names) < 40 else {"rotation": 90}
+    turned = {"rotation": 90} if max(map(len, names)) * len(names) > 30 else {}
     axes.set_xticks(ticks, names, parse_math=False, fontsize=size, **turned)
     axes.set_yticks(ticks, names, parse_math=False, fontsize=size)
     axes.set_xlabel("predicted", color=theme.ink, fontsize=10)
     axes.set_ylabel("true", color=theme.ink, fontsize=10)
-    if len(shown) <= COUNTED:
+    if few:
         _write_counts(axes, counts, picture)
     return figure
 
@@ -156,7 +160,7 @@ def _write_counts(axes, counts: np.ndarray, picture) -> None:
         red, green, blue, _ = picture.cmap(picture.norm(picture.get_array()[row, column]))
         bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
         colour = "#15201b" if bright else "#ffffff"
-        axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=10)
+        axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=12)
 
 
 def _short(name: str, letters: int = 24) -> str:

@@ -14,8 +14,10 @@ from string import Template
 
 import numpy as np
 
+from fonts import web_font
 from photos import load_image
 from plots import (
+    COUNTED,
     DARK,
     LIGHT,
     PANELS,
@@ -133,16 +135,29 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 def _picture(draw: Callable, alt: str) -> str:
     """Returns a plot in light and dark; `draw` takes a theme and returns a figure."""
-    light, dark = (_data_uri(png_bytes(draw(theme)), "png") for theme in (LIGHT, DARK))
+    figures = [draw(theme) for theme in (LIGHT, DARK)]
+    light, dark = (_data_uri(png_bytes(figure), "png") for figure in figures)
+    width = round(100 * figures[0].get_figwidth())  # letters are then about as large as the page's
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{_text(alt)}"></picture>'
+        f'<img src="{light}" width="{width}" alt="{_text(alt)}"></picture>'
     )
+
+
+def _font_face(names: Sequence[str]) -> str:
+    """Returns the style of a font with the letters of `names` that a device may not have."""
+    font = web_font("".join(names))
+    if font is None:
+        return ""
+    uri = f"data:font/woff;base64,{base64.b64encode(font).decode()}"
+    return f'@font-face {{ font-family: "Names"; src: url({uri}); }}'
 
 
 def _summary(pairs: Sequence[tuple]) -> str:
     tiles = "".join(
-        f"<div><dt>{_text(label)}</dt><dd>{_name(value)}</dd></div>" for label, value in pairs
+        f'<div class="{"long" if len(str(value)) > 16 else "short"}"><dt>{_text(label)}</dt>'
+        f"<dd>{_name(value).replace('_', '_<wbr>')}</dd></div>"
+        for label, value in pairs
     )
     return f'<dl class="tiles">{tiles}</dl>' if tiles else ""
 
@@ -164,11 +179,18 @@ def _confusion(matrix, classes: Sequence[str]) -> str:
         for true, predicted, count in most_confused(matrix, classes)
     )
     pairs = f"<ol>{pairs}</ol>" if pairs else "<p>Not one photo was taken for another class.</p>"
-    return f'<div class="confusion"><div class="wide">{plot}</div>{pairs}</div>'
+    kind = "small" if len(classes) <= COUNTED else "large"
+    return f'<div class="confusion"><div class="{kind}">{plot}</div>{pairs}</div>'
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _mean(table: Sequence[dict], column: str) -> float | None:
+    """Returns the mean over the classes that have a value."""
+    values = [row[column] for row in table if row[column] is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _classes(matrix, classes: Sequence[str]) -> str:
@@ -181,6 +203,12 @@ def _classes(matrix, classes: Sequence[str]) -> str:
         f'<td class="bar" style="--share:{_percent(row["f1"] or 0)}%">{_percent(row["f1"])}</td>'
         f"<td>{row['support']}</td></tr>"
         for row in table
+    )
+    means = [_mean(table, column) for column in ("precision", "recall", "f1")]
+    lines += (
+        f"<tr class=mean><th scope=row>mean of classes</th>"
+        f"{''.join(f'<td>{_percent(mean)}</td>' for mean in means)}"
+        f"<td>{sum(row['support'] for row in table)}</td></tr>"
     )
     return (
         '<div class="scroll"><table class="classes"><thead><tr><th scope=col>class</th>'
@@ -205,7 +233,7 @@ def _mistakes(mistakes: Sequence[dict]) -> str:
     cards = "".join(
         f'<figure title="{_text(m["path"])}">{_thumbnail(m["path"])}<figcaption>'
         f"<b>{_name(m['predicted'])}</b> {_percent(m['probability'])} %"
-        f"<br>is {_name(m['true'])}<br><small>{_name(Path(m['path']).name)}</small>"
+        f"<br>true: {_name(m['true'])}<br><small>{_name(Path(m['path']).name)}</small>"
         "</figcaption></figure>"
         for m in mistakes
     )
@@ -231,7 +259,9 @@ def _lines(lines: Sequence[str]) -> str:
 
 
 def _commands(commands: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"<p>{_text(what)}</p><pre>{_text(line)}</pre>" for what, line in commands)
+    return "".join(
+        f'<p>{_text(what)}</p><pre class="command">{_text(line)}</pre>' for what, line in commands
+    )
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -273,7 +303,9 @@ def write_report(
         _section("Settings", _settings(settings)),
         _section("Data", _lines(data_lines)),
     ]
-    page = Template(PAGE).substitute(title=_text(title), style=STYLE, body="\n".join(body))
+    names = [title, *classes, *(m["path"] for m in mistakes), *data_lines]
+    style = _font_face(names) + STYLE
+    page = Template(PAGE).substitute(title=_text(title), style=style, body="\n".join(body))
     path = Path(run_dir) / REPORT
     write_text(path, page)
     return path
@@ -306,7 +338,7 @@ STYLE = """
           --accent: #4fd1a5; --bar: #1f4a3c; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
-       font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK TC", sans-serif; }
+       font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", Names, sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 20px 16px 48px; }
 h1 { font-size: clamp(1.35rem, 5vw, 2rem); line-height: 1.2; margin: 8px 0 20px;
      overflow-wrap: anywhere; }
@@ -314,25 +346,29 @@ h2 { font-size: 1.15rem; margin: 0 0 10px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
           padding: 16px; margin-top: 16px; }
 .note { color: var(--soft); margin: -6px 0 12px; font-size: .9rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 10px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px;
          margin: 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
              padding: 12px 14px; }
 .tiles dt { color: var(--soft); font-size: .85rem; }
 .tiles dd { margin: 2px 0 0; font-size: 1.15rem; font-weight: 600; overflow-wrap: anywhere; }
+.tiles .long dd { font-size: .95rem; line-height: 1.35; }
 .tiles div:first-child dd { color: var(--accent); font-size: 1.7rem; line-height: 1.2; }
 img { display: block; max-width: 100%; height: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
          gap: 12px; }
+.plots img { width: 100%; }
 .confusion { display: grid; gap: 16px; }
 .confusion ol { margin: 0; padding-left: 1.6em; }
-.wide { overflow-x: auto; }
-@media (min-width: 860px) { .confusion { grid-template-columns: 3fr 2fr; } }
+.large { overflow: auto; max-height: 44rem; min-width: 0; }
+.large img { max-width: none; }
+@media (min-width: 860px) { .confusion { grid-template-columns: auto minmax(300px, 1fr); align-items: start; } }
 .scroll { overflow: auto; max-height: 36rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); text-align: left;
          vertical-align: top; }
 tr:last-child > * { border-bottom: 0; }
+.mean > * { color: var(--soft); }
 thead th { position: sticky; top: 0; background: var(--card); color: var(--soft);
            font-size: .85rem; font-weight: 500; }
 tbody th { font-weight: 500; overflow-wrap: anywhere; }
@@ -346,9 +382,10 @@ figure img, .gone { width: 100%; aspect-ratio: 1; object-fit: cover; border-radi
 figcaption { font-size: .9rem; line-height: 1.35; margin-top: 6px; overflow-wrap: anywhere; }
 small { color: var(--soft); }
 pre { margin: 0; padding: 10px 12px; border-radius: 10px; background: var(--paper);
-      overflow-x: auto; font: .85rem/1.5 ui-monospace, "SF Mono", Consolas, monospace; }
+      overflow-x: auto; font: .85rem/1.5 ui-monospace, "SF Mono", Consolas, Names, monospace; }
+.command { white-space: pre-wrap; overflow-wrap: anywhere; }
 section > p { margin: 10px 0 4px; }
-code { font: .9em ui-monospace, "SF Mono", Consolas, monospace; }
+code { font: .9em ui-monospace, "SF Mono", Consolas, Names, monospace; }
 @media (max-width: 560px) {
   main { padding: 12px 10px 32px; } section { padding: 14px 12px; }
   th, td { padding: 6px 5px; } .settings td:last-child { min-width: 10rem; } }
