@@ -3,7 +3,7 @@
 `MyDataSet` decodes and transforms; `SeededSampler` orders. A photo's random changes depend on the
 file, the epoch and the seed alone, so a run is the same with any number of workers and can go on in
 the middle of an epoch. The other half of the subject, which photos there are, is in `split_data`;
-its names and those of `photos` can be had from here.
+its names and those of `photos` and `preprocess` can be had from here.
 """
 
 import os
@@ -17,15 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data_report import DataReport, Problem
-from photos import (
+from photos import PhotoError, load_image, printable
+from preprocess import (
     AUGMENTATIONS,
     INTERPOLATIONS,
     RESIZE_MODES,
-    PhotoError,
     Preprocess,
     eval_transform,
-    load_image,
-    printable,
     train_transform,
 )
 from split_data import DataSplit, Samples, prepare_data
