@@ -189,8 +189,8 @@ def describe(model, trainable: list[str], device, args) -> str:
     )
     amp = recipe.amp_dtype(args.amp, device)
     return (
-        f"{model.name}: {sum(count.values()) / 1e6:.2f} M parameters, "
-        f"{sum(count[name] for name in trainable) / 1e6:.2f} M of them train{blocks}; "
+        f"{model.name}: {sum(count.values()):,} parameters, "
+        f"{sum(count[name] for name in trainable):,} of them train{blocks}; "
         f"{device}, {str(amp or torch.float32).removeprefix('torch.')}"
     )
 
