@@ -401,6 +401,8 @@ class VisionTransformer(nn.Module):
 
     def init_weights(self) -> None:
         """Truncated normal (0.02) weights, zero biases and a zero head (ViT paper, appendix B)."""
+        if self.cls_token.is_meta:  # torch would import its compiler (1.5 s) to draw nothing
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
