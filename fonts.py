@@ -141,7 +141,8 @@ def web_font(text: str) -> bytes | None:
         return None
     from fontTools import subset  # matplotlib needs fontTools too; a second or two for this file
 
-    options = subset.Options(flavor="woff", font_number=face.index, layout_features=[], name_IDs=[])
+    options = subset.Options(flavor="woff", font_number=face.index, name_IDs=[])
+    options.drop_tables += ["GSUB", "GPOS", "GDEF", "BASE", "VORG", "vhea", "vmtx"]  # slow, unused
     font = subset.load_font(face.path, options)
     subsetter = subset.Subsetter(options)
     subsetter.populate(text="".join(sorted(letters)))

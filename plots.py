@@ -87,7 +87,8 @@ def _draw_panel(axes, rows: Sequence[dict], panel: tuple, theme: Theme) -> None:
             markersize=4,
             label=label,
         )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.margins(x=0.05 if len(rows) > 1 else 1)
     axes.set_xlabel("epoch", color=theme.ink, fontsize=10)
     axes.grid(axis="y", color=theme.faint, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -362,7 +362,8 @@ img { display: block; max-width: 100%; height: auto; }
 .confusion ol { margin: 0; padding-left: 1.6em; }
 .large { overflow: auto; max-height: 44rem; min-width: 0; }
 .large img { max-width: none; }
-@media (min-width: 860px) { .confusion { grid-template-columns: auto minmax(300px, 1fr); align-items: start; } }
+@media (min-width: 860px) {
+  .confusion { grid-template-columns: auto minmax(300px, 1fr); align-items: start; } }
 .scroll { overflow: auto; max-height: 36rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); text-align: left;
