@@ -1,0 +1,108 @@
+"""Which photos a command line means: files, folders, glob patterns, lists on standard input.
+
+Everything is a generator: a hundred thousand photos are named one by one, never collected first.
+"""
+
+import glob
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, NamedTuple
+
+from photos import readable_extensions
+
+
+class Photo(NamedTuple):
+    """A file to predict, the class index that its folder names, or why it cannot be read."""
+
+    path: str
+    truth: int | None = None
+    error: str | None = None
+
+
+def find_photos(inputs: Iterable[str], classes: Sequence[str] = ()) -> Iterator[Photo]:
+    """Yields the photos that `inputs` name; `-` stands for a list on standard input.
+
+    A photo in a folder given as an input gets as its `truth` the class that the first folder on
+    the way down to it is named after, if any is.
+    """
+    for text in inputs:
+        for path in read_list(sys.stdin.buffer) if text == "-" else [text]:
+            yield from expand(path, classes)
+
+
+def read_list(stream: BinaryIO) -> Iterator[str]:
+    """Yields the paths in `stream`: one per line, or NUL-separated where it holds NULs."""
+    rest, separator = b"", None
+    while block := stream.read1(1 << 16):
+        rest += block
+        if separator is None:
+            separator = b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else None
+        if separator:
+            *whole, rest = rest.split(separator)
+            yield from (name for line in whole if (name := _path(line, separator)))
+    if name := _path(rest, separator):
+        yield name
+
+
+def _path(line: bytes, separator: bytes | None) -> str:
+    return os.fsdecode(line if separator == b"\0" else line.rstrip(b"\r\n"))
+
+
+def expand(text: str, classes: Sequence[str] = ()) -> Iterator[Photo]:
+    """Yields the photos of a folder, of a glob pattern, or the file itself."""
+    if os.path.isdir(text):
+        yield from photos_below(text, classes)
+    elif os.path.lexists(text) or not glob.has_magic(text):
+        yield Photo(text)
+    else:
+        matches = sorted(glob.iglob(text, recursive=True))
+        if not matches:
+            yield Photo(text, error="no file matches this pattern")
+        for match in matches:
+            yield from expand(match, classes)
+
+
+def photos_below(folder: str, classes: Sequence[str] = ()) -> Iterator[Photo]:
+    """Yields the images below `folder`, with their class where a folder name gives it."""
+    index_of = {composed(name): index for index, name in enumerate(classes)}
+    found = False
+    for path, error in walk(folder):
+        found = True
+        folders = map(composed, os.path.relpath(path, folder).split(os.sep)[:-1])
+        truth = next((index_of[name] for name in folders if name in index_of), None)
+        yield Photo(path, truth, error)
+    if not found:
+        yield Photo(folder, error="there is no image in this folder")
+
+
+def composed(name: str) -> str:
+    """`name` with accents as single characters: macOS writes them decomposed, others do not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def walk(folder: str, above: frozenset = frozenset()) -> Iterator[tuple[str, str | None]]:
+    """Yields (path, error) for the images below `folder`, sorted by name.
+
+    Links to folders are followed, except back to a folder `above`: (device, inode) of the way down.
+    Hidden entries (thumbnails, macOS's ._photo.jpg) are passed over.
+    """
+    try:
+        here = os.stat(folder)
+        with os.scandir(folder) as entries:
+            names = sorted((entry.name, entry.is_dir()) for entry in entries)
+    except OSError as error:
+        yield folder, f"cannot open this folder: {error.strerror}"
+        return
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:
+        return
+    for name, is_folder in names:
+        path = os.path.join(folder, name)
+        if name.startswith("."):
+            continue
+        if is_folder:
+            yield from walk(path, above | {identity})
+        elif os.path.splitext(name)[1].lower() in readable_extensions():
+            yield path, None

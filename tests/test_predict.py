@@ -1,0 +1,471 @@
+"""predict.py and its parts: which photos are meant, what is answered, what is written where."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import answers
+import find_photos
+import predict
+from answers import Answer
+from preprocess import Preprocess
+from vit_model import create_model
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ["daisy", "roses", "tulips"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of a tiny untrained model whose answers depend on the photo."""
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "best.pth", CLASSES)
+
+
+def write_checkpoint(path: Path, classes, seed=0) -> Path:
+    torch.manual_seed(seed)
+    model = create_model("vit_micro_patch8_64", num_classes=len(classes))
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "config": model.config,
+            "classes": list(classes),
+            "preprocess": Preprocess(img_size=64).to_dict(),
+            "epoch": 3,
+            "metrics": {"val_acc": 0.8125},
+            "version": 1,
+        },
+        path,
+    )
+    return path
+
+
+def photo(path: Path, colour="red", size=(90, 70)) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return str(path)
+
+
+def run(monkeypatch, *argv) -> int:
+    """Exit status of predict.py with these arguments, in this process."""
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, argv)])
+    with pytest.raises(SystemExit) as exit_:
+        predict.run_cli(predict.main)
+    return exit_.value.code
+
+
+def run_json(monkeypatch, capsys, *argv) -> list[dict]:
+    run(monkeypatch, *argv, "--json")
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# ------------------------------------------------------------------------- which photos are meant
+
+
+def test_folders_are_searched_recursively_and_in_order(tmp_path):
+    for name in ("b/two.PNG", "a/one.jpg", "a/.hidden.jpg", ".cache/x.jpg", "three.jpeg"):
+        photo(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("no photo")
+    found = [os.path.relpath(p.path, tmp_path) for p in find_photos.expand(str(tmp_path))]
+    assert found == ["a/one.jpg", "b/two.PNG", "three.jpeg"]
+
+
+def test_a_link_back_to_a_folder_above_is_not_followed_for_ever(tmp_path):
+    photo(tmp_path / "deep" / "one.jpg")
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    found = [os.path.relpath(p.path, tmp_path) for p in find_photos.expand(str(tmp_path))]
+    assert found == ["deep/one.jpg"]
+
+
+def test_patterns_are_expanded_but_a_file_of_that_very_name_wins(tmp_path):
+    for name in ("x1.jpg", "x2.jpg", "[1].jpg"):
+        photo(tmp_path / name)
+    pattern = [p.path for p in find_photos.expand(f"{tmp_path}/x*.jpg")]
+    assert pattern == [f"{tmp_path}/x1.jpg", f"{tmp_path}/x2.jpg"]
+    assert [p.path for p in find_photos.expand(f"{tmp_path}/[1].jpg")] == [f"{tmp_path}/[1].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("none*.jpg", "no file matches"), ("", "no image in this folder")]
+)
+def test_inputs_without_a_photo_say_so(tmp_path, text, wanted):
+    (only,) = find_photos.expand(str(tmp_path / text))
+    assert wanted in only.error
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"a.jpg\nb c.jpg\n", ["a.jpg", "b c.jpg"]),
+        (b"a.jpg\r\n\r\nb.jpg", ["a.jpg", "b.jpg"]),
+        (b"a\nb.jpg\0-c.jpg\0", ["a\nb.jpg", "-c.jpg"]),
+        (b"", []),
+        (b"\xff.jpg\n", ["\udcff.jpg"]),
+        ("雏菊.jpg\n".encode(), ["雏菊.jpg"]),
+    ],
+)
+@pytest.mark.parametrize("block", [8, 1 << 16])
+def test_lists_may_be_lines_or_nul_separated(data, wanted, block):
+    class Slow(io.BytesIO):
+        def read1(self, size):
+            return super().read1(min(size, block))
+
+    assert list(find_photos.read_list(Slow(data))) == wanted
+
+
+# ------------------------------------------------------------------------------ what is answered
+
+
+def test_a_table_shows_model_accuracy_and_aligned_bars(monkeypatch, capsys, checkpoint, tmp_path):
+    assert run(monkeypatch, photo(tmp_path / "x.jpg"), "--weights", checkpoint) == 0
+    head, _, name, *rows = capsys.readouterr().out.splitlines()
+    assert "vit_micro_patch8_64" in head
+    assert "validation accuracy 0.8125" in head
+    assert name == str(tmp_path / "x.jpg")
+    assert sorted(row.split()[0] for row in rows if row) == CLASSES
+
+
+def test_wide_class_names_stay_aligned():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    top = [(0, "daisy", 0.5), (1, "郁金香", 0.3), (2, "é" + "e\u0301", 0.2)]
+    answers.Table(out).write(Answer("x.jpg", top))
+    rows = out.buffer.getvalue().decode().splitlines()[1:4]
+    ends = {answers.display_width(row[: row.index("0.")]) for row in rows}
+    assert len(ends) == 1
+
+
+def test_bars_are_proportional_and_fall_back_to_ascii():
+    assert answers.bar(1.0) == "█" * answers.BAR_WIDTH
+    assert answers.bar(0.5) == "█" * (answers.BAR_WIDTH // 2)
+    assert answers.bar(0.0) == ""
+    assert answers.bar(0.5, "ascii") == "#" * (answers.BAR_WIDTH // 2)
+
+
+def test_json_lines_have_the_documented_form(monkeypatch, capsys, checkpoint, tmp_path):
+    good, bad = photo(tmp_path / "雏菊 1.jpg"), str(tmp_path / "none.jpg")
+    first, second = run_json(monkeypatch, capsys, good, bad, "--weights", checkpoint, "--topk", 2)
+    assert set(first) == {"image", "predictions"}
+    assert first["image"] == good
+    assert len(first["predictions"]) == 2
+    for entry in first["predictions"]:
+        assert set(entry) == {"class", "index", "probability"}
+        assert CLASSES[entry["index"]] == entry["class"]
+    assert set(second) == {"image", "error"}
+    assert second["image"] == bad
+
+
+def test_bad_photos_do_not_stop_the_others(monkeypatch, capsys, checkpoint, tmp_path):
+    good = [photo(tmp_path / f"{n}.jpg") for n in range(3)]
+    whole = (tmp_path / "0.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no photo at all")
+    bad = [str(tmp_path / f"{name}.jpg") for name in ("cut", "empty", "text")]
+    order = [good[0], bad[0], bad[1], good[1], bad[2], good[2]]
+    records = run_json(
+        monkeypatch, capsys, *order, "--weights", checkpoint, "--batch-size", 2, "--workers", 3
+    )
+    assert [record["image"] for record in records] == order
+    assert [record["image"] for record in records if "error" in record] == bad
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_failed_photo_gives_exit_status_one(monkeypatch, capsys, checkpoint, tmp_path, extra):
+    (tmp_path / "text.jpg").write_text("no photo")
+    assert run(monkeypatch, tmp_path / "text.jpg", "--weights", checkpoint, *extra) == 1
+    captured = capsys.readouterr()
+    assert "text.jpg" in captured.out + captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_answers_do_not_depend_on_batch_size_or_workers(monkeypatch, capsys, checkpoint, tmp_path):
+    colours = ["red", "green", "blue", "white", "black"]
+    paths = [photo(tmp_path / f"{colour}.png", colour) for colour in colours]
+    few = run_json(monkeypatch, capsys, *paths, "--weights", checkpoint, "--batch-size", 2)
+    many = run_json(monkeypatch, capsys, *paths, "--weights", checkpoint, "--workers", 4)
+    for one, other in zip(few, many, strict=True):
+        assert one["image"] == other["image"]
+        for a, b in zip(one["predictions"], other["predictions"], strict=True):
+            assert a["probability"] == pytest.approx(b["probability"], abs=1e-5)
+
+
+def test_below_the_threshold_the_answer_is_unsure(monkeypatch, capsys, checkpoint, tmp_path):
+    path = photo(tmp_path / "x.jpg")
+    (record,) = run_json(monkeypatch, capsys, path, "--weights", checkpoint, "--threshold", 1)
+    assert record["unsure"] is True
+    (record,) = run_json(monkeypatch, capsys, path, "--weights", checkpoint)
+    assert "unsure" not in record
+
+
+def test_tta_averages_the_photo_and_its_mirror():
+    def forward(x):  # the logits are the left and the right half's sums
+        return torch.stack([x[..., :2].sum((1, 2, 3)), x[..., 2:].sum((1, 2, 3))], 1)
+
+    images = torch.rand(3, 3, 4, 4)
+    plain = predict.probabilities(images, forward, torch.device("cpu"))
+    mirrored = predict.probabilities(images.flip(-1), forward, torch.device("cpu"))
+    both = predict.probabilities(images, forward, torch.device("cpu"), tta=True)
+    assert torch.allclose(both, (plain + mirrored) / 2)
+    assert torch.allclose(both, torch.full_like(both, 0.5))
+
+
+def test_an_output_that_is_not_a_number_is_an_error():
+    batch = [predict.Decoded(find_photos.Photo("x.jpg"), torch.zeros(3, 2, 2))]
+    (answer,) = predict.answer_batch(
+        batch, lambda images: torch.full((1, 2), torch.nan), ["a", "b"], 2, 0
+    )
+    assert "not a number" in answer.error
+
+
+def test_only_a_few_photos_are_decoded_ahead():
+    from concurrent.futures import ThreadPoolExecutor
+
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield asked
+
+    with ThreadPoolExecutor(2) as pool:
+        results = predict.in_order(pool, lambda n: n * n, endless(), ahead=5)
+        assert [next(results) for _ in range(100)] == [n * n for n in range(1, 101)]
+        assert asked <= 106
+        results.close()
+
+
+# ------------------------------------------------------------------------------ which model
+
+
+def test_the_newest_checkpoint_is_the_default(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "weights" / "old" / "best.pth", ["old a", "old b"])
+    newest = write_checkpoint(tmp_path / "weights" / "new" / "best.pth", ["new a", "new b"])
+    os.utime(tmp_path / "weights" / "old" / "best.pth", (1, 1))
+    (record,) = run_json(monkeypatch, capsys, photo(tmp_path / "x.jpg"))
+    assert record["predictions"][0]["class"].startswith("new")
+    assert predict.newest_checkpoint(str(tmp_path / "weights")) == str(newest)
+
+
+def test_without_any_checkpoint_train_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, photo(tmp_path / "x.jpg")) == 2
+    error = capsys.readouterr().err
+    assert "train.py" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_bare_state_dict_takes_its_names_from_class_indices(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    full = torch.load(write_checkpoint(tmp_path / "full.pth", CLASSES), weights_only=True)
+    torch.save(full["model"], tmp_path / "model-9.pth")
+    names = {str(index): name.upper() for index, name in enumerate(CLASSES)}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    (record,) = run_json(
+        monkeypatch,
+        capsys,
+        photo(tmp_path / "x.jpg"),
+        *("--weights", "model-9.pth", "--class-indices", "names.json"),
+    )
+    assert {entry["class"] for entry in record["predictions"]} == {"DAISY", "ROSES", "TULIPS"}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["x.jpg", "--weights", "none.pth"],
+        ["x.jpg", "--topk", "0"],
+        ["x.jpg", "--threshold", "2"],
+        ["x.jpg", "--unknown-flag"],
+        ["x.jpg", "--device", "toaster"],
+        [],
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_status_two(monkeypatch, capsys, tmp_path, argv):
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "x.jpg")
+    write_checkpoint(tmp_path / "weights" / "run" / "best.pth", CLASSES)
+    assert run(monkeypatch, *argv) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+# ------------------------------------------------------------------------------ what is written
+
+
+def test_csv_cells_never_become_formulas(monkeypatch, capsys, tmp_path):
+    weights = write_checkpoint(tmp_path / "best.pth", ["=1+1", "@b", "-c"])
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "+x.jpg")
+    run(monkeypatch, "+x.jpg", "none.jpg", "--weights", weights, "--csv", "out/answers.csv")
+    with open("out/answers.csv", encoding="utf-8", newline="") as file:
+        good, bad = csv.DictReader(file)
+    assert good["image"] == "'+x.jpg"
+    assert good["answer"] == good["class_1"]
+    assert {good[f"class_{rank}"] for rank in (1, 2, 3)} == {"'=1+1", "'@b", "'-c"}
+    assert float(good["probability_1"]) >= float(good["probability_2"])
+    assert bad["answer"] == ""
+    assert bad["error"]
+
+
+def test_sorted_copies_leave_the_originals_alone(monkeypatch, capsys, checkpoint, tmp_path):
+    paths = [photo(tmp_path / "in" / folder / "same.jpg", folder) for folder in ("red", "blue")]
+    before = [Path(path).read_bytes() for path in paths]
+    options = ("--weights", checkpoint, "--sort", tmp_path / "out", "--save", tmp_path / "drawn")
+    assert run(monkeypatch, tmp_path / "in", *options) == 0
+    assert [Path(path).read_bytes() for path in paths] == before
+    copies = sorted((tmp_path / "out").rglob("*.jpg"))
+    assert len(copies) == 2
+    assert {copy.parent.name for copy in copies} <= set(CLASSES)
+    assert {copy.read_bytes() for copy in copies} == set(before)
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_unsure_photos_are_sorted_apart(monkeypatch, capsys, checkpoint, tmp_path):
+    path = photo(tmp_path / "in" / "x.jpg")
+    run(monkeypatch, path, "--weights", checkpoint, "--sort", tmp_path / "out", "--threshold", 1)
+    assert (tmp_path / "out" / "unsure" / "x.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "..", ".", "", "a/b", "a\\b", "con", "x" * 400, "a\0b", "tab\t", "/abs"]
+)
+def test_class_names_become_harmless_folder_names(name):
+    folder = answers.folder_name(name)
+    assert folder
+    assert folder not in (".", "..")
+    assert not set(folder) & set('/\\\0\t:*?"<>|')
+    assert len(folder.encode()) <= 201
+    assert folder.lower() != "con"
+
+
+def test_classes_that_would_share_a_folder_get_their_own(tmp_path):
+    copies = answers.SortedCopies(str(tmp_path / "out"), ["a/b", "a:b", "A_B"])
+    assert len({folder.lower() for folder in copies.subfolders.values()}) == 4
+
+
+def test_annotated_pictures_show_the_photo_and_a_row_per_class(tmp_path):
+    image = Image.new("RGB", (300, 200), "red")
+    top = [(0, "daisy", 0.7), (1, "郁金香", 0.2), (2, "x" * 200, 0.1)]
+    picture = answers.annotate(Answer("x.jpg", top, image=image), long_side=600)
+    assert picture.width >= 300
+    assert picture.height > picture.width * 200 / 300
+    assert picture.getpixel((picture.width // 2, 20)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("flag", ["--save", "--sort", "--csv", "--explain"])
+def test_nothing_is_written_among_the_photos(monkeypatch, capsys, checkpoint, tmp_path, flag):
+    path = photo(tmp_path / "in" / "x.jpg")
+    for target in (tmp_path / "in" / "out", tmp_path / "in"):
+        assert run(monkeypatch, tmp_path / "in", "--weights", checkpoint, flag, target) == 2
+    assert run(monkeypatch, path, "--weights", checkpoint, flag, path) == 2
+    assert [entry.name for entry in (tmp_path / "in").iterdir()] == ["x.jpg"]
+
+
+def test_a_listed_photo_in_the_output_folder_stops_the_run(tmp_path):
+    names = answers.FreshNames(str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="output folder"):
+        names.path(str(tmp_path / "out" / "x.jpg"), ".jpg")
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_at_once(
+    monkeypatch, capsys, checkpoint, tmp_path
+):
+    (tmp_path / "file").write_text("not a folder")
+    options = ("--weights", checkpoint, "--save", tmp_path / "file" / "out")
+    assert run(monkeypatch, photo(tmp_path / "in" / "x.jpg"), *options) == 2
+    captured = capsys.readouterr()
+    assert "cannot write" in captured.err
+    assert captured.out == ""
+
+
+# ------------------------------------------------------------------------------ class folders
+
+
+def test_class_folders_are_matched_by_name_and_scored(monkeypatch, capsys, checkpoint, tmp_path):
+    # The folders "aaa" and "zzz" are no classes: they must neither count nor shift the others.
+    for folder in ("aaa", "tulips", "daisy", "zzz"):
+        for n, colour in enumerate(["red", "green", "blue"]):
+            photo(tmp_path / "in" / folder / f"{n}.png", colour)
+    records = run_json(monkeypatch, capsys, tmp_path / "in", "--weights", checkpoint)
+    right = sum(
+        record["predictions"][0]["class"] == Path(record["image"]).parent.name for record in records
+    )
+    assert run(monkeypatch, tmp_path / "in", "--weights", checkpoint) == 0
+    out = capsys.readouterr().out
+    assert f"accuracy {right / 6:.4f} ({right} of 6 photos)" in out
+    assert "true \\ predicted" in out
+
+
+def test_many_classes_list_the_mistakes_instead_of_a_matrix():
+    score = answers.Score([f"class {n}" for n in range(30)])
+    for truth in range(30):
+        guess = 1 if truth == 2 else truth
+        score.write(Answer("x", [(guess, "", 1.0)], truth=truth))
+    lines = score.lines()
+    assert lines[0] == "accuracy 0.9667 (29 of 30 photos)"
+    assert any("class 2 taken for class 1" in line for line in lines)
+    assert len(lines) == 3
+
+
+# ------------------------------------------------------------------------------ as a command
+
+
+def command(*argv, **options):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "predict.py", *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_odd_names_survive_as_arguments_and_in_lists(checkpoint, tmp_path):
+    names = ["-x.jpg", "--my_photo.jpg", "a b.jpg", "line\nbreak.jpg", "雏菊.jpg"]
+    for name in names:
+        photo(tmp_path / name)
+    given = command("--json", "--weights", checkpoint, "--", *names, cwd=tmp_path)
+    out, _ = given.communicate()
+    assert [json.loads(line)["image"] for line in out.splitlines()] == names
+    assert given.returncode == 0
+    listed = command("-", "--weights", checkpoint, "--json", cwd=tmp_path, stdin=subprocess.PIPE)
+    out, _ = listed.communicate("\0".join(names).encode())
+    assert [json.loads(line)["image"] for line in out.splitlines()] == names
+    assert listed.returncode == 0
+
+
+def test_a_broken_pipe_is_quiet(checkpoint, tmp_path):
+    for n in range(40):
+        photo(tmp_path / f"{n}.png")
+    running = command(tmp_path, "--weights", checkpoint, "--batch-size", "1")
+    running.stdout.readline()
+    running.stdout.close()
+    errors = running.stderr.read().decode()
+    running.wait(timeout=60)
+    assert "Traceback" not in errors
+    assert "Exception" not in errors
+
+
+def test_one_photo_needs_no_plotting_library_nor_torchvision(checkpoint, tmp_path):
+    weights = ("--weights", str(checkpoint))
+    running = subprocess.run(
+        [sys.executable, "-X", "importtime", "predict.py", photo(tmp_path / "x.jpg"), *weights],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in running.stderr.splitlines()}
+    assert "torch" in imported
+    assert not imported & {"torchvision", "matplotlib", "tensorboard", "scipy", "sympy"}
