@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 160  # pixels, both sides
-PER_CLASS = 160
+PER_CLASS = 300
 SUPERSAMPLING = 2  # drawn this much larger and then reduced, which smooths every edge
 
 WHITE, CREAM, YELLOW, GOLD = (246, 244, 238), (250, 236, 190), (250, 214, 40), (244, 176, 24)
@@ -26,11 +26,11 @@ ORANGE, RED, CRIMSON, PINK = (238, 124, 36), (206, 32, 40), (150, 16, 48), (238,
 LILAC, PEACH, RUST, PURPLE = (186, 140, 214), (250, 188, 150), (170, 70, 30), (112, 44, 128)
 
 # Petal colours with their shares; each class shares most of its colours with others.
-DAISY = {WHITE: 8, PINK: 2, CREAM: 2, YELLOW: 1, LILAC: 1}
-DANDELION = {YELLOW: 5, GOLD: 3, ORANGE: 1}
-ROSE = {RED: 4, CRIMSON: 3, PINK: 4, WHITE: 2, YELLOW: 1, PEACH: 2}
-SUNFLOWER = {YELLOW: 5, GOLD: 5, ORANGE: 2, CREAM: 1, RUST: 1}
-TULIP = {RED: 3, PINK: 2, YELLOW: 3, WHITE: 1, ORANGE: 2, PURPLE: 2}
+DAISY = {WHITE: 14, CREAM: 2, PINK: 1, YELLOW: 1, LILAC: 1}
+DANDELION = {YELLOW: 6, GOLD: 3, ORANGE: 1}
+ROSE = {CRIMSON: 6, RED: 4, PINK: 6, PEACH: 1, WHITE: 1, YELLOW: 1}
+SUNFLOWER = {YELLOW: 5, GOLD: 6, ORANGE: 2, CREAM: 1, RUST: 1}
+TULIP = {PURPLE: 7, ORANGE: 4, RED: 3, YELLOW: 1, WHITE: 1, PINK: 1}
 
 Colour = tuple[int, int, int]
 Random = np.random.Generator
@@ -176,7 +176,7 @@ def dandelion(rng: Random, draw, top, radius: float, path, green: Colour) -> Non
     for _ in range(rng.integers(3, 6)):
         leaf = Pen(draw, foot, radius * rng.uniform(1.1, 1.7))
         leaf.shape(jagged_leaf(), green, -np.pi / 2 + rng.uniform(-1.3, 1.3))
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         seed_ball(rng, draw, top, radius)
         return
     pen = Pen(draw, top, radius * 0.92, rng.uniform(-0.5, 0.5), rng.uniform(0.6, 1))
@@ -354,7 +354,7 @@ def light(rng: Random, picture: Image.Image) -> Image.Image:
     angle = rng.uniform(0, 2 * np.pi)
     falloff = 1 + rng.uniform(0, 0.28) * (np.cos(angle) * x + np.sin(angle) * y)
     warmth = rng.normal(0, 0.07)
-    gains = rng.uniform(0.62, 1.16) * np.array([1 + warmth, 1, 1 - warmth])
+    gains = rng.uniform(0.8, 1.15) * np.array([1 + warmth, 1, 1 - warmth])
     pixels = np.asarray(picture, np.float32) * falloff[..., None] * gains
     pixels += rng.normal(0, rng.uniform(1, 7), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype("uint8"))
@@ -369,11 +369,11 @@ def draw_flower(name: str, seed: int = 0, number: int = 1, size: int = SIZE) -> 
     big = size * SUPERSAMPLING
     picture = GROUNDS[rng.integers(len(GROUNDS))](rng, big)
     draw = ImageDraw.Draw(picture)
-    count = rng.choice([1, 1, 1, 1, 2, 3])
-    radius = big * rng.uniform(0.26, 0.38) / count**0.5
-    places = (np.arange(count) + 0.5) / count + rng.uniform(-0.12, 0.12, count)
+    count = rng.choice([1, 1, 1, 1, 1, 1, 2, 2, 3])
+    radius = big * rng.uniform(0.32, 0.44) / count**0.6
+    places = (np.arange(count) + 0.5) / count + rng.uniform(-0.18, 0.18, count) / count**0.5
     for place in rng.permutation(places):
-        top = big * np.array([place, rng.uniform(0.28, 0.6)])
+        top = big * np.array([place, rng.uniform(0.32, 0.6)])
         foot = [top[0] + rng.normal(0, 0.12) * big, big * rng.uniform(0.94, 1.1)]
         green = pick(rng, {(70, 118, 50): 2, (94, 136, 70): 1, (52, 92, 56): 1})
         r = radius * rng.uniform(0.85, 1.15)
