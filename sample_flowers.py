@@ -77,21 +77,21 @@ class Pen:
         """tilt: height over width of a circle as it is seen, 1 from straight above."""
         cos, sin = np.cos(turn), np.sin(turn)
         self.draw, self.centre, self.radius = draw, np.asarray(centre, float), radius
-        self.frame = radius * np.array([[cos, sin], [-sin, cos]]) * [1, 1]
+        self.frame = radius * np.array([[cos, sin], [-sin, cos]])
         self.view = np.array([1, tilt])
 
-    def points(self, local: np.ndarray, angle: float = 0, shift=(0, 0)) -> list[tuple]:
-        """Unit-frame points (n, 2), turned by `angle` and shifted -> pixels of the picture."""
+    def points(self, local: np.ndarray, angle: float = 0, shift=(0, 0)) -> list[float]:
+        """Unit-frame points (n, 2), turned by `angle` and shifted -> x, y, x, y, ... in pixels."""
         cos, sin = np.cos(angle), np.sin(angle)
         turned = (local @ np.array([[cos, sin], [-sin, cos]]) + shift) * self.view
-        return [tuple(point) for point in turned @ self.frame + self.centre]
+        return (turned @ self.frame + self.centre).ravel().tolist()
 
     def shape(self, local: np.ndarray, colour: Colour, angle: float = 0, shift=(0, 0)) -> None:
         """Fills a polygon and draws its edge a little darker, so that overlaps stay visible."""
         points = self.points(local, angle, shift)
         self.draw.polygon(points, fill=colour)
         edge = max(1, round(self.radius / 45))
-        self.draw.line([*points, points[0]], fill=shade(colour, 0.78), width=edge)
+        self.draw.line([*points, *points[:2]], fill=shade(colour, 0.78), width=edge)
 
     def line(self, local, colour: Colour, width: float, angle: float = 0, shift=(0, 0)) -> None:
         pixels = max(1, round(width * self.radius))
@@ -124,9 +124,9 @@ def stem(rng: Random, draw, foot, top, colour: Colour, width: float) -> np.ndarr
     t = np.linspace(0, 1, 14)[:, None]
     bend = rng.normal(0, 0.08) * np.hypot(*(top - foot))
     path = foot + t * (top - foot) + np.sin(t * np.pi) * [bend, 0]
-    draw.line([tuple(point) for point in path], fill=colour, width=max(2, round(width)))
-    lit = [tuple(point - [width / 4, 0]) for point in path]
-    draw.line(lit, fill=shade(colour, 1.2), width=max(1, round(width / 4)))
+    draw.line(path.ravel().tolist(), fill=colour, width=max(2, round(width)))
+    lit = path - [width / 4, 0]
+    draw.line(lit.ravel().tolist(), fill=shade(colour, 1.2), width=max(1, round(width / 4)))
     return path
 
 
