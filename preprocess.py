@@ -19,6 +19,7 @@ MAX_IMG_SIZE = 4096  # of the model's input; a checkpoint that claims more is da
 
 # The smallest crop of RandomResizedCrop is 8 % of a photo's area at a side ratio of 3:4, a quarter
 # (0.245) of the short side: a photo decoded at four times the size wanted serves it undiminished.
+# Half of that margin would save only a tenth of the time for a photo of 12 megapixels.
 CROP_SCALE = (0.08, 1.0)
 CROP_MARGIN = 4
 
