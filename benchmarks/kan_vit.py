@@ -1,0 +1,233 @@
+"""Fine-tunes the same pretrained ViT as it is and as a KAN-ViT, and compares what comes of it.
+
+    python benchmarks/kan_vit.py run --data ../shared/flower_photos \\
+        --weights ../shared/weights/deit_tiny_patch16_224.safetensors
+    python benchmarks/kan_vit.py speed --weights ../shared/weights/deit_tiny_patch16_224.safetensors
+    python benchmarks/kan_vit.py show
+
+`run` calls train.py once for each setting and seed and appends a line to benchmarks/kan_vit.jsonl;
+settings that have a line are skipped and an interrupted one goes on where it stopped, so it can be
+killed and started again. All settings of a seed see the same photos in the same order from the same
+starting logits. `speed` times one training step of each; `show` prints the table and draws
+docs/kan_vit.png. A setting takes 3 to 15 minutes on two cores.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).with_suffix(".jsonl")
+FIGURE = ROOT / "docs" / "kan_vit.png"
+sys.path.insert(0, str(ROOT))
+
+# Half of the photos train and half judge: with 200 to judge by, one photo would be half a percent.
+# Everything is written out, so that a later change of train.py's choices does not mix with results.
+COMMON = "--val-split 0.5 --epochs 4 --batch-size 16 --amp bf16 --aug basic --opt adamw"
+ALL = (
+    "--freeze-layers false --lr 2e-4 --weight-decay 0.05 --layer-decay 0.75 --warmup-epochs 0.8 "
+    "--label-smoothing 0.1 "
+)
+FROZEN = (
+    "--freeze-layers true --lr 2e-3 --weight-decay 0 --layer-decay 1 --warmup-epochs 0 "
+    "--label-smoothing 0 "
+)
+
+
+def kan(rank: str | int, rate: float, more: str = "") -> str:
+    """Returns the flags of a KAN-ViT whose splines learn at `rate` times the rate of the rest."""
+    return f"--mlp kan --kan-rank {rank} --kan-lr-scale {rate} {more}"
+
+
+def gkan(rate: float) -> str:
+    return f"--mlp gkan --kan-lr-scale {rate}"
+
+
+# The most telling comparisons come first.
+SETTINGS: dict[str, str] = {
+    "ViT": ALL,
+    "KAN rank 16": ALL + kan(16, 10),
+    "GKAN": ALL + gkan(1),
+    "ViT, frozen": FROZEN,
+    "KAN rank 16, frozen": FROZEN + kan(16, 1),
+    "GKAN, frozen": FROZEN + gkan(1),
+    "KAN full": ALL + kan("full", 0.1),
+    "KAN full, frozen": FROZEN + kan("full", 0.01),
+    "KAN rank 4": ALL + kan(4, 10),
+    "KAN rank 32": ALL + kan(32, 10),
+    "KAN rank 16, last 4 blocks": ALL + kan(16, 10, "--kan-blocks last:4"),
+    "KAN rank 16, slow splines": ALL + kan(16, 1),
+    "KAN rank 16, fast splines": ALL + kan(16, 30),
+    "GKAN, fast splines": ALL + gkan(10),
+    "KAN rank 16, grid 10": ALL + kan(16, 10, "--kan-grid 10"),
+    "KAN rank 16, order 2": ALL + kan(16, 10, "--kan-order 2"),
+    "KAN rank 16, regularised": ALL + kan(16, 10, "--kan-reg 1e-4"),
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains every setting with every seed that the results lack."""
+    done = {(r["setting"], r["seed"]) for r in read_results()}
+    for seed in args.seeds:
+        for setting, flags in SETTINGS.items():
+            if (setting, seed) in done or (args.only and setting not in args.only):
+                continue
+            result = train(setting, seed, flags, args)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            last = result["epochs"][-1]
+            print(
+                f"{setting}, seed {seed}: {last['val_acc']:.4f} {last['val_loss']:.4f}", flush=True
+            )
+
+
+def train(setting: str, seed: int, flags: str, args: argparse.Namespace) -> dict:
+    """Returns the metrics of one run of train.py, its peak memory and how it was made."""
+    folder = args.work / f"{setting.replace(' ', '-').replace(',', '')}-{seed}"
+    command = [sys.executable, "train.py", "--data-path", args.data, "--weights", args.weights]
+    command += [*f"{COMMON} {flags} --seed {seed} --output".split(), str(folder)]
+    if (folder / "last.pth").exists():
+        command = [sys.executable, "train.py", "--resume", str(folder)]
+    log = args.work / f"{folder.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{setting}, seed {seed} failed: see {log}")
+    with (folder / "metrics.csv").open() as file:
+        epochs = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    shutil.rmtree(folder)  # checkpoints of full-rank splines take half a gigabyte
+    return {
+        "setting": setting,
+        "seed": seed,
+        "epochs": epochs,
+        "peak_mb": usage.ru_maxrss / 1024,
+        "flags": f"{COMMON} {flags}".strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def read_results() -> list[dict]:
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+
+
+def speed(args: argparse.Namespace) -> None:
+    """Prints the median time of a training step in bfloat16, forward, backward and update."""
+    from options import parse_args
+    from pretrained import load_into, read_weights
+    from recipe import create_optimizer, freeze, param_groups
+    from vit_model import create_model
+
+    weights = read_weights(args.weights)
+    images, labels = torch.randn(16, 3, 224, 224), torch.randint(5, (16,))
+    print(f"{'setting':<28} {'parameters':>11} {'trained':>11} {'ms a step':>10}")
+    for setting in args.only or list(SETTINGS)[:10]:
+        flags, _ = parse_args(
+            ["--data-path", ".", "--weights", args.weights, *SETTINGS[setting].split()]
+        )
+        kan = {"mlp": flags.mlp, "kan_rank": flags.kan_rank, "kan_blocks": flags.kan_blocks}
+        model = create_model(**weights.config | {"num_classes": 5} | kan).train()
+        report = load_into(model, weights)
+        freeze(model, report.from_file if flags.freeze_layers else ())
+        optimizer = create_optimizer("adamw", param_groups(model, 1e-4, 0.0, 1.0, 1.0))
+        times = []
+        for _ in range(args.steps):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = torch.nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.perf_counter() - start)
+        counts = [sum(p.numel() for p in ps) for ps in (model.parameters(), trained(model))]
+        milliseconds = statistics.median(times[1:]) * 1000
+        print(f"{setting:<28} {counts[0]:>11,} {counts[1]:>11,} {milliseconds:>10.0f}", flush=True)
+
+
+def trained(model: torch.nn.Module):
+    return (p for p in model.parameters() if p.requires_grad)
+
+
+def show(_: argparse.Namespace) -> None:
+    """Prints a table of all results as Markdown and draws the curves of validation."""
+    runs = defaultdict(list)
+    for result in read_results():
+        runs[result["setting"]].append(result)
+    print(
+        "| setting | seeds | accuracy, last epoch | loss, last epoch | best accuracy | peak, MB |"
+    )
+    print("|---|---|---|---|---|---|")
+    for setting, results in runs.items():
+        last = [r["epochs"][-1] for r in results]
+        best = [max(e["val_acc"] for e in r["epochs"]) for r in results]
+        memory = max(r["peak_mb"] for r in results)
+        print(
+            f"| {setting} | {len(results)} | {spread([e['val_acc'] for e in last], 4)} "
+            f"| {spread([e['val_loss'] for e in last], 4)} | {spread(best, 4)} | {memory:.0f} |"
+        )
+    draw(runs)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Returns "mean (lowest to highest)", or the value where there is one."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def draw(runs: dict[str, list[dict]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for panel, frozen in zip(panels, (False, True), strict=True):
+        for setting, results in runs.items():
+            if setting.endswith("frozen") is frozen:
+                seeds = [[e["val_acc"] for e in r["epochs"]] for r in results]
+                means = [statistics.fmean(epoch) for epoch in zip(*seeds, strict=True)]
+                panel.plot(range(1, len(means) + 1), means, marker="o", label=setting)
+        panel.set_title("head and splines train" if frozen else "all layers train")
+        panel.set_xlabel("epoch")
+        panel.set_ylabel("validation accuracy")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    figure.savefig(FIGURE, dpi=120)
+    print(f"\nwrote {FIGURE.relative_to(ROOT)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "speed", "show"])
+    parser.add_argument("--data", help="folder of class folders")
+    parser.add_argument("--weights", help="the pretrained ViT")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, help="these settings (default: all)")
+    parser.add_argument("--steps", type=int, default=6, help="steps that `speed` times")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs", help="where runs and logs are kept meanwhile"
+    )
+    args = parser.parse_args()
+    {"run": run, "speed": speed, "show": show}[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
