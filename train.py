@@ -9,6 +9,7 @@ can be killed at any moment and resumed bit for bit. `--help` explains every fla
 """
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from feature_cache import plan
 from my_dataset import DataSplit, MyDataSet, Preprocess, Samples, eval_transform, prepare_data
 from options import default_workers, parse_args, pick_device, run_cli
 from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
-from run_dir import find_run, locked, new_run_dir, write_class_indices
+from results import show_start, write_results
+from run_dir import RunLog, find_run, locked, new_run_dir, write_class_indices
 from trainer import Trainer, load_state, make_loader
 from utils import evaluate, read_json, seed_everything, write_json, write_text
 from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model
@@ -116,12 +118,13 @@ def _short(values) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def calibrate_model(model: VisionTransformer, args, data: DataSplit, preprocess) -> None:
+def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Preprocess) -> None:
     """Sets the grid ranges of the KAN layers from training photos as prediction sees them."""
     dataset = MyDataSet(*data.train, eval_transform(preprocess))
     some = torch.linspace(0, len(dataset) - 1, min(len(dataset), CALIBRATION_IMAGES)).long()
-    batches = [MyDataSet.collate_fn([dataset[int(i)] for i in part]) for part in some.split(32)]
-    report = calibrate(model, [batch.images for batch in batches if len(batch.images)])
+    batches = [dataset.collate_fn(dataset.__getitems__(part.tolist())) for part in some.split(32)]
+    device = model.cls_token.device
+    report = calibrate(model, [b.images.to(device) for b in batches if len(b.images)])
     print("\n".join(report.lines()))
 
 
@@ -147,8 +150,10 @@ def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen: 
         accum_steps=args.accum_steps,
         optimizer=args.opt,
     )
+    args.reasons = {}
     for name, (value, reason) in recipe.choose(case, vars(args)).items():
         setattr(args, name, value)
+        args.reasons[name] = reason
         if name != "kan_lr_scale" or spline != "none":
             print(f"--{name.replace('_', '-')} {value}  ({reason})")
 
@@ -169,8 +174,7 @@ def start(args: argparse.Namespace, typed: set[str]) -> Trainer | None:
         print("--dry-run: nothing was trained or written")
         return None
     model.to(device)
-    calibrated = any(name.endswith(".grid") for name in pretrained)
-    if model.sizes.mlp != "mlp" and args.kan_range == "auto" and not calibrated:
+    if model.sizes.mlp != "mlp" and args.kan_range == "auto":
         calibrate_model(model, data, preprocess)
     folder = new_run_dir(args.output, model.name, args.data_path, data_roots(args))
     args.output = str(folder)
@@ -253,14 +257,6 @@ def write_start(trainer: Trainer, roots: list[str]) -> None:
         print(changed)
 
 
-def write_results(trainer: Trainer) -> None:
-    """Evaluates best.pth as it lies on disk, and says what was written and what to type next."""
-    folder, best = trainer.folder, trainer.best
-    print(f"best: epoch {best['epoch']}, validation accuracy {best['val_acc']:.4f}")
-    print(f"written to {folder}/: best.pth, last.pth, metrics.csv, ...")
-    print(f"predict with: python predict.py PHOTO --weights {folder / 'best.pth'}")
-
-
 def train(args: argparse.Namespace, typed: set[str]) -> int:
     """Trains a new run, or goes on with one; returns the exit status."""
     trainer = resume(args, typed) if args.resume else start(args, typed)
@@ -275,13 +271,14 @@ def train(args: argparse.Namespace, typed: set[str]) -> int:
             print(f"resuming {trainer.folder} at epoch {trainer.epoch + 1}: {left} epochs to go")
         else:
             write_start(trainer, data_roots(args))
-        if trainer.args.epochs == 0:
-            trainer.evaluate_start()
-        stopped_by = trainer.fit()
-        if stopped_by:
-            print(f"stopped and saved; go on with: python train.py --resume {trainer.folder}")
-            return 128 + stopped_by
-        write_results(trainer)
+        with closing(RunLog(trainer.folder, trainer.history)) as log:
+            if not args.resume:
+                show_start(trainer, log)
+            stopped_by = trainer.fit(log)
+            if stopped_by:
+                print(f"stopped and saved; go on with: python train.py --resume {trainer.folder}")
+                return 128 + stopped_by
+            write_results(trainer, log)
     return 0
 
 

@@ -5,7 +5,6 @@ does not: `state()` is everything that a run needs to go on, `restore()` puts it
 """
 
 import argparse
-import contextlib
 import math
 import signal
 import sys
@@ -272,12 +271,13 @@ class Trainer:
 
     # --- epochs ---------------------------------------------------------------------------------
 
-    def fit(self) -> int:
+    def fit(self, log: RunLog) -> int:
         """Trains to the last epoch; returns 0, or the number of the signal that stopped it."""
         args = self.args
         self.skip_frozen()
-        log = RunLog(self.folder, self.history)
-        with Interrupt() as interrupt, contextlib.closing(log):
+        if args.epochs == 0:
+            self.evaluate_start()
+        with Interrupt() as interrupt:
             while self.epoch < args.epochs and not self.out_of_patience():
                 timer = Timer()
                 trained = self.train_epoch(interrupt, timer)
@@ -289,7 +289,6 @@ class Trainer:
                 print(self.line(row), *self.notes(row), sep="\n", flush=True)
                 if interrupt.signal and self.epoch < args.epochs:
                     return interrupt.signal
-        feature_cache.remove(self.folder)
         return 0
 
     def skip_frozen(self) -> None:

@@ -1,0 +1,96 @@
+"""What a run leaves for people: sample and result pictures, report.html, TensorBoard's copies."""
+
+from pathlib import Path
+
+import feature_cache
+from plots import image_grid, plot_confusion, plot_curves
+from report import confusion_matrix, most_confused, worst_mistakes, write_report
+from run_dir import RunLog
+from trainer import Trainer
+from utils import load_checkpoint
+
+SAMPLES = 12
+
+
+def show_start(trainer: Trainer, log: RunLog) -> None:
+    """Draws some training photos as the model sees them, and notes the configuration."""
+    dataset, sampler = trainer.train_loader.dataset, trainer.train_loader.sampler
+    sampler.set_epoch(0)
+    keys = [key for key, _ in zip(sampler, range(SAMPLES), strict=False)]
+    batch = dataset.collate_fn(dataset.__getitems__(keys))
+    if len(batch.images):
+        titles = [trainer.data.classes[label] for label in batch.labels]
+        preprocess, path = trainer.preprocess, trainer.folder / "samples.png"
+        image_grid(batch.images, titles, path, preprocess.mean, preprocess.std)
+        log.picture("samples", path)
+    log.text("settings", [f"{name}: {value}" for name, value in vars(trainer.args).items()])
+    log.text("data", trainer.data.report.text().splitlines())
+
+
+def write_results(trainer: Trainer, log: RunLog) -> None:
+    """Evaluates best.pth as it lies on disk; writes pictures and report; says what to type next."""
+    folder, classes, val = trainer.folder, trainer.data.classes, trainer.data.val
+    trainer.evaluated.load_state_dict(load_checkpoint(folder / "best.pth")["model"])
+    result, probabilities, indices = trainer.validate()
+    labels = [val.labels[i] for i in indices]
+    paths = [val.paths[i] for i in indices]
+    matrix = confusion_matrix(labels, probabilities.argmax(1), len(classes))
+    if trainer.history:
+        plot_curves(trainer.history, folder / "curves.png")
+        log.picture("curves", folder / "curves.png")
+    plot_confusion(matrix, classes, folder / "confusion.png")
+    log.picture("confusion", folder / "confusion.png")
+    write_report(
+        folder,
+        title=f"{trainer.model.name} on {Path(trainer.args.data_path).name}",
+        summary=summary(trainer, result),
+        classes=classes,
+        matrix=matrix,
+        rows=trainer.history,
+        mistakes=worst_mistakes(paths, labels, probabilities, classes),
+        settings=settings(trainer.args),
+        data_lines=(folder / "data_report.txt").read_text("utf-8").splitlines()[:40],
+        commands=commands(folder),
+    )
+    confused = most_confused(matrix, classes, 3)
+    print(f"best: epoch {trainer.best['epoch']}, validation accuracy {result.accuracy:.4f}")
+    if confused:
+        pairs = "; ".join(f"{true} taken for {said} {n} times" for true, said, n in confused)
+        print(f"most confused: {pairs}")
+    feature_cache.remove(folder)
+    print(f"written to {folder}/: best.pth, last.pth, metrics.csv, report.html and more")
+    for what, command in commands(folder):
+        print(f"{what}: {command}")
+
+
+def summary(trainer: Trainer, result) -> list[tuple[str, object]]:
+    """Returns (label, value) of what matters most about a run."""
+    model, rows = trainer.model, trainer.history
+    sizes = model.sizes
+    kan = {"mlp": "", "kan": ", KAN blocks", "gkan": ", grouped KAN blocks"}[sizes.mlp]
+    count = sum(p.numel() for p in model.parameters())
+    return [
+        ("validation accuracy", f"{result.accuracy:.4f}"),
+        ("validation loss", f"{result.loss:.4f}"),
+        ("best epoch", f"{trainer.best['epoch']} of {len(rows)}"),
+        ("model", f"{model.name}{kan}, {count / 1e6:.2f} M parameters"),
+        ("photos", f"{len(trainer.data.train.paths)} + {len(trainer.data.val.paths)}"),
+        ("training time", f"{sum(row['seconds'] for row in rows):.0f} s on {trainer.device}"),
+    ]
+
+
+def settings(args) -> list[tuple[str, object, str]]:
+    """Returns (flag, value, why it was chosen) for every setting of a run."""
+    return [
+        ("--" + name.replace("_", "-"), value, args.reasons.get(name, ""))
+        for name, value in vars(args).items()
+        if name not in ("reasons", "resume", "list_models", "eval", "dry_run")
+    ]
+
+
+def commands(folder: Path) -> list[tuple[str, str]]:
+    """Returns (what it does, command line) for what a user does next."""
+    return [
+        ("predict", f"python predict.py PHOTO --weights {folder / 'best.pth'}"),
+        ("look closer", f"tensorboard --logdir {folder}"),
+    ]
