@@ -9,21 +9,19 @@
     calibrate(model, batches)                               # ranges of the splines, from photos
 
 The work is done in `weight_files` (opens a file), `weight_formats` (others' names to ours),
-`weight_reader` (what a file holds), `weight_resizing` and `weight_loader` (into a model) and
-`downloads`.
+`weight_reader` (what a file holds), `weight_resizing` and `weight_loader` (into a model),
+`calibration` and `downloads`.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
 
+from calibration import calibrate
 from downloads import fetch_file, fetch_flower_photos
-from kan import GroupKANLinear, KANLinear
 from my_dataset import Preprocess
 from options import Parser, run_cli
 from utils import CHECKPOINT_VERSION, atomic_file, save_checkpoint
@@ -42,9 +40,6 @@ __all__ = [
     "load_model",
     "read_weights",
 ]
-
-KAN_LAYERS = (KANLinear, GroupKANLinear)
-CALIBRATION_TOKENS = 4096  # of each batch
 
 
 @dataclass
@@ -122,92 +117,6 @@ def _classes(class_indices: str | Path | None, weights: WeightsFile) -> list[str
             f"names the right file"
         )
     return classes
-
-
-@dataclass
-class CalibrationReport:
-    """What `calibrate` did: (low, high) over all features of each layer, and who was left alone."""
-
-    ranges: dict[str, tuple[float, float]]
-    skipped: list[str]
-    images: int
-
-    def lines(self) -> list[str]:
-        lines = []
-        if self.ranges:
-            low, high = (sorted(v[i] for v in self.ranges.values()) for i in (0, 1))
-            lines.append(
-                f"calibrated {len(self.ranges)} KAN layers on {self.images} photos: features span "
-                f"{low[len(low) // 2]:.2f} to {high[len(high) // 2]:.2f} in the middle layer"
-            )
-        if self.skipped:
-            lines.append(f"left {len(self.skipped)} KAN layers as they are: their splines are set")
-        return lines
-
-
-@torch.no_grad()
-def calibrate(model: VisionTransformer, batches: Iterable[Tensor]) -> CalibrationReport:
-    """Sets the grid range of every KAN layer whose splines are still zero from real photos.
-
-    batches: images (B, C, S, S), prepared as for prediction. All layers are measured in one pass,
-    since zero splines change nothing whatever their range. Layers with trained splines stay.
-    """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, KAN_LAYERS)}
-    fresh = {name: layer for name, layer in layers.items() if has_zero_splines(layer)}
-    ends: dict[str, list[Tensor]] = {name: [] for name in fresh}
-
-    def note(name: str, layer: nn.Module):
-        def hook(_module, inputs) -> None:
-            ends[name].append(input_range(inputs[0], rows=layer.grid.shape[0]))
-
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(note(name, layer)) for name, layer in fresh.items()]
-    images = _run(model, batches)
-    for hook in hooks:
-        hook.remove()
-    ranges = {}
-    for name, layer in fresh.items():
-        if not ends[name]:
-            raise ValueError("no photo to calibrate the KAN layers on")
-        low, high = torch.stack(ends[name]).mean(0)
-        layer.set_range(low, high)
-        ranges[name] = float(low.min()), float(high.max())
-    return CalibrationReport(ranges, [name for name in layers if name not in fresh], images)
-
-
-def has_zero_splines(layer: nn.Module) -> bool:
-    """Whether a KAN layer computes its base function alone."""
-    factor = layer.spline_up if getattr(layer, "spline_rank", None) else layer.spline_weight
-    return not factor.any()
-
-
-def input_range(x: Tensor, rows: int) -> Tensor:
-    """Returns (low, high) for each row of a grid from a layer's input (..., F): shape (2, rows).
-
-    Each row serves F / rows neighbouring features. Half a percent of their values may lie beyond
-    either end: without that the few large activations of a ViT would stretch every cell.
-    """
-    values = x.float().flatten(0, -2)
-    values = values[:: max(1, len(values) // CALIBRATION_TOKENS)]  # sorting all would take minutes
-    values = values.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1)  # (rows, tokens * F / rows)
-    values = values.sort(dim=1).values
-    last = values.shape[1] - 1
-    low, high = values[:, round(0.005 * last)], values[:, round(0.995 * last)]
-    middle, half = (low + high) / 2, ((high - low) / 2).clamp_min(1e-2)  # a feature may be constant
-    return torch.stack([middle - half, middle + half])
-
-
-def _run(model: VisionTransformer, batches: Iterable[Tensor]) -> int:
-    """Passes the batches through the model as in prediction; returns the number of images."""
-    training = model.training
-    model.eval()
-    images = 0
-    for batch in batches:
-        model(batch.to(model.cls_token))
-        images += len(batch)
-    model.train(training)
-    return images
 
 
 def fetch_weights(name: str, folder: str | Path = "weights") -> Path:

@@ -251,6 +251,18 @@ def test_torchvision_vit_gives_its_logits(tmp_path, images, representation, name
     assert read_weights(tmp_path / "vit.pth").family == "imagenet"
 
 
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"])
+def test_torchvision_models_of_full_size_are_recognised(tmp_path, name):
+    model = getattr(torchvision.models, name)(weights=None, num_classes=CLASSES).eval()
+    model.heads.head.weight.normal_()
+    torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+    loaded = load_model(tmp_path / f"{name}.pth").model
+    images = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=1e-4)
+
+
 # --- Google's npz -------------------------------------------------------------------------------
 
 

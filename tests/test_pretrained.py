@@ -9,6 +9,8 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
+import pretrained
+import recipe
 from kan import KANLinear
 from my_dataset import Preprocess
 from pretrained import calibrate, load_into, load_model, read_weights
@@ -265,6 +267,29 @@ def test_kan_file_fills_a_kan_of_another_kind_without_its_splines(tmp_path, imag
     assert torch.equal(other.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.base_weight)
 
 
+@pytest.mark.parametrize("kind", [{}, *KAN_KINDS], ids=["mlp", "full", "rank", "gkan"])
+def test_frozen_means_that_what_came_from_the_file_stays_bit_for_bit(tmp_path, images, kind):
+    weights = saved(vit(7), tmp_path / "x.pth")
+    model = create_model(**weights.config | kind | {"num_classes": 3, "img_size": 48})
+    report = load_into(model, weights)
+    recipe.freeze(model, report.from_file)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    groups = recipe.param_groups(model, 0.1, 0.1, 1.0, 1.0)
+    optimizer = recipe.create_optimizer("adamw", groups)
+    for _ in range(3):
+        logits = model(torch.nn.functional.interpolate(images, size=48))
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
+        optimizer.step()
+    changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
+    assert {
+        name for name in changed if not name.startswith("head.") and "spline" not in name
+    } == set()
+    assert {"head.weight", "head.bias"} <= changed
+    assert not kind or any("spline" in name for name in changed)
+    held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert held == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 @torch.no_grad()
 def test_calibration_covers_what_photos_bring(tmp_path):
     model = create_model("custom", 3, **SIZES, mlp="kan", kan_rank=2)
@@ -273,18 +298,22 @@ def test_calibration_covers_what_photos_bring(tmp_path):
     seen = {}
     for name, layer in model.named_modules():
         if isinstance(layer, KANLinear):
-            layer.register_forward_pre_hook(
-                lambda _, x, n=name: seen.update({n: x[0].flatten(0, 1)})
-            )
+            layer.register_forward_pre_hook(lambda _, x, n=name: seen.update({n: x[0]}))
     report = calibrate(model, photos.split(4))
     assert len(report.ranges) == 2 * SIZES["depth"]
     assert report.images == 8
     model(photos)
     for name, values in seen.items():
-        grid, order = model.get_submodule(name).grid, 3
-        inside = (values >= grid[:, order]) & (values <= grid[:, -order - 1])
-        assert inside.float().mean() > 0.95
-        assert inside.float().mean(0).min() > 0.9  # feature by feature, not on the whole alone
+        layer = model.get_submodule(name)
+        assert layer.coverage(values) > 0.97
+        inside = (values >= layer.low) & (values <= layer.high)
+        assert inside.flatten(0, 1).float().mean(0).min() > 0.9  # in every feature
+    assert "calibrated the grids of 6 KAN layers on 8 photos" in report.lines()[0]
+
+
+def test_calibration_without_a_photo_says_so():
+    with pytest.raises(ValueError, match="no photo to calibrate"):
+        calibrate(create_model("custom", 3, **SIZES, mlp="kan"), [])
 
 
 @torch.no_grad()
@@ -298,7 +327,7 @@ def test_calibration_leaves_trained_splines_alone(images):
     report = calibrate(model, [images])
     assert report.skipped == ["blocks.1.mlp.fc1"]
     assert torch.equal(trained.grid, grid)
-    assert "left 1 KAN layers as they are" in "\n".join(report.lines())
+    assert "left 1 KAN layers alone" in "\n".join(report.lines())
 
 
 # --- whole models from files --------------------------------------------------------------------
