@@ -184,7 +184,7 @@ def make_writers(args: argparse.Namespace, classifier: Classifier, device: torch
     if args.sort:
         writers.append(answers.SortedCopies(args.sort, classifier.classes))
     if args.explain:
-        from explain import Figures  # needs matplotlib
+        from photo_figure import Figures  # needs matplotlib
 
         writers.append(Figures(args.explain, classifier, args.explain_class, device))
     return writers

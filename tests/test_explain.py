@@ -1,0 +1,235 @@
+"""Explanations: where the model looked, what each spline added, what the figures say."""
+
+import pytest
+import torch
+from PIL import Image
+
+import edges
+import photo_figure
+import relevance
+from answers import Answer
+from my_dataset import Preprocess
+from vit_model import create_model
+
+SIZES = {
+    "embed_dim": 24, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 8, "num_classes": 5
+}  # fmt: skip
+KINDS = [
+    {"mlp": "mlp"},
+    {"mlp": "kan"},
+    {"mlp": "kan", "kan_rank": 4, "kan_blocks": "last:2"},
+    {"mlp": "gkan", "kan_groups": 4},
+]
+KAN_KINDS = KINDS[1:]
+
+
+def make_model(seed=0, **options):
+    """A small model whose weights, splines included, are random and not tiny."""
+    torch.manual_seed(seed)
+    model = create_model("custom", **SIZES, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.15)
+    return model
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+TARGETS = torch.tensor([1, 4])
+
+# --------------------------------------------------------------------------- where it looked
+
+
+@pytest.mark.parametrize("method", relevance.METHODS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_method_gives_a_value_per_patch_and_leaves_the_model_alone(method, kind, images):
+    model = make_model(**kind)
+    before = model(images).detach()
+    values = relevance.METHODS[method](model, images, TARGETS)
+    assert values.shape == (2, 16)
+    assert torch.isfinite(values).all()
+    assert values.std() > 0
+    assert torch.equal(model(images), before)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    assert not any(block.attn.qkv._forward_hooks for block in model.blocks)
+
+
+@pytest.mark.parametrize("method", relevance.METHODS)
+def test_photos_of_a_batch_do_not_mix(method, images):
+    model = make_model()
+    both = relevance.METHODS[method](model, images, TARGETS)
+    alone = [
+        relevance.METHODS[method](model, images[n : n + 1], TARGETS[n : n + 1])[0] for n in (0, 1)
+    ]
+    assert torch.allclose(both, torch.stack(alone), atol=1e-5)
+
+
+def test_recomputed_attention_is_what_the_model_used(images):
+    model = make_model()
+    seen = {}
+    attn = model.blocks[1].attn
+    attn.register_forward_hook(lambda module, args, out: seen.update(out=out))
+    with torch.no_grad(), relevance.recording(model) as record:
+        model(images)
+        weights = relevance.attention_weights(record.qkv[1], attn)
+        _, _, v = relevance.split_heads(record.qkv[1], attn.num_heads)
+        mixed = (weights @ v).transpose(1, 2).flatten(2)  # (B, H, N, D) -> (B, N, H * D)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 3, 17))
+    assert torch.allclose(attn.proj(mixed), seen["out"], atol=1e-5)
+
+
+def test_attention_gradients_are_those_of_an_attention_written_out(images):
+    # One block, one photo: the map from the formula with autograd through an explicit softmax.
+    model = make_model().requires_grad_(False)
+    model.blocks = model.blocks[:1]
+    block, attn = model.blocks[0], model.blocks[0].attn
+    x = model.embed(images[:1])
+    q, k, v = relevance.split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
+    weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(-1).requires_grad_()
+    y = x + attn.proj((weights @ v).transpose(1, 2).flatten(2))
+    y = y + block.mlp(block.norm2(y))
+    logit = model.forward_head(model.norm(y))[0, 3]
+    (gradient,) = torch.autograd.grad(logit, weights)
+    wanted = (gradient * weights).clamp_min(0).mean(1)[:, 0, 1:]
+    found = relevance.gradient_attention(model, images[:1], torch.tensor([3]))
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_integrated_gradients_add_up_to_the_difference_of_logits(images):
+    model = make_model()
+    values = relevance.integrated_gradients(model, images, TARGETS, steps=64)
+    with torch.no_grad():
+        logits = relevance.class_logits(model, images, TARGETS)
+        empty = relevance.class_logits(model, torch.zeros_like(images), TARGETS)
+    assert torch.allclose(values.sum(1), logits - empty, atol=2e-2)
+
+
+def test_distilled_models_and_register_tokens_are_understood(images):
+    for extra in ({"distilled": True}, {"reg_tokens": 4, "no_embed_class": True}):
+        model = make_model(**extra)
+        for method in relevance.METHODS.values():
+            assert method(model, images, TARGETS).shape == (2, 16)
+
+
+# --------------------------------------------------------------------------- what splines added
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_contributions_are_the_logits_slope_along_each_curve(kind, images):
+    # Scaling one curve by (1 + e) must change the logit by e times its contribution.
+    model = make_model(**kind).double()
+    records = edges.trace(model, images[0].double(), 2)
+    for curve in edges.strongest(records, 5):
+        layer = edges.kan_layers(model)[curve.layer_name]
+        step = 1e-6
+        logits = []
+        with torch.no_grad():
+            for factor in (1 + step, (1 - step) / (1 + step)):
+                edges.coefficients(layer)[curve.index] *= factor
+                logits.append(model(images[:1].double())[0, 2])
+            edges.coefficients(layer)[curve.index] /= 1 - step
+        slope = float(logits[0] - logits[1]) / (2 * step)
+        assert slope == pytest.approx(curve.contribution, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_tokens_share_out_a_curves_contribution(kind, images):
+    model = make_model(**kind)
+    records = edges.trace(model, images[0], 2)
+    for curve in edges.strongest(records, 4):
+        layer = edges.kan_layers(model)[curve.layer_name]
+        x, y = edges.per_token(curve, layer, records[curve.layer_name])
+        assert x.shape[0] == 17
+        assert float(y.sum()) == pytest.approx(curve.contribution, rel=1e-3, abs=1e-5)
+
+
+def test_strongest_finds_the_largest_of_all_layers(images):
+    model = make_model(mlp="kan")
+    records = edges.trace(model, images[0], 0)
+    everything = torch.cat([record.contributions.flatten() for record in records.values()])
+    found = [abs(curve.contribution) for curve in edges.strongest(records, 7)]
+    assert found == pytest.approx(everything.abs().topk(7).values.tolist())
+
+
+def test_frozen_models_stay_frozen(images):
+    model = make_model(mlp="kan").requires_grad_(False)
+    edges.trace(model, images[0], 0)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_a_curve_evaluates_to_what_its_layer_adds(kind):
+    model = make_model(**kind)
+    name, layer = next(iter(edges.kan_layers(model).items()))
+    last = tuple(size - 1 for size in edges.coefficients(layer).shape[:-1])
+    curve = edges.Curve(name, last, 0.0)
+    x = torch.linspace(-4, 4, 9)
+    inputs = torch.zeros(9, layer.in_features)
+    edges.acting_on(curve, layer, inputs)[:] = x[:, None]
+    with torch.no_grad():
+        whole = layer(inputs)
+        edges.coefficients(layer)[curve.index] = 0
+        without = layer(inputs)
+        y = edges.evaluate(curve, make_layer_again(kind, name), x)
+        if kind["mlp"] == "gkan":
+            size = layer.in_features // layer.groups
+            added = y[:, None] * layer.base_weight[:, -size:].sum(1)
+        elif "kan_rank" in kind:
+            added = y[:, None] * layer.spline_up[:, last[0]]
+        else:
+            added = torch.zeros_like(whole)
+            added[:, last[0]] = y
+    assert torch.allclose(whole - without, added, atol=1e-5)
+
+
+def make_layer_again(kind, name):
+    return edges.kan_layers(make_model(**kind))[name]
+
+
+# --------------------------------------------------------------------------- figures
+
+
+class FakeClassifier:
+    """What photo_figure needs of predict.Classifier."""
+
+    def __init__(self, model):
+        self.model = model
+        self.classes = ["daisy", "郁金香", "roses", "tulips", "sun"]
+        self.preprocess = Preprocess(img_size=32)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_figure_is_written_for_every_photo(kind, tmp_path):
+    figures = photo_figure.Figures(
+        str(tmp_path / "out"), FakeClassifier(make_model(**kind)), None, torch.device("cpu")
+    )
+    top = [(1, "郁金香", 0.8), (0, "daisy", 0.2)]
+    for name in ("a", "b"):
+        image = Image.new("RGB", (60, 40), "orange")
+        figures.write(Answer(f"in/{name}.jpg", top, image=image))
+    figures.write(Answer("in/broken.jpg", error="no photo"))
+    figures.close()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    with Image.open(tmp_path / "out" / "a.png") as figure:
+        assert figure.size > (800, 300)
+
+
+def test_the_class_to_explain_is_found_by_name_or_refused_with_the_nearest():
+    classes = ["daisy", "roses", "tulips"]
+    assert photo_figure.class_index(None, classes) is None
+    assert photo_figure.class_index("tulips", classes) == 2
+    with pytest.raises(ValueError, match="did you mean roses"):
+        photo_figure.class_index("rose", classes)
+
+
+def test_half_of_the_relevance_is_counted_from_the_strongest_patch():
+    assert photo_figure.patches_for_half(torch.tensor([0.1, 0.6, 0.1, 0.2])) == 1
+    assert photo_figure.patches_for_half(torch.full((16,), 1.0)) == 8
+
+
+def test_a_map_has_its_patches_in_reading_order():
+    heat = photo_figure.heat_map(torch.tensor([0.0, 1.0, 2.0, 4.0]))
+    assert heat.tolist() == [[0.0, 0.25], [0.5, 1.0]]
