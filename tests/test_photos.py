@@ -73,6 +73,14 @@ def test_garbage_exif_is_ignored():
     assert load_image(saved(gradient(), "JPEG", exif=exif)).size == (40, 24)
 
 
+def test_exif_that_breaks_the_parser_does_not_cost_the_photo(monkeypatch):
+    def fail(self):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert load_image(saved(gradient(), "JPEG")).size == (40, 24)
+
+
 def half_clear(mode):
     """Left half opaque, right half fully transparent."""
     image = Image.new("RGBA", (8, 4), (*RED, 255))
@@ -117,9 +125,10 @@ def test_16_bit_is_scaled_not_clipped(kind):
     assert (loaded == np.arange(256).reshape(16, 16, 1)).all()
 
 
-def test_dark_16_bit_photo_is_not_stretched():
-    dark = Image.fromarray(np.full((8, 8), 257 * 3, np.uint16))
-    assert load_image(saved(dark, "PNG")).getpixel((0, 0)) == (3, 3, 3)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_dark_16_bit_photo_is_not_stretched(kind):
+    dark = Image.fromarray(np.full((8, 8), 200, np.uint16))
+    assert load_image(saved(dark, kind)).getpixel((0, 0)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("high", [1.0, 255.0, 65535.0])
