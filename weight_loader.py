@@ -15,6 +15,7 @@ from weight_resizing import fit_channels, rename_mlps, resize_patches, resize_po
 HEADS = ("head.", "head_dist.")
 ZERO_SPLINE = "splines start at zero and change nothing yet"
 OTHER_WIDTH = "file and model differ in the hidden width of this block"
+OTHER_SPLINES = "file and model differ in grid, rank or kind of these splines"
 ENOUGH = 0.9  # share of the backbone below which a file is taken for the wrong one
 
 
@@ -55,12 +56,16 @@ class LoadReport:
             f"{self.backbone_share:.1%} of the backbone matched",
         ]
         for item in self.adapted:
-            sizes = " x ".join(map(str, item.before)) + " -> " + " x ".join(map(str, item.after))
+            sizes = f"{_size(item.before)} -> {_size(item.after)}"
             lines.append(f"  adapted {item.name}: {sizes} ({item.how})")
         for word, tensors in (("new", self.new), ("ignored", self.ignored)):
             for names, reason in _condense(tensors):
                 lines.append(f"  {word} {names}: {reason}")
         return lines
+
+
+def _size(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _short(values: Iterable[float]) -> str:
@@ -95,26 +100,10 @@ def load_into(
     report = LoadReport(weights)
     target = model.state_dict()
     state = _without_other_widths(weights.state, target, report)
-    state = rename_mlps(state, target)
+    state = _without_other_splines(rename_mlps(state, target), target, report)
     state = _with_fitting_head(state, model, weights, classes, report)
-    filled = {}
-    for name, value in target.items():
-        if name not in state:
-            report.new.setdefault(name, ZERO_SPLINE if _is_spline(name) else "the file has none")
-            continue
-        fitted, how = _fit(name, state.pop(name), model, weights)
-        if fitted.shape != value.shape:
-            shape = " x ".join(map(str, fitted.shape))
-            report.new[name] = f"the file's is {shape}, not {' x '.join(map(str, value.shape))}"
-            continue
-        _check_finite(name, fitted, weights.path)
-        filled[name] = fitted.to(value.dtype)
-        if how:
-            before = tuple(weights.state[name].shape)
-            report.adapted.append(Adapted(name, before, tuple(value.shape), how))
-        else:
-            report.loaded.append(name)
-    report.ignored |= {name: "the model has no such tensor" for name in state}
+    filled = _filled(state, target, model, report)
+    report.ignored |= {n: "the model has no such tensor" for n in state if n not in target}
     report.backbone_share = _backbone_share(target, filled, report)
     if report.backbone_share < ENOUGH and not allow_partial:
         raise ValueError(_wrong_file(model, weights, report.backbone_share))
@@ -123,18 +112,62 @@ def load_into(
     return report
 
 
+def _filled(state: dict, target: dict, model: VisionTransformer, report: LoadReport) -> dict:
+    """Returns the model's tensors that the file fills, in the model's sizes and types."""
+    filled = {}
+    for name, value in target.items():
+        if name not in state:
+            report.new.setdefault(name, ZERO_SPLINE if _is_spline(name) else "the file has none")
+            continue
+        fitted, how = _fit(name, state[name], model, report.weights)
+        if fitted.shape != value.shape:
+            report.new[name] = f"the file's is {_size(fitted.shape)}, not {_size(value.shape)}"
+            continue
+        _check_finite(name, fitted, report.weights.path)
+        filled[name] = fitted.to(value.dtype)
+        if how:
+            before, after = tuple(state[name].shape), tuple(value.shape)
+            report.adapted.append(Adapted(name, before, after, how))
+        else:
+            report.loaded.append(name)
+    return filled
+
+
 def _without_other_widths(state: dict, target: dict, report: LoadReport) -> dict:
     """Leaves out the MLPs of blocks that have another width in the model: they start new whole."""
+    wanted = _hidden_widths(target)
     left_out = tuple(
         f"{block}.mlp."
         for block, width in _hidden_widths(state).items()
-        if _hidden_widths(target).get(block, width) != width
+        if wanted.get(block, width) != width
     )
-    if not left_out:
-        return state
-    report.new |= {name: OTHER_WIDTH for name in target if name.startswith(left_out)}
-    report.ignored |= {name: OTHER_WIDTH for name in state if name.startswith(left_out)}
-    return {name: value for name, value in state.items() if not name.startswith(left_out)}
+    return _left_out(state, target, left_out, OTHER_WIDTH, report)
+
+
+def _without_other_splines(state: dict, target: dict, report: LoadReport) -> dict:
+    """Leaves out the splines of layers with another grid or rank in the model, all together.
+
+    Half of them would be worse than none: `spline_up` of the file times new `spline_down`.
+    """
+    different = {
+        name.rsplit(".", 1)[0]
+        for name in state.keys() | target.keys()
+        if _is_spline(name)
+        and (name not in state or name not in target or state[name].shape != target[name].shape)
+    }
+    splines = {n for n in state if _is_spline(n) and n.rsplit(".", 1)[0] in different}
+    layers = {name.rsplit(".", 1)[0] for name in splines}
+    left_out = tuple(
+        n for n in state.keys() | target.keys() if _is_spline(n) and n.rsplit(".", 1)[0] in layers
+    )
+    return _left_out(state, target, left_out, OTHER_SPLINES, report)
+
+
+def _left_out(state: dict, target: dict, names: tuple[str, ...], reason: str, report) -> dict:
+    """Returns the state without what starts like one of `names`; reports both sides of it."""
+    report.new |= {name: reason for name in target if name.startswith(names)}
+    report.ignored |= {name: reason for name in state if name.startswith(names)}
+    return {name: value for name, value in state.items() if not name.startswith(names)}
 
 
 def _hidden_widths(state: dict) -> dict[str, int]:
@@ -151,13 +184,9 @@ def _with_fitting_head(state: dict, model, weights: WeightsFile, classes, report
             order = [weights.class_names.index(name) for name in classes]
             state = {k: v[order] if k.startswith(HEADS) else v for k, v in state.items()}
         return state
-    for name in model.state_dict():
-        if name.startswith(HEADS):
-            report.new[name] = f"zero: {reason}"
-    for name in state:
-        if name.startswith(HEADS):
-            report.ignored[name] = reason
-    return {name: v for name, v in state.items() if not name.startswith(HEADS)}
+    return _left_out(
+        state, model.state_dict(), HEADS, f"{reason}; the model's starts at zero", report
+    )
 
 
 def _why_new_head(state: dict, model, weights: WeightsFile, classes) -> str | None:
@@ -179,13 +208,12 @@ def _why_new_head(state: dict, model, weights: WeightsFile, classes) -> str | No
 
 def _fit(name: str, value: Tensor, model: VisionTransformer, weights: WeightsFile):
     """Returns (tensor in the model's size where that is sound, how, or "" if nothing was done)."""
-    wanted = model.get_parameter(name).shape if name in ("pos_embed",) else None
-    if name == "pos_embed" and value.shape[-1] == wanted[-1] and value.shape != wanted:
+    if name == "pos_embed" and value.shape != model.pos_embed.shape:
         prefix = _prefix(weights.config)
         new_prefix = 0 if model.sizes.no_embed_class else model.num_prefix_tokens
         grid = model.patch_embed.grid_size
         return resize_positions(value, grid, prefix, new_prefix), "bicubic interpolation"
-    if name != "patch_embed.proj.weight" or value.ndim != 4:
+    if name != "patch_embed.proj.weight":
         return value, ""
     how = []
     if value.shape[1] != model.sizes.in_chans and value.shape[1] in (1, 3):
@@ -235,8 +263,8 @@ def _is_spline(name: str) -> bool:
 def _wrong_file(model: VisionTransformer, weights: WeightsFile, share: float) -> str:
     wanted = f"{model.name} ({model.embed_dim} wide, {len(model.blocks)} blocks)"
     return (
-        f"{weights.path} holds {weights.holds} and fills only {share:.1%} of {wanted}; use "
-        f"--model {weights.config['name']}, or --allow-partial to take what fits"
+        f"{weights.path} holds {weights.holds} and fills only {share:.1%} of {wanted}; leave "
+        f"--model out to take the file's, or give --allow-partial to take what fits"
     )
 
 
