@@ -621,7 +621,8 @@ class SplineLayer(nn.Module):
         if not self.splines_are_zero:
             change = change_of_grid(self.grid, grid, self.spline_order, self.outside, samples)
             for p in self.spline_parameters():
-                p.data = torch.einsum("cnk,...ck->...cn", change, p.double()).to(p.dtype)
+                moved = torch.einsum("cnk,...ck->...cn", change, p.double())
+                p.data = moved.to(p.dtype).contiguous()  # LBFGS takes views of gradients
         else:
             for p in self.spline_parameters():
                 p.data = p.new_zeros(*p.shape[:-1], size + self.spline_order)
