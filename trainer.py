@@ -462,6 +462,12 @@ class Trainer:
         )
 
 
+def ignore_signals(_worker: int) -> None:
+    """Lets a loader's worker outlive Ctrl-C and SIGTERM to the process group: the run ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def make_loader(args, samples, transform, shuffle: bool) -> DataLoader:
     """Returns a loader whose order and augmentation depend on (seed, epoch, photo) alone."""
     dataset = MyDataSet(*samples, transform)
@@ -473,6 +479,7 @@ def make_loader(args, samples, transform, shuffle: bool) -> DataLoader:
         collate_fn=MyDataSet.collate_fn,
         persistent_workers=args.workers > 0,
         pin_memory=args.device.startswith("cuda"),
+        worker_init_fn=ignore_signals,
         # A generator of its own: drawing the workers' seed must not move the model's.
         generator=torch.Generator().manual_seed(args.seed),
     )
