@@ -23,23 +23,9 @@ from plots import (
     PANELS,
     confusion_figure,
     curve_figure,
-    image_grid,
-    plot_confusion,
-    plot_curves,
     png_bytes,
 )
 from utils import write_text
-
-__all__ = [
-    "class_table",
-    "confusion_matrix",
-    "image_grid",
-    "most_confused",
-    "plot_confusion",
-    "plot_curves",
-    "worst_mistakes",
-    "write_report",
-]
 
 THUMBNAIL = 224  # pixels
 REPORT = "report.html"
