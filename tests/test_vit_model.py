@@ -72,7 +72,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones():
 
 @pytest.mark.parametrize("mlp", ["mlp", "kan", "gkan"])
 def test_config_rebuilds_the_model(mlp):
-    model = small(mlp=mlp, kan_blocks="0,2", mlp_hidden=[24, 32, 40], reg_tokens=2, distilled=True)
+    sizes = {"mlp_hidden": [24, 32, 40], "reg_tokens": 2, "distilled": True}
+    model = small(mlp=mlp, kan_blocks="0,2", kan_groups=4, **sizes)
     again = create_model(**model.config)
     assert again.config == model.config
     again.load_state_dict(model.state_dict())
