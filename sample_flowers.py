@@ -26,11 +26,11 @@ ORANGE, RED, CRIMSON, PINK = (238, 124, 36), (206, 32, 40), (150, 16, 48), (238,
 LILAC, PEACH, RUST, PURPLE = (186, 140, 214), (250, 188, 150), (170, 70, 30), (112, 44, 128)
 
 # Petal colours with their shares; each class shares most of its colours with others.
-DAISY = {WHITE: 14, CREAM: 2, PINK: 1, YELLOW: 1, LILAC: 1}
-DANDELION = {YELLOW: 6, GOLD: 3, ORANGE: 1}
-ROSE = {CRIMSON: 6, RED: 4, PINK: 6, PEACH: 1, WHITE: 1, YELLOW: 1}
-SUNFLOWER = {YELLOW: 5, GOLD: 6, ORANGE: 2, CREAM: 1, RUST: 1}
-TULIP = {PURPLE: 7, ORANGE: 4, RED: 3, YELLOW: 1, WHITE: 1, PINK: 1}
+DAISY = {WHITE: 16, CREAM: 1, PINK: 1, LILAC: 1, YELLOW: 1}
+DANDELION = {YELLOW: 7, GOLD: 4, ORANGE: 1}
+ROSE = {CRIMSON: 7, RED: 4, PINK: 6, PEACH: 1, WHITE: 1, YELLOW: 1}
+SUNFLOWER = {YELLOW: 5, GOLD: 7, ORANGE: 2, CREAM: 1, RUST: 1}
+TULIP = {PURPLE: 11, RED: 3, ORANGE: 2, YELLOW: 2, PINK: 1, WHITE: 1}
 
 Colour = tuple[int, int, int]
 Random = np.random.Generator
@@ -176,7 +176,7 @@ def dandelion(rng: Random, draw, top, radius: float, path, green: Colour) -> Non
     for _ in range(rng.integers(3, 6)):
         leaf = Pen(draw, foot, radius * rng.uniform(1.1, 1.7))
         leaf.shape(jagged_leaf(), green, -np.pi / 2 + rng.uniform(-1.3, 1.3))
-    if rng.random() < 0.25:
+    if rng.random() < 0.15:
         seed_ball(rng, draw, top, radius)
         return
     pen = Pen(draw, top, radius * 0.92, rng.uniform(-0.5, 0.5), rng.uniform(0.6, 1))
@@ -323,10 +323,11 @@ def soil(rng: Random, size: int) -> Image.Image:
 
 
 def bokeh(rng: Random, size: int) -> Image.Image:
-    """Blurred discs of any colour, among them those of petals."""
+    """Blurred discs of far leaves, sky and, here and there, other flowers."""
     ground = slope(size, pick(rng, {(60, 96, 54): 2, (40, 50, 60): 1}), (30, 52, 32))
     draw = ImageDraw.Draw(ground)
-    colours = dict.fromkeys(((120, 160, 70), WHITE, YELLOW, RED, PINK, (60, 90, 140)), 1)
+    leaves, far = (120, 160, 70), (60, 90, 140)
+    colours = {leaves: 10, far: 4, WHITE: 1, YELLOW: 1, RED: 1, PINK: 1}
     for x, y in rng.uniform(0, size, (22, 2)):
         r = rng.uniform(0.03, 0.11) * size
         draw.ellipse((x - r, y - r, x + r, y + r), fill=shade(pick(rng, colours), 0.85))
@@ -353,8 +354,8 @@ def light(rng: Random, picture: Image.Image) -> Image.Image:
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     angle = rng.uniform(0, 2 * np.pi)
     falloff = 1 + rng.uniform(0, 0.28) * (np.cos(angle) * x + np.sin(angle) * y)
-    warmth = rng.normal(0, 0.07)
-    gains = rng.uniform(0.8, 1.15) * np.array([1 + warmth, 1, 1 - warmth])
+    warmth = rng.normal(0, 0.05)
+    gains = rng.uniform(0.84, 1.12) * np.array([1 + warmth, 1, 1 - warmth])
     pixels = np.asarray(picture, np.float32) * falloff[..., None] * gains
     pixels += rng.normal(0, rng.uniform(1, 7), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype("uint8"))
