@@ -33,9 +33,15 @@ def photos(tmp_path, make_photos, monkeypatch):
 
 @pytest.fixture
 def run(photos, monkeypatch, capsys):
-    """Returns run(*flags) -> (exit status, standard output, standard error)."""
+    """Returns run(*flags) -> (exit status, standard output, standard error).
 
-    def run(*words, data=photos, fast=FAST):
+    Pictures and report, half of a tiny run's time, are made only with full=True.
+    """
+
+    def run(*words, data=photos, fast=FAST, full=False):
+        if not full:
+            monkeypatch.setattr(train, "show_start", lambda *_: None)
+            monkeypatch.setattr(train, "write_results", lambda *_: None)
         data_flags = ["--data-path", data] if data else []
         monkeypatch.setattr(sys, "argv", ["train.py", *data_flags, *fast, *map(str, words)])
         with pytest.raises(SystemExit) as end:
@@ -78,13 +84,14 @@ def without_times(checkpoint):
 
 @pytest.mark.parametrize("kind", [[], ["--mlp", "kan", "--kan-rank", "4"], ["--mlp", "gkan"]])
 def test_a_run_learns_and_leaves_what_the_contract_says(run, kind):
-    status, out, _ = run("--epochs", 4, "--lr", "2e-3", *kind)
+    status, out, _ = run("--epochs", 4, "--lr", "2e-3", *kind, full=True)
     assert status == 0
     assert "no pretrained weights" in out
     folder = Path("weights/vit_micro_patch8_64-photos-1")
     names = {path.name for path in folder.iterdir()}
     expected = {"best.pth", "last.pth", "class_indices.json", "args.json", "split.json"}
-    assert expected | {"metrics.csv", "data_report.txt"} <= names
+    expected |= {"metrics.csv", "data_report.txt", "curves.png", "confusion.png", "report.html"}
+    assert expected <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not [name for name in names if name.endswith(".tmp")]
     best, last = load(folder / "best.pth"), load(folder / "last.pth")
@@ -103,7 +110,7 @@ def test_a_run_learns_and_leaves_what_the_contract_says(run, kind):
 
 
 def test_one_line_an_epoch_and_the_way_on_are_printed(run):
-    _, out, _ = run("--epochs", 2)
+    _, out, _ = run("--epochs", 2, full=True)
     lines = out.splitlines()
     assert sum(line.startswith("epoch ") for line in lines) == 2
     assert "python predict.py PHOTO" in out
@@ -244,11 +251,17 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(run, monkeypatch):
         assert whole == resumed
 
 
-def start_process(photos, *words):
-    command = [sys.executable, str(ROOT / "train.py"), *words]
+def start_process(photos, *words, workers=0):
+    command = [sys.executable, str(ROOT / "train.py")]
     if photos:
-        command += ["--data-path", photos, *FAST]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command += ["--data-path", photos, *FAST, "--workers", str(workers)]
+    return subprocess.Popen(
+        [*command, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def kill_at_random_moments(photos, run, times, seed):
@@ -289,9 +302,9 @@ def test_kill_9_at_many_random_moments_changes_nothing(photos, run):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_and_say_how_to_resume(photos, number):
     words = ["--epochs", "200", "--output", "killed", "--save-steps", "1"]
-    process = start_process(photos, *words)
+    process = start_process(photos, *words, workers=2)
     wait_for_first_save()
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does: the loader's workers get it, too
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "go on with: python train.py --resume killed" in out
