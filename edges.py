@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kan import GroupKANLinear, KANLinear, dense_bases
 
 KAN_LAYERS = (KANLinear, GroupKANLinear)
+CHUNK = 4  # photos at a time where what all layers saw is kept
 
 
 def kan_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -37,7 +38,7 @@ def block_of(layer_name: str) -> int:
 
 def coefficients(layer: nn.Module) -> nn.Parameter:
     """The parameter that holds the layer's curves: (O, I, K), (R, I, K) or (G, K)."""
-    return layer.spline_down if getattr(layer, "spline_rank", None) else layer.spline_weight
+    return next(layer.spline_parameters())
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Curve:
             first = self.index[0] * size
             return f"{place}, features {first} to {first + size - 1}"
         target, source = self.index
-        if layer.spline_rank:
+        if layer.spline_rank is not None:
             return f"{place}, feature {source}, part {target}"
         return f"{place}, feature {source} → {target}"
 
@@ -158,8 +159,41 @@ def per_token(curve: Curve, layer: nn.Module, record: LayerRecord) -> tuple[Tens
     x = acting_on(curve, layer, record.inputs)
     if isinstance(layer, GroupKANLinear):
         sensitivity = acting_on(curve, layer, record.gradient @ layer.base_weight)
-    elif layer.spline_rank:
+    elif layer.spline_rank is not None:
         sensitivity = (record.gradient @ layer.spline_up)[:, curve.index[0], None]
     else:
         sensitivity = record.gradient[:, curve.index[0], None]
     return x, sensitivity * evaluate(curve, layer, x.flatten()).view_as(x)
+
+
+@torch.no_grad()
+def usage(layer: nn.Module, values: Tensor, most: int = 1 << 24) -> Tensor:
+    """How much each curve varies over the inputs `values` (N, I): (O, I), (R, I) or (G,).
+
+    The standard deviation of the curve's output, times the size of the weights it passes through,
+    so that curves of a layer can be compared. At most `most` numbers are held at a time.
+    """
+    coef, x = coefficients(layer), layer.per_curve(values)
+    held = len(x) * (coef.shape[0] if coef.ndim == 3 else 1)
+    result = []
+    for some in torch.arange(layer.curves, device=x.device).split(max(1, most // held)):
+        grid = layer.grid[some]
+        bases = dense_bases(x[:, some].to(grid), grid, layer.spline_order, layer.outside)
+        if coef.ndim == 2:
+            result.append((bases * coef[some]).sum(-1).std(0))
+        else:
+            result.append(torch.einsum("nik,uik->nui", bases, coef[:, some]).std(0))
+    varies = torch.cat(result, -1)
+    if isinstance(layer, GroupKANLinear):
+        return varies * layer.base_weight.unflatten(1, (layer.groups, -1)).norm(dim=(0, 2))
+    return varies if layer.spline_rank is None else varies * layer.spline_up.norm(dim=0)[:, None]
+
+
+@torch.no_grad()
+def base_of(curve: Curve, layer: nn.Module, x: Tensor) -> Tensor:
+    """What stands beside the spline on the same edge, and was there before it learned: (N,)."""
+    if isinstance(layer, GroupKANLinear):
+        return layer.base_activation(x)
+    if layer.spline_rank is not None:
+        return torch.zeros_like(x)  # the base weights do not pass through the low-rank part
+    return layer.base_weight[curve.index] * layer.base_activation(x)

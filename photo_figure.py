@@ -21,7 +21,6 @@ from my_dataset import eval_transform
 METHOD = "gradient-weighted attention"
 CURVES = 6  # drawn per photo
 SAMPLE = 32  # photos whose values stand under the curves
-CHUNK = 4  # photos at a time where the inputs of all layers are kept
 FOR, AGAINST, GREY = "#c0392b", "#1b6ca8", "#9aa5b1"
 
 
@@ -158,7 +157,7 @@ def add_samples(
     """Fills in what each curve met in all the images, and its line over that range."""
     met: list[list[Tensor]] = [[] for _ in drawn]
     with edges.recording(layers) as records:
-        for chunk in images.split(CHUNK):
+        for chunk in images.split(edges.CHUNK):
             model(chunk)
             for one, values in zip(drawn, met, strict=True):
                 name = one.curve.layer_name

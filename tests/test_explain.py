@@ -1,14 +1,19 @@
 """Explanations: where the model looked, what each spline added, what the figures say."""
 
+import sys
+
 import pytest
 import torch
 from PIL import Image
 
 import edges
+import explain
 import photo_figure
+import pruning
 import relevance
 from answers import Answer
 from my_dataset import Preprocess
+from pretrained import load_model
 from vit_model import create_model
 
 SIZES = {
@@ -39,6 +44,7 @@ def images():
 
 
 TARGETS = torch.tensor([1, 4])
+NAMES = ["daisy", "郁金香", "roses", "tulips", "sun"]
 
 # --------------------------------------------------------------------------- where it looked
 
@@ -197,7 +203,7 @@ class FakeClassifier:
 
     def __init__(self, model):
         self.model = model
-        self.classes = ["daisy", "郁金香", "roses", "tulips", "sun"]
+        self.classes = NAMES
         self.preprocess = Preprocess(img_size=32)
 
 
@@ -233,3 +239,145 @@ def test_half_of_the_relevance_is_counted_from_the_strongest_patch():
 def test_a_map_has_its_patches_in_reading_order():
     heat = photo_figure.heat_map(torch.tensor([0.0, 1.0, 2.0, 4.0]))
     assert heat.tolist() == [[0.0, 0.25], [0.5, 1.0]]
+
+
+# --------------------------------------------------------------------------- the model itself
+
+
+def test_usage_is_the_spread_of_each_curve_and_does_not_depend_on_chunks():
+    model = make_model(mlp="kan")
+    layer = model.blocks[0].mlp.fc2
+    values = torch.randn(50, layer.in_features)
+    found = edges.usage(layer, values)
+    assert torch.allclose(found, edges.usage(layer, values, most=50), atol=1e-6)
+    index = (3, 70)
+    curve = edges.evaluate(edges.Curve("blocks.0.mlp.fc2", index, 0.0), layer, values[:, 70])
+    assert float(found[index]) == pytest.approx(float(curve.std()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_without_splines_a_block_computes_its_base_alone(kind, images):
+    model = make_model(**kind)
+    bare = make_model(**kind)
+    for layer in edges.kan_layers(bare).values():
+        for parameter in layer.spline_parameters():
+            torch.nn.init.zeros_(parameter)
+    layers = list(edges.kan_layers(model).values())
+    with torch.no_grad(), explain.without_splines(layers):
+        assert torch.allclose(model(images), bare(images), atol=1e-5)
+    assert not torch.allclose(model(images), bare(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_pruning_nothing_changes_nothing(kind, images):
+    model = make_model(**kind)
+    same = pruning.prune(model, images, 0.0)
+    assert torch.allclose(same(images), model(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_dead_units_can_be_pruned_without_any_change(kind, images):
+    # Units whose outgoing edges are all zero, a quarter of each block, must be the ones to go.
+    model = make_model(**kind)
+    with torch.no_grad():
+        for block in model.blocks:
+            for parameter in block.mlp.fc2.parameters():
+                if parameter.shape[1:2] == (96,):  # the second axis counts hidden units
+                    parameter[:, ::4] = 0
+    small = pruning.prune(model, images, 0.25)
+    assert [block.mlp.fc1.out_features for block in small.blocks] == [72, 72, 72]
+    assert torch.allclose(small(images), model(images), atol=1e-4)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_importance_is_the_squared_effect_of_a_units_variation(kind, images):
+    model = make_model(**kind).double()
+    image = images[:1].double()
+    found = pruning.unit_importance(model, image)[1]
+    seen = []
+    with pruning.second_layers(model, seen):
+        (gradients,) = torch.autograd.grad(
+            pruning.margin(model(image.requires_grad_())).sum(), seen[1][1]
+        )
+    hidden, fc2 = seen[1][0].detach()[0], model.blocks[1].mlp.fc2
+    unit = 5
+    with torch.no_grad():
+        alone = torch.zeros_like(hidden)
+        alone[:, unit] = hidden[:, unit]
+        at_mean = fc2(alone).mean(0)
+        effect = ((fc2(alone) - at_mean) * gradients[0]).sum(-1)
+    assert float(found[unit]) == pytest.approx(float(effect.square().sum()), rel=1e-4)
+
+
+def test_what_removed_units_gave_on_average_stays_in_the_bias(images):
+    model = make_model()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp.fc1.weight[:48] = 0  # half of the units are constant
+            block.mlp.fc1.bias[:48] = 1.5
+    small = pruning.prune(model, images, 0.5)
+    assert torch.allclose(small(images), model(images), atol=1e-4)
+
+
+def test_groups_of_a_gkan_stay_equally_large(images):
+    model = make_model(mlp="gkan", kan_groups=4)
+    kept = pruning.units_to_keep(model, pruning.unit_importance(model, images), 0.3)
+    for keep in kept:
+        assert torch.bincount(keep // 24, minlength=4).tolist() == [17, 17, 17, 17]
+
+
+@pytest.mark.parametrize("kind", KINDS[:3], ids=str)
+def test_explain_draws_prunes_and_saves_a_checkpoint_that_loads(
+    kind, tmp_path, monkeypatch, capsys
+):
+    model = make_model(**kind)
+    write_checkpoint(tmp_path / "best.pth", model)
+    for folder in ("daisy", "roses"):
+        for n, colour in enumerate(["red", "green", "blue"]):
+            path = tmp_path / "data" / folder / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), colour).save(path)
+    run(monkeypatch, tmp_path / "best.pth", "--data", tmp_path / "data", "--prune", 0.5)
+    out = capsys.readouterr().out
+    pruned = load_model(tmp_path / "explain" / "pruned.pth")
+    assert [block.mlp.fc1.out_features for block in pruned.model.blocks] == [48, 48, 48]
+    assert pruned.classes == NAMES
+    assert "before" in out
+    assert "after" in out
+    pictures = {path.name for path in (tmp_path / "explain").glob("*.png")}
+    if kind["mlp"] == "kan":
+        assert {"importance.png", "block_03.png"} <= pictures
+
+
+def test_explain_works_without_photos(tmp_path, monkeypatch, capsys):
+    write_checkpoint(tmp_path / "best.pth", make_model(mlp="kan", kan_rank=3))
+    assert run(monkeypatch, tmp_path / "best.pth", "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "block_01.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "sentence"),
+    [
+        ((), {"mlp": "mlp"}, "no KAN layers"),
+        (("--prune", "0.5"), {"mlp": "kan"}, "--data"),
+        (("--prune", "1.5"), {"mlp": "kan"}, "out of range"),
+    ],
+)
+def test_explain_names_what_is_missing(tmp_path, monkeypatch, capsys, flags, kind, sentence):
+    write_checkpoint(tmp_path / "best.pth", make_model(**kind))
+    assert run(monkeypatch, tmp_path / "best.pth", *flags) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def write_checkpoint(path, model):
+    facts = {"classes": NAMES, "preprocess": Preprocess(img_size=32).to_dict()}
+    facts |= {"epoch": 1, "metrics": {}, "version": 1}
+    torch.save({"model": model.state_dict(), "config": model.config, **facts}, path)
+
+
+def run(monkeypatch, *argv) -> int:
+    monkeypatch.setattr(sys, "argv", ["explain.py", *map(str, argv)])
+    with pytest.raises(SystemExit) as exit_:
+        explain.run_cli(explain.main)
+    return exit_.value.code

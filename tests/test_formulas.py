@@ -1,0 +1,121 @@
+"""Plain KANs: drawn, pruned, and read as formulas."""
+
+import math
+
+import pytest
+import sympy
+import torch
+
+import formulas
+from kan import KAN
+
+
+def fit(model, x, y, steps):
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=steps, line_search_fn="strong_wolfe", history_size=20
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def test_the_papers_example_is_recovered_from_data():
+    torch.manual_seed(0)
+    x = torch.rand(1000, 2) * 2 - 1
+    y = torch.exp(torch.sin(math.pi * x[:, :1]) + x[:, 1:] ** 2)
+    model = KAN([2, 1, 1])
+    fit(model, x, y, 60)
+    model(x, update_grid=True)
+    fit(model, x, y, 60)
+    formula = formulas.read_formula(model, x, y)
+    first, second = sympy.symbols("x y", real=True)
+    found = formula.expression(["x", "y"], digits=2)
+    wanted = sympy.exp(sympy.sin(3.14 * first) + second**2)
+    for point in [(0.3, -0.8), (-0.7, 0.2), (0.9, 0.9)]:
+        values = dict(zip((first, second), point, strict=True))
+        assert float(found.subs(values)) == pytest.approx(float(wanted.subs(values)), rel=0.02)
+    assert {type(part) for part in sympy.preorder_traversal(found)} >= {sympy.exp, sympy.sin}
+    assert len(found.args) <= 2  # one exponential, at most with a factor
+    assert formula(x.double()) == pytest.approx(y.double(), abs=1e-3)
+    assert all("0.99" in line or "1.00" in line for line in formula.table()[1:])
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: 2 * x - 1, "z"),
+        (lambda x: 3 * (x + 0.2) ** 2, "z**2"),
+        (lambda x: torch.sin(5 * x + 1), "sin(z)"),
+        (lambda x: torch.exp(-2 * x), "exp(z)"),
+        (lambda x: -torch.log(x + 1.5), "log(z)"),
+        (lambda x: (x - 0.1).abs(), "Abs(z)"),
+    ],
+)
+def test_edges_are_recognised(function, name):
+    x = torch.linspace(-1, 1, 300)
+    found = formulas.fit_edge(x, function(x))
+    assert found.r_squared > 0.9999
+    assert found.shape == name
+    z = sympy.symbols("z")
+    at = float(found.expression(z).subs(z, 0.4))
+    assert at == pytest.approx(float(function(torch.tensor(0.4))), abs=0.02)
+
+
+def test_invalid_functions_are_never_chosen():
+    x = torch.linspace(-1, 1, 50)
+    values = torch.stack([x, torch.full_like(x, torch.nan), torch.full_like(x, torch.inf), 0 * x])
+    _, _, r_squared = formulas.regress(values.double(), x.double())
+    assert r_squared[0] == pytest.approx(1.0)
+    assert torch.isinf(r_squared[1:]).all()
+
+
+def network_with_dead_node():
+    torch.manual_seed(0)
+    model = KAN([3, 4, 2], bias=True)
+    with torch.no_grad():
+        model.layers[1].base_weight[:, 2] = 0
+        model.layers[1].spline_weight[:, 2] = 0
+    return model
+
+
+def test_pruning_removes_nodes_that_lead_nowhere():
+    model, x = network_with_dead_node(), torch.rand(200, 3) * 2 - 1
+    small = formulas.prune_network(model, x)
+    assert [layer.out_features for layer in small.layers] == [3, 2]
+    assert torch.allclose(small(x), model(x), atol=1e-5)
+
+
+def test_pruning_keeps_at_least_one_node():
+    model, x = network_with_dead_node(), torch.rand(50, 3)
+    small = formulas.prune_network(model, x, threshold=2.0)
+    assert [layer.out_features for layer in small.layers] == [1, 2]
+
+
+def test_a_formula_computes_what_its_expression_says():
+    model, x = KAN([2, 2, 1], bias=True), torch.rand(100, 2)
+    formula = formulas.read_formula(model, x)
+    expression = formula.expression(digits=6)
+    names = sympy.symbols("x_0 x_1", real=True)
+    for row, value in zip(x[:3].tolist(), formula(x[:3].double()), strict=True):
+        at = float(expression.subs(dict(zip(names, row, strict=True))))
+        assert at == pytest.approx(float(value), abs=1e-3)
+
+
+def test_edges_that_do_not_vary_become_constants():
+    model, x = network_with_dead_node(), torch.rand(100, 3)
+    formula = formulas.read_formula(model, x)
+    assert all(row[2] is None for row in formula.edges[1])
+    assert any("nothing" in line for line in formula.table())
+
+
+def test_a_network_is_drawn_with_a_curve_per_edge(tmp_path):
+    figure = formulas.draw_network(network_with_dead_node(), torch.rand(60, 3), ["a", "b", "c"])
+    figure.savefig(tmp_path / "kan.png")
+    assert (tmp_path / "kan.png").stat().st_size > 5000
+    (axes,) = figure.axes
+    assert len(axes.child_axes) == 3 * 4 + 4 * 2
