@@ -135,7 +135,7 @@ def stem(rng: Random, draw, foot, top, colour: Colour, width: float) -> np.ndarr
 
 def daisy(rng: Random, draw, top, radius: float, path, green: Colour) -> None:
     """Many narrow, round-ended petals around a small yellow centre."""
-    pen = Pen(draw, top, radius, rng.uniform(-0.6, 0.6), rng.uniform(0.6, 1))
+    pen = Pen(draw, top, radius, rng.uniform(-0.6, 0.6), rng.uniform(0.7, 1))
     colour = pick(rng, DAISY)
     count = rng.integers(13, 21)
     inner = rng.uniform(0.22, 0.3)
@@ -156,7 +156,7 @@ def sunflower(rng: Random, draw, top, radius: float, path, green: Colour) -> Non
         side = rng.choice([-1, 1])
         leaf = Pen(draw, path[int(at * len(path))], radius * rng.uniform(0.6, 0.9))
         leaf.shape(outline(1, 0.75, 0.35, 1.0), green, np.pi / 2 - side * rng.uniform(0.7, 1.5))
-    pen = Pen(draw, top, radius, rng.uniform(-0.6, 0.6), rng.uniform(0.65, 1))
+    pen = Pen(draw, top, radius, rng.uniform(-0.6, 0.6), rng.uniform(0.75, 1))
     colour = pick(rng, SUNFLOWER)
     count, inner = rng.integers(14, 22), rng.uniform(0.4, 0.52)
     petal = outline(1.02 - inner * 0.8, rng.uniform(0.24, 0.32), 0.42, 1.15)
@@ -179,7 +179,7 @@ def dandelion(rng: Random, draw, top, radius: float, path, green: Colour) -> Non
     if rng.random() < 0.15:
         seed_ball(rng, draw, top, radius)
         return
-    pen = Pen(draw, top, radius * 0.92, rng.uniform(-0.5, 0.5), rng.uniform(0.6, 1))
+    pen = Pen(draw, top, radius * 0.92, rng.uniform(-0.5, 0.5), rng.uniform(0.7, 1))
     colour = pick(rng, DANDELION)
     for reach, tint in ((1.0, 0.78), (0.86, 0.88), (0.7, 0.96), (0.52, 1.06), (0.34, 0.98)):
         floret = outline(reach, 0.085, 0.9, 0.4, steps=5)
@@ -370,9 +370,9 @@ def draw_flower(name: str, seed: int = 0, number: int = 1, size: int = SIZE) -> 
     big = size * SUPERSAMPLING
     picture = GROUNDS[rng.integers(len(GROUNDS))](rng, big)
     draw = ImageDraw.Draw(picture)
-    count = rng.choice([1, 1, 1, 1, 1, 1, 2, 2, 3])
-    radius = big * rng.uniform(0.32, 0.44) / count**0.6
-    places = (np.arange(count) + 0.5) / count + rng.uniform(-0.18, 0.18, count) / count**0.5
+    count = rng.choice([1, 2, 3], p=[0.75, 0.17, 0.08])
+    radius = big * rng.uniform(0.34, 0.45) / count**0.6
+    places = (np.arange(count) + 0.5) / count + rng.uniform(-0.15, 0.15, count) / count**0.5
     for place in rng.permutation(places):
         top = big * np.array([place, rng.uniform(0.32, 0.6)])
         foot = [top[0] + rng.normal(0, 0.12) * big, big * rng.uniform(0.94, 1.1)]
