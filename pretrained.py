@@ -77,7 +77,7 @@ def load_model(
 def _build(weights: WeightsFile) -> VisionTransformer:
     """Returns the model that the file describes, every tensor from the file."""
     model = create_model(**weights.config)
-    missing = {k: v for k, v in load_into(model, weights).new.items() if "head" not in k}
+    missing = load_into(model, weights).new
     if missing:
         name, reason = next(iter(missing.items()))
         raise ValueError(
@@ -156,7 +156,8 @@ def save_weights(path: str | Path, loaded: LoadedModel) -> None:
 
 def describe(weights: WeightsFile) -> list[str]:
     """What a file holds, in words."""
-    parameters = sum(v.numel() for v in weights.state.values() if v.is_floating_point())
+    config = weights.config
+    parameters = sum(v.numel() for k, v in weights.state.items() if not k.endswith(".grid"))
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for v in weights.state.values()})
     lines = [
         f"file: {weights.path}",
@@ -167,6 +168,9 @@ def describe(weights: WeightsFile) -> list[str]:
         f"({weights.family_reason})",
         f"classes: {_some(weights.classes) if weights.classes else 'not named'}",
     ]
+    if config.get("mlp", "mlp") != "mlp":
+        kan = {key: value for key, value in config.items() if key.startswith("kan_")}
+        lines.append(f"KAN blocks: {', '.join(f'{k[4:]} {v}' for k, v in kan.items())}")
     if weights.preprocess:
         lines.append(f"preprocessing: {weights.preprocess}")
     lines += [f"{key}: {value}" for key, value in weights.meta.items() if key != "args"]
