@@ -75,6 +75,8 @@ def build_model(
         config: dict = {"name": args.model or DEFAULT_MODEL}
     else:
         config = dict(weights.config)
+        if config["num_classes"] != len(classes):  # a pre-logits layer belongs to the old head
+            config["representation_size"] = None
     kan = ("mlp", "kan_blocks", "kan_hidden", "kan_rank", "kan_grid", "kan_order", "kan_range")
     # A KAN checkpoint keeps its own sizes unless the flag was typed.
     config |= {name: getattr(args, name) for name in kan if name in typed or name not in config}
