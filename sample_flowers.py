@@ -3,9 +3,9 @@
     python sample_flowers.py [--output DIR] [--per-class N] [--seed N]
 
 Five classes named as in the well-known flower photos: daisy, dandelion, roses, sunflowers, tulips.
-What tells them apart is shape alone: every colour of petals, ground and light occurs in several
-classes, and pose, scale and number vary, so that neither a mean colour nor a linear classifier on
-thumbnails gets far (tests/test_sample_flowers.py measures both).
+Each class has its usual colours and, more rarely, those of the others; number, place, scale, pose,
+ground and light vary. Its shape is what tells a flower: a mean colour or a linear classifier on
+thumbnails does not get far (tests/test_sample_flowers.py measures both).
 """
 
 import argparse

@@ -118,7 +118,7 @@ def linear_accuracy(features, labels, held_out):
 
 
 def test_neither_mean_colour_nor_a_linear_classifier_solves_the_task():
-    """With 240 pictures per class to learn from they reach 0.34 and 0.68; a small ViT 0.9."""
+    """With 240 pictures per class to learn from they reach 0.39 and 0.72; a small ViT 0.9."""
     numbers = range(1, 61)
     pictures = [draw_flower(name, number=k, size=64) for name in FLOWERS for k in numbers]
     labels = np.repeat(np.arange(len(CLASSES)), len(numbers))
