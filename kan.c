@@ -205,3 +205,32 @@ void curve_backward(const REAL *x, long rows, long features, const REAL *at, lon
       }
     }
 }
+
+/* out[o][f][j] = weight[o][f][j] * scaler[o][f], of `features` of a layer's `stride` features. */
+void scale(const REAL *weight, const REAL *scaler, long outputs, long features, long stride, long n,
+           STORE *out, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (long o = 0; o < outputs; o++)
+    for (long f = 0; f < features; f++) {
+      const REAL *from = weight + (o * stride + f) * n, by = scaler[o * stride + f];
+      STORE *to = out + (o * features + f) * n;
+      for (long j = 0; j < n; j++) to[j] = narrow(from[j] * by);
+    }
+}
+
+/* Backward of `scale`: takes the gradient of its result in `grad`, leaves that of weight there. */
+void scale_backward(const REAL *weight, const REAL *scaler, long outputs, long features, long stride,
+                    long n, REAL *grad, REAL *grad_scaler, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (long o = 0; o < outputs; o++)
+    for (long f = 0; f < features; f++) {
+      const long edge = o * stride + f;
+      const REAL *w = weight + edge * n, by = scaler[edge];
+      REAL *g = grad + edge * n, sum = 0;
+      for (long j = 0; j < n; j++) {
+        sum += g[j] * w[j];
+        g[j] *= by;
+      }
+      grad_scaler[edge] = sum;
+    }
+}

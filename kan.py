@@ -242,6 +242,41 @@ class Splines:
         )
         return out, parts.sum(0)[:, self.order : self.order + self.count]
 
+    def scaled(self, weight: Tensor, scaler: Tensor | None, features: slice) -> Tensor:
+        """Weights (O, I, K) times scaler (O, I) of some features, (O, F * K)."""
+        part = weight[:, features]
+        if scaler is None:
+            return part.flatten(1).to(self.store)
+        if not self._can_scale(weight, scaler):
+            return (part * scaler[:, features].unsqueeze(-1)).flatten(1).to(self.store)
+        out = torch.empty(len(part), part[0].numel(), dtype=self.store)
+        self._invoke("scale", part, scaler[:, features], *self._extent(part, weight), out)
+        return out
+
+    def scaled_backward(self, weight, scaler, features: slice, grad, grad_scaler) -> None:
+        """Turns the gradient of the product in grad[:, features] into that of the weights.
+
+        grad_scaler (O, I) receives that of the scaler where it is wanted.
+        """
+        part, g = weight[:, features], grad[:, features]
+        if not self._can_scale(weight, scaler):
+            if grad_scaler is not None:
+                grad_scaler[:, features] = (g * part).sum(-1)
+            g.mul_(scaler[:, features].unsqueeze(-1))
+            return
+        to = torch.empty_like(scaler) if grad_scaler is None else grad_scaler
+        extent = self._extent(part, weight)
+        self._invoke("scale_backward", part, scaler[:, features], *extent, g, to[:, features])
+
+    def _can_scale(self, weight: Tensor, scaler: Tensor) -> bool:
+        """torch is slow to broadcast over so short an axis; kan.c wants one type and no gaps."""
+        fits = weight.dtype == scaler.dtype == self.real
+        return bool(self.library and fits and weight.is_contiguous() and scaler.is_contiguous())
+
+    @staticmethod
+    def _extent(part: Tensor, whole: Tensor) -> tuple[int, ...]:
+        return len(part), part.shape[1], whole.shape[1], whole.shape[2]
+
     def _padded(self, coef: Tensor) -> Tensor:
         """Coefficients (I, K) as the table that kan.c wants, (K + 2k, I), zeros around."""
         return F.pad(coef.t(), (0, 0, self.order, self.order)).contiguous()
@@ -249,10 +284,13 @@ class Splines:
     def _call(self, name: str, x: Tensor, features: slice, *arguments: Tensor | int) -> None:
         knots = self.knots[:, features]
         shared = (knots, self.knots.shape[1], self.grid.shape[1] - 1, OUTSIDE.index(self.outside))
+        self._invoke(name, x, *x.shape, *shared, *arguments)
+
+    def _invoke(self, name: str, *arguments: Tensor | int) -> None:
         getattr(self.library, name)(
             *(
                 ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_long(a)
-                for a in (x, *x.shape, *shared, *arguments, self.threads)
+                for a in (*arguments, self.threads)
             )
         )
 
@@ -334,7 +372,7 @@ class SplineProduct(torch.autograd.Function):
         ctx.order, ctx.outside, ctx.dtype = order, outside, out.dtype
         splines = Splines(x, grid, order, outside, out.dtype)
         for features, rows in chunks(x, splines.count * out.element_size()):
-            columns = scaled_columns(weight, scaler, features, out.dtype)
+            columns = splines.scaled(weight, scaler, features)
             for row in rows:
                 out[row].addmm_(splines.bases(x[row, features], features), columns.t())
         return out
@@ -354,7 +392,7 @@ class SplineProduct(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if want_weight or want_scaler else None
         grad_scaler = torch.empty_like(scaler) if want_scaler else None
         for features, rows in chunks(x, splines.count * grad.element_size()):
-            columns = scaled_columns(weight, scaler, features, ctx.dtype)
+            columns = splines.scaled(weight, scaler, features)
             for number, row in enumerate(rows):
                 g, part = grad[row], x[row, features]
                 if grad_weight is not None:
@@ -363,19 +401,8 @@ class SplineProduct(torch.autograd.Function):
                 if want_x:
                     grad_x[row, features] = splines.slopes(part, g @ columns, features)
             if scaler is not None and grad_weight is not None:
-                found = grad_weight[:, features]
-                if want_scaler:
-                    grad_scaler[:, features] = (found * weight[:, features]).sum(-1)
-                found.mul_(scaler[:, features].unsqueeze(-1))
+                splines.scaled_backward(weight, scaler, features, grad_weight, grad_scaler)
         return grad, grad_x, grad_weight if want_weight else None, grad_scaler, None, None, None
-
-
-def scaled_columns(weight, scaler, features: slice, dtype: torch.dtype) -> Tensor:
-    """The part of the weights that belongs to some features, (O, F * K): a view where possible."""
-    part = weight[:, features]
-    if scaler is not None:
-        part = part * scaler[:, features].unsqueeze(-1)
-    return part.flatten(1).to(dtype)
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, more: bool) -> None:
@@ -702,7 +729,7 @@ def penalty(coefficients: Tensor, activation: float, entropy: float) -> Tensor:
     size = coefficients.abs().mean(-1)
     total = size.sum()
     tiny = torch.finfo(size.dtype).tiny
-    share = size / total.clamp_min(tiny)
+    share = size / total.clamp_min(1e-12)
     return activation * total - entropy * (share * share.clamp_min(tiny).log()).sum()
 
 
@@ -878,7 +905,9 @@ class KANLinear(SplineLayer):
     def compute_base_output(self, x: Tensor) -> Tensor:
         """The base term with bias, (..., I) -> (..., O)."""
         x = self.checked(x)
-        return self.linear(x.reshape(-1, self.in_features)).unflatten(0, x.shape[:-1])
+        return self.linear(x.reshape(-1, self.in_features)).reshape(
+            *x.shape[:-1], self.out_features
+        )
 
     def compute_spline_output(self, x: Tensor) -> Tensor:
         """The spline term, (..., I) -> (..., O)."""
@@ -886,12 +915,12 @@ class KANLinear(SplineLayer):
         rows = x.reshape(-1, self.in_features)
         dtype = product_dtype(x, self.base_weight)
         out = rows.new_zeros(len(rows), self.out_features, dtype=dtype)
-        return self._add_splines(out, rows).unflatten(0, x.shape[:-1])
+        return self._add_splines(out, rows).reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.checked(x)
         rows = x.reshape(-1, self.in_features)  # (..., I) -> (N, I)
-        return self._add_splines(self.linear(rows), rows).unflatten(0, x.shape[:-1])
+        return self._add_splines(self.linear(rows), rows).reshape(*x.shape[:-1], self.out_features)
 
     def _add_splines(self, out: Tensor, x: Tensor) -> Tensor:
         """out + the spline term; out (N, O) may be overwritten."""
@@ -932,7 +961,7 @@ class KANLinear(SplineLayer):
             weight = self.scaled_spline_weight[:, features]
             result.append(torch.einsum("nij,oij->noi", bases.to(weight.dtype), weight))
         base = self.base_activation(rows).unsqueeze(1) * self.base_weight
-        return (base + torch.cat(result, -1)).unflatten(0, x.shape[:-1])
+        return (base + torch.cat(result, -1)).reshape(*x.shape[:-1], *self.base_weight.shape)
 
     @torch.no_grad()
     def compress(self, rank: int) -> tuple["KANLinear", float]:
@@ -1027,7 +1056,7 @@ class GroupKANLinear(SplineLayer):
         rows = self.base_activation(rows) + curves(
             rows, coef, grid, self.spline_order, self.outside
         )
-        return F.linear(rows, self.base_weight, self.bias).unflatten(0, x.shape[:-1])
+        return F.linear(rows, self.base_weight, self.bias).reshape(*x.shape[:-1], self.out_features)
 
     def regularization_loss(
         self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
