@@ -914,7 +914,7 @@ class KANLinear(SplineLayer):
         x = self.checked(x)
         rows = x.reshape(-1, self.in_features)
         dtype = product_dtype(x, self.base_weight)
-        out = rows.new_zeros(len(rows), self.out_features, dtype=dtype)
+        out = rows.new_zeros(rows.shape[0], self.out_features, dtype=dtype)
         return self._add_splines(out, rows).reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -926,7 +926,7 @@ class KANLinear(SplineLayer):
         """out + the spline term; out (N, O) may be overwritten."""
         if self.spline_rank is None:
             return self._add_product(out, x, self.spline_weight, self.spline_scaler)
-        inner = out.new_zeros(len(x), self.spline_rank)
+        inner = out.new_zeros(x.shape[0], self.spline_rank)
         inner = self._add_product(inner, x, self.spline_down, None)  # (N, R)
         return torch.addmm(out, inner, self.spline_up.t().to(inner.dtype))
 

@@ -1,0 +1,322 @@
+"""Times KAN layers against their bare matrix product, nn.Linear and a textbook layer.
+
+    python benchmarks/kan_layer.py                             # layers, two sizes, float32
+    python benchmarks/kan_layer.py --dtype bfloat16            # under autocast
+    python benchmarks/kan_layer.py --vit                       # training steps of whole KAN-ViTs
+    python benchmarks/kan_layer.py --init                      # initialisations on function fitting
+    python benchmarks/kan_layer.py --device cuda --dtype bfloat16 --sizes 768x3072 --rows 25216
+
+One step is forward and backward, parameters' and input's gradients. "ratio" is to the bare product
+of width I * (1 + G + k) and the same rows, measured in turns with the layer. "kept" is what stays
+alive between forward and backward besides parameters. On a CPU that others use too, `--threads 1
+--clock cpu` counts the time of the one thread instead of the time that passes.
+"""
+
+import argparse
+import gc
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from kan import INITIALISATIONS, KAN, GroupKANLinear, KANLinear  # noqa: E402
+
+GRID, ORDER = 5, 3
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+class TextbookKAN(nn.Module):
+    """The layer as formulas state it: the recursion over all bases, then two products."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        count = GRID + ORDER
+        self.base_weight = nn.Parameter(torch.randn(out_features, in_features) / in_features**0.5)
+        self.spline_weight = nn.Parameter(0.01 * torch.randn(out_features, in_features, count))
+        self.spline_scaler = nn.Parameter(torch.ones(out_features, in_features))
+        knots = torch.arange(-ORDER, GRID + ORDER + 1) * (2 / GRID) - 1
+        self.register_buffer("grid", knots.expand(in_features, -1).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, x = x.shape[:-1], x.flatten(0, -2)
+        grid, at = self.grid, x.float().unsqueeze(-1)
+        b = ((at >= grid[:, :-1]) & (at < grid[:, 1:])).float()
+        for p in range(1, ORDER + 1):
+            left = (at - grid[:, : -(p + 1)]) / (grid[:, p:-1] - grid[:, : -(p + 1)])
+            right = (grid[:, p + 1 :] - at) / (grid[:, p + 1 :] - grid[:, 1:-p])
+            b = left * b[..., :-1] + right * b[..., 1:]
+        weight = self.spline_weight * self.spline_scaler.unsqueeze(-1)
+        y = F.linear(F.silu(x), self.base_weight) + F.linear(b.flatten(1), weight.flatten(1))
+        return y.reshape(*shape, -1)
+
+
+class BareProduct(nn.Linear):
+    """What no dense implementation can avoid; its input has the width of all bases."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features * (1 + GRID + ORDER), out_features, bias=False)
+
+
+def uneven(in_features: int, out_features: int) -> KANLinear:
+    """A KANLinear whose knots are not uniform."""
+    layer = KANLinear(in_features, out_features)
+    layer.grid.copy_((torch.rand_like(layer.grid) + 0.3).cumsum(1) * 0.25 - 1.5)
+    return layer
+
+
+CONTENDERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "bare product": BareProduct,
+    "KANLinear": KANLinear,
+    "KANLinear, no scaler": lambda i, o: KANLinear(i, o, enable_standalone_scale_spline=False),
+    "KANLinear, uneven knots": uneven,
+    "KANLinear, linear outside": lambda i, o: KANLinear(i, o, outside="linear"),
+    "KANLinear, rank 16": lambda i, o: KANLinear(i, o, spline_rank=16),
+    "GroupKANLinear": GroupKANLinear,
+    "nn.Linear": nn.Linear,
+    "textbook": TextbookKAN,
+}
+
+
+def find_peers() -> dict[str, Callable[[int, int], nn.Module]]:
+    """Layers of published packages, as far as they are installed."""
+    peers = {}
+    try:
+        from efficient_kan import KANLinear as Efficient
+
+        peers["efficient-kan"] = Efficient
+    except ImportError:
+        pass
+    try:
+        from fastkan import FastKANLayer
+
+        peers["fast-kan (Gaussians)"] = FastKANLayer
+    except ImportError:
+        pass
+    return peers
+
+
+class Stopwatch:
+    """Times steps of one layer; `args` says where, in which type and by which clock."""
+
+    def __init__(self, layer: nn.Module, shape: tuple, args: argparse.Namespace) -> None:
+        self.args = args
+        self.layer = layer.to(args.device)
+        self.x = torch.randn(shape, device=args.device, requires_grad=True)
+        self.grad = None
+        self.times: list[float] = []
+
+    def forward(self) -> Tensor:
+        enabled = self.args.dtype == torch.bfloat16
+        with torch.autocast(self.args.device, torch.bfloat16, enabled=enabled):
+            return self.layer(self.x)
+
+    def step(self) -> None:
+        clock = CLOCKS[self.args.clock]
+        self.synchronise()
+        start = clock()
+        y = self.forward()
+        if self.grad is None:
+            self.grad = torch.randn_like(y)
+        y.backward(self.grad)
+        self.synchronise()
+        self.times.append(1000 * (clock() - start))
+        self.layer.zero_grad()
+        self.x.grad = None
+
+    def synchronise(self) -> None:
+        if self.args.device == "cuda":
+            torch.cuda.synchronize()
+
+    def kept_mb(self) -> float:
+        own = {
+            v.untyped_storage().data_ptr()
+            for v in (*self.layer.parameters(), *self.layer.buffers())
+        }
+        kept = {}
+
+        def pack(t: Tensor) -> Tensor:
+            kept[t.untyped_storage().data_ptr()] = t
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = self.forward()
+        del y
+        sizes = (t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
+        return sum(sizes) / 1e6
+
+
+def compare_layers(args: argparse.Namespace) -> None:
+    contenders = CONTENDERS | (find_peers() if args.peers else {})
+    if args.only:
+        contenders = {n: c for n, c in contenders.items() if n in {"bare product", *args.only}}
+    for size in args.sizes:
+        i, o = (int(n) for n in size.split("x"))
+        for rows in args.rows:
+            print(f"\n{i} to {o} features, {rows} rows, {args.dtype}\n")
+            print("| layer | time, ms | lowest | ratio | kept, MB |\n|---|---|---|---|---|")
+            watches = {}
+            for name, make in contenders.items():
+                width = i * (1 + GRID + ORDER) if make is BareProduct else i
+                watches[name] = Stopwatch(make(i, o), (rows, width), args)
+            for _ in range(args.steps + 1):  # in turns, so that all share the weather
+                for watch in watches.values():
+                    watch.step()
+            bare = statistics.median(watches["bare product"].times[1:])
+            for name, watch in watches.items():
+                middle, least = statistics.median(watch.times[1:]), min(watch.times[1:])
+                print(
+                    f"| {name} | {middle:.1f} | {least:.1f} | {middle / bare:.2f} "
+                    f"| {watch.kept_mb():.1f} |"
+                )
+
+
+def textbook_blocks(model: nn.Module) -> nn.Module:
+    """Replaces the MLPs of a ViT by two textbook KAN layers."""
+    for block in model.blocks:
+        hidden, dim = block.mlp.fc1.weight.shape
+        block.mlp = nn.Sequential(TextbookKAN(dim, hidden), TextbookKAN(hidden, dim))
+    return model
+
+
+def compare_vits(args: argparse.Namespace) -> None:
+    """Training steps (forward, backward) of whole ViT-Ti/16."""
+    from vit_model import create_model
+
+    name = args.model
+    settings = {
+        "ViT": {},
+        "KAN-ViT, groups": {"mlp": "gkan"},
+        "KAN-ViT, rank 16": {"mlp": "kan", "kan_rank": 16},
+        "KAN-ViT": {"mlp": "kan"},
+        "textbook": None,
+    }
+    images = torch.randn(args.batch_size, 3, 224, 224, device=args.device)
+    labels = torch.randint(5, (args.batch_size,), device=args.device)
+    print(f"\n{name}, batch {args.batch_size}, {args.dtype}, forward and backward\n")
+    print("| model | time, ms | lowest | speed to ViT's | peak of the process, GiB |")
+    print("|---|---|---|---|---|")
+    vit = None
+    for label, options in settings.items():
+        if args.only and label not in {"ViT", *args.only}:
+            continue
+        model = create_model(name, num_classes=5, **(options or {})).to(args.device).train()
+        if options is None:
+            model = textbook_blocks(model)
+        times, clock = [], CLOCKS[args.clock]
+        for _ in range((args.steps if options is not None else 1) + 1):
+            start = clock()
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == torch.bfloat16):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            model.zero_grad()
+            times.append(1000 * (clock() - start))
+        middle, least = statistics.median(times[1:]), min(times[1:])
+        vit = vit or middle
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(
+            f"| {label} | {middle:.0f} | {least:.0f} | {vit / middle:.2f} | {peak:.2f} |",
+            flush=True,
+        )
+        del model, loss
+        gc.collect()
+
+
+FUNCTIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "exp(sin(pi x) + y^2)": (2, lambda x: torch.exp(torch.sin(math.pi * x[:, 0]) + x[:, 1] ** 2)),
+    "x y": (2, lambda x: x[:, 0] * x[:, 1]),
+    "sin(4 pi x) cos(2 pi y)": (
+        2,
+        lambda x: torch.sin(4 * math.pi * x[:, 0]) * torch.cos(2 * math.pi * x[:, 1]),
+    ),
+    "mean of tanh(3 x_i)^2": (8, lambda x: torch.tanh(3 * x).square().mean(1)),
+}
+
+
+def compare_initialisations(args: argparse.Namespace) -> None:
+    """Mean error of KANs after a thousand Adam steps, for each scheme, function and shape."""
+    shapes = [[8], [32, 32]]
+    print("\n| function | hidden | " + " | ".join(INITIALISATIONS) + " |")
+    print("|---|---|" + "---|" * len(INITIALISATIONS))
+    for name, (inputs, function) in FUNCTIONS.items():
+        for hidden in shapes:
+            cells = []
+            for init in INITIALISATIONS:
+                errors = [
+                    fit(function, [inputs, *hidden, 1], init, s, args) for s in range(args.seeds)
+                ]
+                cells.append(f"{statistics.geometric_mean(errors):.2e}")
+            print(f"| {name} | {hidden} | " + " | ".join(cells) + " |", flush=True)
+
+
+def fit(function, sizes: list[int], init: str, seed: int, args: argparse.Namespace) -> float:
+    """Returns the root mean square error on new points."""
+    torch.manual_seed(seed)
+    x, test = torch.rand(1000, sizes[0]) * 2 - 1, torch.rand(1000, sizes[0]) * 2 - 1
+    y = function(x)[:, None]
+    model = KAN(sizes, init=init)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.fit_steps)
+    for _ in range(args.fit_steps):
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return F.mse_loss(model(test), function(test)[:, None]).sqrt().item()
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["384x1536"], help="IxO (384x1536)")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1576], help="rows of input (1576)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--steps", type=int, default=7, help="timed steps of each (7)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--only", nargs="+", help="these rows of the table beside the baseline")
+    parser.add_argument(
+        "--peers", action="store_true", help="also published packages, if installed"
+    )
+    parser.add_argument("--vit", action="store_true", help="whole Vision Transformers")
+    parser.add_argument("--model", default="vit_tiny_patch16_224", help="the ViT of --vit")
+    parser.add_argument("--batch-size", type=int, default=8, help="images in a step of --vit (8)")
+    parser.add_argument("--init", action="store_true", help="initialisations on function fitting")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of --init (3)")
+    parser.add_argument("--fit-steps", type=int, default=1000, help="Adam steps of --init (1000)")
+    args = parser.parse_args()
+    args.dtype = getattr(torch, args.dtype)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name()
+    print(f"{where}, {args.threads} threads, {args.clock} clock, torch {torch.__version__}, "
+          f"python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")  # fmt: skip
+    if args.init:
+        compare_initialisations(args)
+    elif args.vit:
+        compare_vits(args)
+    else:
+        compare_layers(args)
+
+
+if __name__ == "__main__":
+    main()
