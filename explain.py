@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,8 @@ from answers import Score, make_output_folder
 from edges import Curve
 from find_photos import Photo, find_photos
 from my_dataset import PhotoError, Preprocess, eval_transform, load_image
-from options import Parser, default_workers, number, pick_device, run_cli
-from predict import Classifier, answer_photos
+from options import Parser, number, pick_device, run_cli
+from predict import Classifier, answer_photos, default_settings
 from pretrained import LoadedModel, load_model, save_weights
 from pruning import prune
 
@@ -250,9 +249,7 @@ def accuracy(model: nn.Module, loaded: LoadedModel, photos: Sequence[Photo], dev
     """The model's score over photos in class folders."""
     classifier = Classifier(model, loaded.classes, loaded.preprocess, "", model)
     score = Score(loaded.classes)
-    settings = SimpleNamespace(
-        batch_size=16, workers=default_workers(), topk=1, threshold=0.0, tta=False
-    )
+    settings = default_settings(topk=1)
     for answer in answer_photos(photos, classifier, settings, device, keep_image=False):
         score.write(answer)
     return score

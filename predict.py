@@ -57,11 +57,14 @@ def newest_checkpoint(folder: str = "weights") -> str:
 
 
 def open_classifier(path: str, class_indices: str | None, device: torch.device) -> Classifier:
-    """Loads a checkpoint of any format, or an .onnx that export.py wrote."""
-    if path.lower().endswith(".onnx"):
-        from export import open_onnx  # needs onnxruntime, which nothing else here does
+    """Loads a checkpoint of any format, or an .onnx or .pt2 that export.py wrote."""
+    if path.lower().endswith((".onnx", ".pt2")):
+        from export import open_exported  # needs packages that nothing else here does
 
-        return open_onnx(path)
+        exported = open_exported(path)
+        name, meta = exported.facts["config"]["name"], exported.facts
+        title = f"{name}, {len(exported.classes)} classes, {describe(meta)} ({path})"
+        return Classifier(exported.forward, exported.classes, exported.preprocess, title)
     loaded = load_model(path, class_indices=class_indices, device=device)
     model = loaded.model.eval()
     kind = {"kan": ", KAN", "gkan": ", grouped KAN"}.get(model.config["mlp"], "")
@@ -145,6 +148,12 @@ def answer_batch(batch: Sequence[Decoded], predict, classes, topk, threshold) ->
             yield Answer(photo.path, error="the model's output for this photo is not a number")
         else:
             yield Answer(photo.path, top, top[0][2] < threshold, photo.truth, image=image)
+
+
+def default_settings(**changes) -> argparse.Namespace:
+    """The settings that `answer_photos` reads, for other programs that predict."""
+    settings = {"batch_size": 16, "workers": default_workers(), "tta": False}
+    return argparse.Namespace(**settings | {"topk": 5, "threshold": 0.0} | changes)
 
 
 def answer_photos(
@@ -235,8 +244,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--weights",
         metavar="FILE",
-        help="checkpoint of any format, or an .onnx written by export.py (default: the newest "
-        "best.pth under weights/)",
+        help="checkpoint of any format, or what export.py wrote (default: the newest best.pth "
+        "under weights/)",
     )
     model.add_argument(
         "--class-indices",

@@ -17,7 +17,6 @@ import sys
 import time
 from itertools import cycle, islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -39,7 +38,7 @@ def bare_rate(forward, images: torch.Tensor, device: torch.device, photos: int) 
     return photos / (time.perf_counter() - start)
 
 
-def predict_rate(classifier, photos: list[Photo], args: SimpleNamespace, device) -> float:
+def predict_rate(classifier, photos: list[Photo], args: argparse.Namespace, device) -> float:
     """Photos per second from files to a JSON line each and a CSV file."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         writers = [JsonLines(nowhere), CsvFile(os.devnull, args.topk)]
@@ -53,9 +52,7 @@ def predict_rate(classifier, photos: list[Photo], args: SimpleNamespace, device)
 def throughput(options: argparse.Namespace, photos: list[Photo]) -> None:
     device = pick_device(options.device)
     classifier = predict.open_classifier(options.weights, None, device)
-    args = SimpleNamespace(
-        batch_size=options.batch_size, workers=options.workers, topk=5, threshold=0, tta=False
-    )
+    args = predict.default_settings(batch_size=options.batch_size, workers=options.workers)
     size = classifier.preprocess.img_size
     images = torch.rand(options.batch_size, 3, size, size)
     bare, whole = [], []

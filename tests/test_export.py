@@ -1,0 +1,205 @@
+"""export.py: files for other programs give the checkpoint's logits, and say what they are."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import export
+import predict
+from kan import GroupKANLinear, KANLinear
+from my_dataset import Preprocess
+from portable import PortableGroupKANLinear, PortableKANLinear, PowerBasis, portable
+from pretrained import load_model
+from vit_model import create_model
+
+CLASSES = ["daisy", "郁金香", "roses"]
+KINDS = {
+    "vit": {"mlp": "mlp"},
+    "kan": {"mlp": "kan"},
+    "low rank": {"mlp": "kan", "kan_rank": 3, "kan_blocks": "last:1"},
+    "gkan": {"mlp": "gkan", "kan_groups": 4},
+}
+
+
+def write_checkpoint(folder: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    model = create_model(
+        "custom", 3, embed_dim=16, depth=2, num_heads=2, img_size=32, patch_size=8, **KINDS[kind]
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    facts = {"classes": CLASSES, "preprocess": Preprocess(img_size=32).to_dict(), "epoch": 2}
+    facts |= {"metrics": {"val_acc": 0.75}, "version": 1, "config": model.config}
+    torch.save({"model": model.state_dict(), **facts}, folder / "best.pth")
+    return folder / "best.pth"
+
+
+@pytest.fixture
+def photo(tmp_path) -> str:
+    image = Image.effect_noise((50, 40), 80).convert("RGB")
+    image.save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def run(monkeypatch, program, *argv) -> int:
+    monkeypatch.setattr(sys, "argv", [program.__name__ + ".py", *map(str, argv)])
+    with pytest.raises(SystemExit) as exit_:
+        program.run_cli(program.main)
+    return exit_.value.code
+
+
+def predictions(monkeypatch, capsys, photo, weights) -> dict[str, float]:
+    capsys.readouterr()
+    assert run(monkeypatch, predict, photo, "--weights", weights, "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    return {entry["class"]: entry["probability"] for entry in json.loads(line)["predictions"]}
+
+
+# ------------------------------------------------------------------------- portable layers
+
+
+@pytest.mark.parametrize("outside", ["linear", "held"])
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("cells", [1, 2, 5, 8])
+def test_portable_layers_equal_the_layers_of_kan(outside, order, cells):
+    torch.manual_seed(0)
+    x = torch.randn(4, 7, 12) * 2  # many values lie outside the grids
+    layers = [
+        KANLinear(12, 5, cells, order, outside=outside, bias=True),
+        KANLinear(12, 30, cells, order, outside=outside, spline_rank=2, bias=False),
+        GroupKANLinear(12, 5, 3, cells, order, outside=outside),
+    ]
+    for layer, kind in zip(
+        layers, (PortableKANLinear, PortableKANLinear, PortableGroupKANLinear), strict=True
+    ):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.normal_(0, 0.3)
+            layer.set_range(-0.3 - torch.rand(layer.curves), 0.5 + torch.rand(layer.curves))
+            assert torch.allclose(kind(layer)(x), layer(x), atol=1e-4)
+
+
+def test_portable_layers_follow_knots_that_are_not_uniform():
+    torch.manual_seed(0)
+    layer = KANLinear(6, 4, outside="linear")
+    with torch.no_grad():
+        layer.update_grid(torch.randn(300, 6))
+        layer.spline_weight.normal_()
+        x = torch.randn(50, 6) * 3
+        assert torch.allclose(PortableKANLinear(layer)(x), layer(x), atol=1e-4)
+
+
+def test_the_basis_stays_small_on_the_grid():
+    functions = PowerBasis(KANLinear(1, 1, outside="held"))(torch.linspace(-1, 1, 101)[:, None])
+    assert len(functions) == 5 + 3 - 1
+    assert max(float(values.abs().max()) for values in functions) <= 2.5**3
+
+
+def test_a_portable_copy_leaves_the_model_alone():
+    model = create_model(
+        "custom", 3, embed_dim=16, depth=1, num_heads=2, img_size=32, patch_size=8, mlp="kan"
+    )
+    copy = portable(model)
+    assert isinstance(model.blocks[0].mlp.fc1, KANLinear)
+    assert isinstance(copy.blocks[0].mlp.fc1, PortableKANLinear)
+
+
+# ------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_gives_the_same_answers_and_says_what_it_is(
+    kind, tmp_path, monkeypatch, capsys, photo
+):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    checkpoint = write_checkpoint(tmp_path, kind)
+    assert run(monkeypatch, export, checkpoint) == 0
+    assert "checked" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.onnx",
+        "best.pth",
+        "photo.png",
+    ]
+    model = onnx.load(tmp_path / "best.onnx")
+    onnx.checker.check_model(model)
+    facts = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+    assert facts["classes"] == CLASSES
+    assert facts["preprocess"]["img_size"] == 32
+    assert facts["metrics"]["val_acc"] == 0.75
+    (shape,) = [value.type.tensor_type.shape for value in model.graph.input]
+    assert shape.dim[0].dim_param
+    exported = export.open_exported(str(tmp_path / "best.onnx"))
+    images = torch.randn(7, 3, 32, 32)
+    loaded = load_model(checkpoint)
+    with torch.inference_mode():
+        assert torch.allclose(exported.forward(images), loaded.model(images), atol=1e-4)
+    assert predictions(monkeypatch, capsys, photo, tmp_path / "best.onnx") == pytest.approx(
+        predictions(monkeypatch, capsys, photo, checkpoint), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", ["vit", "kan"])
+@pytest.mark.parametrize("ending", ["pt2", "safetensors"])
+def test_other_formats_give_the_same_answers(kind, ending, tmp_path, monkeypatch, capsys, photo):
+    checkpoint = write_checkpoint(tmp_path, kind)
+    target = tmp_path / "new" / f"model.{ending}"
+    assert run(monkeypatch, export, checkpoint, "--output", target) == 0
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    assert predictions(monkeypatch, capsys, photo, target) == pytest.approx(
+        predictions(monkeypatch, capsys, photo, checkpoint), abs=1e-4
+    )
+
+
+def test_int8_weights_are_smaller_and_answer_alike(tmp_path, monkeypatch, capsys, photo):
+    pytest.importorskip("onnxruntime")
+    checkpoint = write_checkpoint(tmp_path, "vit")
+    for name in CLASSES[:2]:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "red").save(tmp_path / "data" / name / "x.png")
+    assert run(monkeypatch, export, checkpoint, "--int8", "--data", tmp_path / "data") == 0
+    out = capsys.readouterr().out
+    assert "float32" in out
+    assert "int8" in out
+    exact = predictions(monkeypatch, capsys, photo, checkpoint)
+    rounded = predictions(monkeypatch, capsys, photo, tmp_path / "best_int8.onnx")
+    assert rounded == pytest.approx(exact, abs=0.15)
+    assert rounded != exact
+
+
+def test_a_wrong_export_is_not_left_behind(tmp_path, monkeypatch, capsys):
+    checkpoint = write_checkpoint(tmp_path, "vit")
+    monkeypatch.setattr(export, "largest_difference", lambda *_: 0.5)
+    assert run(monkeypatch, export, checkpoint, "--format", "safetensors") == 2
+    assert "differ by 0.5" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    assert run(monkeypatch, predict, "x.jpg", "--weights", tmp_path / "model.onnx") == 2
+    assert "pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+@pytest.mark.parametrize("content", [b"", b"not a model at all"])
+def test_files_that_are_no_exports_are_refused(name, content, tmp_path, monkeypatch, capsys):
+    (tmp_path / name).write_bytes(content)
+    assert run(monkeypatch, predict, "x.jpg", "--weights", tmp_path / name) == 2
+    error = capsys.readouterr().err
+    assert "not a file that export.py wrote" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_checkpoint_is_never_overwritten(tmp_path, monkeypatch, capsys):
+    checkpoint = write_checkpoint(tmp_path, "vit")
+    before = checkpoint.read_bytes()
+    assert run(monkeypatch, export, checkpoint, "--output", checkpoint) == 2
+    assert checkpoint.read_bytes() == before
+    assert run(monkeypatch, export, checkpoint, "--int8", "--format", "pt2") == 2
