@@ -197,6 +197,16 @@ class Splines:
             self.library = compiled(order, self.real, store)
             self.knots = padded_knots(self.grid, order).t().contiguous()
         self.threads = torch.get_num_threads()
+        self.buffers: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, rows: int, columns: int) -> Tensor:
+        """An uninitialised (rows, columns): the same memory each time, as fresh pages cost time."""
+        size, found = rows * columns, self.buffers.get(name)
+        if found is None or found.numel() < size:
+            found = self.buffers[name] = torch.empty(
+                size, dtype=self.store, device=self.grid.device
+            )
+        return found[:size].view(rows, columns)
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
         """(N, F) -> (N, F * K), where the F columns of x are `features`."""
@@ -204,7 +214,7 @@ class Splines:
         if self.library is None:
             dense = dense_bases(x, self.grid[features], self.order, self.outside)
             return dense.flatten(1).to(self.store)
-        out = torch.empty(len(x), x.shape[1] * self.count, dtype=self.store)
+        out = self.buffer("bases", len(x), x.shape[1] * self.count)
         self._call("bases", x, features, out, self.count)
         return out
 
@@ -249,7 +259,7 @@ class Splines:
             return part.flatten(1).to(self.store)
         if not self._can_scale(weight, scaler):
             return (part * scaler[:, features].unsqueeze(-1)).flatten(1).to(self.store)
-        out = torch.empty(len(part), part[0].numel(), dtype=self.store)
+        out = self.buffer("scaled", len(part), part[0].numel())
         self._invoke("scale", part, scaler[:, features], *self._extent(part, weight), out)
         return out
 
@@ -399,7 +409,10 @@ class SplineProduct(torch.autograd.Function):
                     bases = splines.bases(part, features)
                     add_product(grad_weight[:, features].flatten(1), g.t(), bases, number > 0)
                 if want_x:
-                    grad_x[row, features] = splines.slopes(part, g @ columns, features)
+                    # In the place of the bases, which have had their turn.
+                    to = splines.buffer("bases", len(g), columns.shape[1])
+                    torch.mm(g, columns, out=to)
+                    grad_x[row, features] = splines.slopes(part, to, features)
             if scaler is not None and grad_weight is not None:
                 splines.scaled_backward(weight, scaler, features, grad_weight, grad_scaler)
         return grad, grad_x, grad_weight if want_weight else None, grad_scaler, None, None, None
@@ -820,7 +833,8 @@ class KANLinear(SplineLayer):
             size scale_noise / G at the knots.
         glorot: all K + 1 terms of an edge carry the same share of a variance that is kept forward
             and backward (arXiv 2509.03417, eq. 9).
-        power: base weights (I (K + 1))^-0.25 and coefficients (I (K + 1))^-1.75 (same paper).
+        power: coefficients (I (K + 1))^-1.75, the power law of the same paper; base weights that
+            keep the variance. The paper's (I (K + 1))^-0.25 does so for widths near 64 only.
         """
         if self.base_weight.is_meta:
             return
@@ -844,8 +858,6 @@ class KANLinear(SplineLayer):
     def _standard_deviations(self) -> tuple[float, float]:
         """Of base weights and coefficients, for inputs of a standard normal distribution."""
         terms = self.bases_per_edge + 1
-        if self.init == "power":
-            return (self.in_features * terms) ** -0.25, (self.in_features * terms) ** -1.75
         if self.init == "noise":
             return (3 * self.in_features) ** -0.5, 0.3 * self.scale_noise / self.grid_size
         grid = self.grid[:1].cpu().double()
@@ -862,6 +874,9 @@ class KANLinear(SplineLayer):
             backward = self.out_features * slope.square().sum().item() / number / len(z)
             return (2 / terms / (forward + backward)) ** 0.5
 
+        if self.init == "power":
+            keeping = (self.in_features * active.square().mean().item()) ** -0.5
+            return keeping, (self.in_features * terms) ** -1.75
         return deviation(active, rise, 1), deviation(bases, slopes, self.bases_per_edge)
 
     def _noise(self) -> Tensor:
