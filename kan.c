@@ -155,23 +155,25 @@ void slopes(const REAL *x, long rows, long features, const REAL *at, long stride
 void curve(const REAL *x, long rows, long features, const REAL *at, long stride, long count,
            int outside, const REAL *coef, REAL *y, int threads) {
   const struct knots t = {at, stride, count, outside};
-#pragma omp parallel for num_threads(threads)
-  for (long r = 0; r < rows; r++) {
-    struct block b;
+  /* Features outside, so that the tables of a block stay in the first-level cache. */
+#pragma omp parallel for collapse(2) num_threads(threads)
+  for (long part = 0; part < rows; part += 256)
     for (long f = 0; f < features; f += BLOCK) {
+      struct block b;
       const long width = smaller(BLOCK, features - f);
-      evaluate(x + r * features + f, width, from_feature(t, f), &b);
-      REAL *to = y + r * features + f;
+      for (long r = part; r < smaller(rows, part + 256); r++) {
+        evaluate(x + r * features + f, width, from_feature(t, f), &b);
+        REAL *to = y + r * features + f;
 #pragma omp simd
-      for (long v = 0; v < width; v++) {
-        const REAL *c = coef + b.cell[v] * stride + f + v;
-        REAL sum = 0;
+        for (long v = 0; v < width; v++) {
+          const REAL *c = coef + b.cell[v] * stride + f + v;
+          REAL sum = 0;
 #pragma GCC unroll 16
-        for (int j = 0; j <= K; j++) sum += c[j * stride] * b.value[j][v];
-        to[v] = sum;
+          for (int j = 0; j <= K; j++) sum += c[j * stride] * b.value[j][v];
+          to[v] = sum;
+        }
       }
     }
-  }
 }
 
 /* Gradients of `curve`: grad_x, and grad_coef[part][f][K + j] (zero on entry) for each part of

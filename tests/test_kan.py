@@ -340,7 +340,7 @@ def test_kan_fits_the_papers_first_example():
     x = torch.rand(1000, 2, dtype=torch.float64) * 2 - 1
     y = torch.exp(torch.sin(math.pi * x[:, :1]) + x[:, 1:] ** 2)
     model = KAN([2, 5, 1]).double()
-    for grid_size in (3, 5, 10, 20):
+    for grid_size in (3, 5, 10, 20, 40):
         model.refine(grid_size)
         model(x, update_grid=True)
         optimizer = torch.optim.LBFGS(model.parameters(), max_iter=80, history_size=20,
