@@ -25,11 +25,17 @@ def find_photos(inputs: Iterable[str], classes: Sequence[str] = ()) -> Iterator[
     """Yields the photos that `inputs` name; `-` stands for a list on standard input.
 
     A photo in a folder given as an input gets as its `truth` the class that the first folder on
-    the way down to it is named after, if any is.
+    the way down to it is named after, a photo of a list that of the folder it lies in.
     """
     for text in inputs:
-        for path in read_list(sys.stdin.buffer) if text == "-" else [text]:
-            yield from expand(path, classes)
+        if text != "-":
+            yield from expand(text, classes)
+            continue
+        for path in read_list(sys.stdin.buffer):
+            for photo in expand(path, classes):
+                folder = os.path.basename(os.path.dirname(photo.path))
+                known = photo.truth is not None or folder not in classes
+                yield photo if known else photo._replace(truth=list(classes).index(folder))
 
 
 def read_list(stream: BinaryIO) -> Iterator[str]:
