@@ -72,7 +72,10 @@ def local_bases(x: Tensor, grid: Tensor, order: int, outside: str) -> tuple[Tens
     low, high = grid[:, first], grid[:, last]
     # Knots that repeat the last one begin no cell.
     inner = torch.where(grid < high[:, None], grid, math.inf)[:, first + 1 : last]
-    cell = first + (x.detach().unsqueeze(-1) >= inner).sum(-1)  # (..., I)
+    cell = torch.full_like(x, first, dtype=torch.int32)  # (..., I)
+    for knot in inner.unbind(1):  # half the time of one comparison with all knots and a sum
+        cell = cell + (x.detach() >= knot)
+    cell = cell.long()
 
     # Knots c - k + 1 to c + k of the cell, looked up as rows of a table.
     near = ()
