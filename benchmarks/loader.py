@@ -87,8 +87,23 @@ def loader_rate(dataset: Dataset, workers: int, repeats: int) -> str:
     return per_second(len(dataset), lambda: [None for _ in loader], repeats)
 
 
+def cpu_ms(dataset: Dataset, repeats: int) -> str:
+    """Processor time per photo in one thread: hardly changed by what else the machine does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        for index in range(len(dataset)):
+            dataset[index]
+        times.append(1000 * (time.process_time() - start) / len(dataset))
+    torch.set_num_threads(threads)
+    del times[0]  # the warm-up
+    return f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+
+
 def loader_table(paths: list[str], repeats: int) -> None:
-    print("| loader | 0 workers | 1 worker | 2 workers |\n|---|---|---|---|")
+    print("| loader | CPU, ms a photo | 0 workers | 1 worker | 2 workers |\n|---|---|---|---|---|")
     labels = [0] * len(paths)
     datasets = {
         "training, plain": Plain(paths, train=True),
@@ -98,6 +113,7 @@ def loader_table(paths: list[str], repeats: int) -> None:
     }
     for name, dataset in datasets.items():
         rates = [loader_rate(dataset, workers, repeats) for workers in (0, 1, 2)]
+        rates.insert(0, cpu_ms(dataset, repeats))
         print(f"| {name} | {' | '.join(rates)} |", flush=True)
 
 
