@@ -24,8 +24,10 @@ help:
 	touch $@
 
 demo: .venv/installed
-	@test -f $(DEMO)/report.html || $(PY) train.py --data-path sample --model vit_micro_patch8_64 \
-	    --mlp kan --epochs $(or $(EPOCHS),10) --output $(DEMO)
+	@if test -f $(DEMO)/report.html; then echo "$(DEMO) is trained already"; \
+	elif test -f $(DEMO)/last.pth; then $(PY) train.py --resume $(DEMO); \
+	else $(PY) train.py --data-path sample --model vit_micro_patch8_64 --mlp kan --kan-rank 16 \
+	    --lr 1e-3 --epochs 18 --output $(DEMO); fi
 	@echo
 	@echo "Predicting one flower:"
 	$(PY) predict.py sample_flowers/tulips/tulips_0001.jpg --weights $(DEMO)/best.pth

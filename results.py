@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import feature_cache
+from fonts import font_advice
 from plots import image_grid, plot_confusion, plot_curves
 from report import confusion_matrix, most_confused, worst_mistakes, write_report
 from run_dir import RunLog
@@ -54,6 +55,9 @@ def write_results(trainer: Trainer, log: RunLog) -> None:
     )
     confused = most_confused(matrix, classes, 3)
     print(f"best: epoch {trainer.best['epoch']}, validation accuracy {result.accuracy:.4f}")
+    advice = font_advice(classes)
+    if advice:
+        print(advice)
     if confused:
         pairs = "; ".join(f"{true} taken for {said} {n} times" for true, said, n in confused)
         print(f"most confused: {pairs}")
