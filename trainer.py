@@ -28,6 +28,7 @@ from my_dataset import (
     Preprocess,
     SeededSampler,
     eval_transform,
+    printable,
     train_transform,
 )
 from run_dir import RunLog
@@ -448,7 +449,7 @@ class Trainer:
             and row["val_acc"] > row["train_acc"],
         }
         lines = [line for line, holds in seen.items() if holds]
-        lines += [f"{photo.path} was skipped: {photo.reason}" for photo in self.skipped]
+        lines += [f"{printable(photo.path)} was skipped: {photo.reason}" for photo in self.skipped]
         new = [line for line in lines if line not in self.advised]
         self.advised += new
         return [f"  note: {line}" for line in new]
