@@ -541,6 +541,8 @@ class SplineLayer(nn.Module):
             real = torch.promote_types(torch.get_default_dtype(), torch.float32)
             low, high = (torch.full((self.curves,), float(v), dtype=real) for v in self.grid_range)
         k, g = self.spline_order, self.grid_size
+        if low.is_meta:  # torch would import its compiler (2 s) to compute nothing
+            return low.new_empty(self.curves, g + 2 * k + 1)
         steps = torch.arange(-k, g + k + 1, device=low.device, dtype=torch.float64) / g
         low, high = low.unsqueeze(1), high.unsqueeze(1)
         # This form gives low and high exactly, where low + step * (high - low) / g may not.
