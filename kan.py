@@ -668,9 +668,12 @@ class SplineLayer(nn.Module):
             for p in self.spline_parameters():
                 moved = torch.einsum("cnk,...ck->...cn", change, p.double())
                 p.data = moved.to(p.dtype).contiguous()  # LBFGS takes views of gradients
-        else:
+        elif size != self.grid_size:
             for p in self.spline_parameters():
-                p.data = p.new_zeros(*p.shape[:-1], size + self.spline_order)
+                # Of low rank only `spline_up` is zero: with both factors zero neither would ever
+                # get a gradient, so the other one is drawn anew in the size that it had.
+                deviation = p.square().mean().sqrt().item()
+                p.data = p.new_empty(*p.shape[:-1], size + self.spline_order).normal_(0, deviation)
         self.grid_size = size
         if grid.shape == self.grid.shape:
             self.grid.copy_(grid)

@@ -325,6 +325,20 @@ def test_calibration_covers_what_photos_bring(tmp_path):
     assert "calibrated the grids of 6 KAN layers on 8 photos" in report.lines()[0]
 
 
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=["full", "rank", "gkan"])
+def test_splines_learn_after_calibration(tmp_path, images, kind):
+    model = create_model("custom", 3, **SIZES, **kind)
+    load_into(model, saved(vit(), tmp_path / "x.pth"))
+    calibrate(model, [images])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # of low rank the first step moves one factor, the second the other
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 2])).backward()
+        optimizer.step()
+    gradients = {n: p.grad.abs().max() for n, p in model.named_parameters() if "spline" in n}
+    assert all(gradients.values()), gradients
+
+
 def test_calibration_without_a_photo_says_so():
     with pytest.raises(ValueError, match="no photo to calibrate"):
         calibrate(create_model("custom", 3, **SIZES, mlp="kan"), [])
