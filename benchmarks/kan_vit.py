@@ -179,7 +179,7 @@ def show(_: argparse.Namespace) -> None:
     for setting, results in runs.items():
         last = [r["epochs"][-1] for r in results]
         best = [max(e["val_acc"] for e in r["epochs"]) for r in results]
-        memory = max(r["peak_mb"] for r in results)
+        memory = max(r["peak_mb"] or 0 for r in results)  # unknown where a run was cut off
         print(
             f"| {setting} | {len(results)} | {spread([e['val_acc'] for e in last], 4)} "
             f"| {spread([e['val_loss'] for e in last], 4)} | {spread(best, 4)} | {memory:.0f} |"
