@@ -125,8 +125,7 @@ def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Prepr
     dataset = MyDataSet(*data.train, eval_transform(preprocess))
     some = torch.linspace(0, len(dataset) - 1, min(len(dataset), CALIBRATION_IMAGES)).long()
     batches = [dataset.collate_fn(dataset.__getitems__(part.tolist())) for part in some.split(32)]
-    device = model.cls_token.device
-    report = calibrate(model, [b.images.to(device) for b in batches if len(b.images)])
+    report = calibrate(model, [batch.images for batch in batches])
     print("\n".join(report.lines()))
 
 
