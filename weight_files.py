@@ -32,14 +32,13 @@ PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|backbone|teacher)\.)+")
 
 @dataclass
 class RawWeights:
-    """What a file holds: `tensors` by name, where in the file they lay, and what stood beside them.
+    """What a file holds: `tensors` by name, and what stood beside them.
 
     extras: the plain values at the top of a checkpoint (epoch, classes, ...).
     metadata: the text fields in a .safetensors header.
     """
 
     tensors: dict[str, Tensor]
-    container: str
     extras: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -54,10 +53,10 @@ def open_weights(path: str | Path) -> RawWeights:
     if kind == "safetensors":
         return _open_safetensors(path)
     if kind == "npz":
-        return RawWeights(_open_npz(path), "npz")
+        return RawWeights(_open_npz(path))
     payload = _open_pickle(path)
     tensors, extras = _unwrap(payload, path)
-    return RawWeights(tensors, "pickle", extras)
+    return RawWeights(tensors, extras)
 
 
 def _recognise(path: Path) -> str:
@@ -133,7 +132,7 @@ def _open_safetensors(path: Path) -> RawWeights:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
-    return RawWeights(_named(tensors, path), "safetensors", metadata=metadata)
+    return RawWeights(_named(tensors, path), metadata=metadata)
 
 
 def _open_npz(path: Path) -> dict[str, Tensor]:
