@@ -166,6 +166,7 @@ def _train_on_rank(rank, folder):
     parallel(torch.randn(8, 6)).square().mean().backward()
     optimizer.step()
     torch.save(model.state_dict(), Path(folder, f"{rank}.pth"))
+    torch.distributed.barrier()  # neither may hang up while the other still talks
     torch.distributed.destroy_process_group()
 
 
