@@ -361,6 +361,11 @@ def _recipe_flags(group) -> None:
         help="not on biases, norms, tokens, positions (default: chosen)",
     )
     flag(
+        "--decay-all",
+        action="store_true",
+        help="weight decay on those, too, as in the reference (default: off)",
+    )
+    flag(
         "--warmup-epochs",
         type=number(float, 0),
         metavar="N",

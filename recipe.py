@@ -123,12 +123,17 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float, layer_decay: float, kan_lr_scale: float
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    kan_lr_scale: float,
+    decay_all: bool = False,
 ) -> list[dict]:
     """Returns optimiser groups of the parameters that train, frozen ones left out.
 
-    Biases, norms, scales, tokens and positions do not decay; a block's rate is `layer_decay` times
-    that of the next one, a spline's `kan_lr_scale` times that of its block.
+    Biases, norms, scales, tokens and positions do not decay unless `decay_all`; a block's rate is
+    `layer_decay` times that of the next one, a spline's `kan_lr_scale` times that of its block.
     """
     depth = len(model.blocks)
     groups: dict[tuple, dict] = {}
@@ -139,7 +144,7 @@ def param_groups(
         plain = parameter.ndim < 2 or name.endswith(("_token", "pos_embed", "spline_scaler"))
         layer = layer_of(name, depth)
         rate = lr * layer_decay ** (depth + 1 - layer) * (kan_lr_scale if spline else 1.0)
-        decay = 0.0 if plain else weight_decay
+        decay = 0.0 if plain and not decay_all else weight_decay
         group = groups.setdefault(
             (rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "names": []}
         )

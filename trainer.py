@@ -162,7 +162,12 @@ class Trainer:
         self.train_loader, self.val_loader = self._loaders()
         self.steps_per_epoch = math.ceil(len(self.train_loader) / args.accum_steps)
         groups = recipe.param_groups(
-            model, args.lr, args.weight_decay, args.layer_decay, args.kan_lr_scale
+            model,
+            args.lr,
+            args.weight_decay,
+            args.layer_decay,
+            args.kan_lr_scale,
+            args.decay_all,
         )
         optimizer = recipe.create_optimizer(args.opt, groups)
         scheduler = recipe.create_lr_scheduler(

@@ -64,6 +64,8 @@ def test_biases_norms_tokens_and_positions_do_not_decay():
     for name, parameter in model.named_parameters():
         plain = parameter.ndim == 1 or name in ("cls_token", "dist_token", "pos_embed")
         assert (name in without) == plain, name
+    everywhere = recipe.param_groups(model, 1.0, 0.05, 1.0, 1.0, decay_all=True)
+    assert {group["weight_decay"] for group in everywhere} == {0.05}
 
 
 def test_layer_decay_slows_the_first_layers_and_splines_have_their_own_rate():
