@@ -13,18 +13,13 @@ docs/kan_vit.png. A setting takes 1 to 5 minutes on two quiet cores.
 """
 
 import argparse
-import csv
-import json
-import os
-import platform
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
+import runs
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,14 +76,13 @@ SETTINGS: dict[str, str] = {
 
 def run(args: argparse.Namespace) -> None:
     """Trains every setting with every seed that the results lack."""
-    done = {(r["setting"], r["seed"]) for r in read_results()}
+    done = {(r["setting"], r["seed"]) for r in runs.read_lines(RESULTS)}
     for seed in args.seeds:
         for setting, flags in SETTINGS.items():
             if (setting, seed) in done or (args.only and setting not in args.only):
                 continue
             result = train(setting, seed, flags, args)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            runs.append_line(RESULTS, result)
             last = result["epochs"][-1]
             print(
                 f"{setting}, seed {seed}: {last['val_acc']:.4f} {last['val_loss']:.4f}", flush=True
@@ -97,37 +91,11 @@ def run(args: argparse.Namespace) -> None:
 
 def train(setting: str, seed: int, flags: str, args: argparse.Namespace) -> dict:
     """Returns the metrics of one run of train.py, its peak memory and how it was made."""
-    folder = args.work / f"{setting.replace(' ', '-').replace(',', '')}-{seed}"
-    command = [sys.executable, "train.py", "--data-path", args.data, "--weights", args.weights]
-    command += [*f"{COMMON}{flags} --seed {seed} --output".split(), str(folder)]
-    if (folder / "last.pth").exists():
-        command = [sys.executable, "train.py", "--resume", str(folder)]
-    log = args.work / f"{folder.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{setting}, seed {seed} failed: see {log}")
-    with (folder / "metrics.csv").open() as file:
-        epochs = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    shutil.rmtree(folder)  # checkpoints of full-rank splines take half a gigabyte
-    return {
-        "setting": setting,
-        "seed": seed,
-        "epochs": epochs,
-        "peak_mb": usage.ru_maxrss / 1024,
-        "flags": f"{COMMON}{flags}".strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def read_results() -> list[dict]:
-    if not RESULTS.exists():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    name = f"{setting.replace(' ', '-').replace(',', '')}-{seed}"
+    data = ["--data-path", args.data, "--weights", args.weights]
+    result = runs.train(name, [*data, *f"{COMMON}{flags} --seed {seed}".split()], args.work)
+    how = {"setting": setting, "seed": seed, "flags": f"{COMMON}{flags}".strip()}
+    return how | result | runs.provenance()
 
 
 def speed(args: argparse.Namespace) -> None:
@@ -169,33 +137,25 @@ def trained(model: torch.nn.Module):
 
 def show(_: argparse.Namespace) -> None:
     """Prints a table of all results as Markdown and draws the curves of validation."""
-    runs = defaultdict(list)
-    for result in read_results():
-        runs[result["setting"]].append(result)
+    by_setting = defaultdict(list)
+    for result in runs.read_lines(RESULTS):
+        by_setting[result["setting"]].append(result)
     print(
         "| setting | seeds | accuracy, last epoch | loss, last epoch | best accuracy | peak, MB |"
     )
     print("|---|---|---|---|---|---|")
-    for setting, results in runs.items():
+    for setting, results in by_setting.items():
         last = [r["epochs"][-1] for r in results]
-        best = [max(e["val_acc"] for e in r["epochs"]) for r in results]
+        best = runs.spread([max(e["val_acc"] for e in r["epochs"]) for r in results], 4)
         memory = max(r["peak_mb"] or 0 for r in results)  # unknown where a run was cut off
         print(
-            f"| {setting} | {len(results)} | {spread([e['val_acc'] for e in last], 4)} "
-            f"| {spread([e['val_loss'] for e in last], 4)} | {spread(best, 4)} | {memory:.0f} |"
+            f"| {setting} | {len(results)} | {runs.spread([e['val_acc'] for e in last], 4)} "
+            f"| {runs.spread([e['val_loss'] for e in last], 4)} | {best} | {memory:.0f} |"
         )
-    draw(runs)
+    draw(by_setting)
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Returns "mean (lowest to highest)", or the value where there is one."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def draw(runs: dict[str, list[dict]]) -> None:
+def draw(by_setting: dict[str, list[dict]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -203,7 +163,7 @@ def draw(runs: dict[str, list[dict]]) -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for panel, frozen in zip(panels, (False, True), strict=True):
-        for setting, results in runs.items():
+        for setting, results in by_setting.items():
             if setting.endswith("frozen") is frozen:
                 seeds = [[e["val_acc"] for e in r["epochs"]] for r in results]
                 means = [statistics.fmean(epoch) for epoch in zip(*seeds, strict=True)]
