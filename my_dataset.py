@@ -154,9 +154,9 @@ class MyDataSet(Dataset):
 class SeededSampler(Sampler):
     """Yields (index, seed) pairs, a function of seed and epoch alone.
 
-    With `shuffle`, rank r of `world_size` takes every world_size-th of a permutation, and all ranks
-    equally many (up to world_size - 1 photos sit out an epoch). Without, as for evaluation, every
-    photo is taken once, in order.
+    Rank r of `world_size` takes every world_size-th photo, of a permutation with `shuffle`, else in
+    order: a batch of each rank together is one large batch of a single process. Every photo is
+    taken once; the last ranks may have one less than the first.
     """
 
     def __init__(
@@ -171,10 +171,7 @@ class SeededSampler(Sampler):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return max(0, len(range(self.rank, self._used(), self.world_size)) - self.start)
-
-    def _used(self) -> int:
-        return self.length - self.length % self.world_size if self.shuffle else self.length
+        return max(0, len(range(self.rank, self.length, self.world_size)) - self.start)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         mixed = random.Random(f"{self.seed}/{self.epoch}").getrandbits(63)
@@ -182,6 +179,6 @@ class SeededSampler(Sampler):
         seeds = torch.randint(2**62, (self.length,), generator=generator)  # one for each photo
         order = torch.arange(self.length)
         if self.shuffle:
-            order = torch.randperm(self.length, generator=generator)[: self._used()]
+            order = torch.randperm(self.length, generator=generator)
         for index in order[self.rank :: self.world_size][self.start :].tolist():
             yield index, int(seeds[index])

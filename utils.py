@@ -19,7 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distributed import World
+from sharding import gradient_sync
+
 CHECKPOINT_VERSION = 1
+ALONE = World()
 
 
 # --- counting -----------------------------------------------------------------------------------
@@ -76,6 +80,15 @@ def check_failed(failed: list, samples: int) -> None:
             f"{len(failed)} of {samples + len(failed)} photos could not be read, for instance "
             f"{worst.path}: {worst.reason}; mend or remove them"
         )
+
+
+def pooled(meter: Meter, failed: list, world: World) -> tuple[Meter, list]:
+    """Returns the sums and the failures of all processes together."""
+    if world.size == 1:
+        return meter, failed
+    total = Meter(meter.sums.device)
+    total.sums = world.total(meter.sums)
+    return total, sum(world.gather(failed), [])
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -135,10 +148,12 @@ def train_one_epoch(
     failed: list | None = None,
     first_batch: int = 0,
     after_step: Callable[[int, Meter], bool] = lambda done, meter: False,
+    world: World = ALONE,
 ) -> EpochResult | None:
-    """Trains on `batches` and returns the epoch's means over samples.
+    """Trains on `batches` and returns the epoch's means over samples, those of all processes.
 
-    batches: yields objects with `images` (B, 3, S, S), `labels` (B,) and `failed`.
+    batches: yields objects with `images` (B, 3, S, S), `labels` (B,), `failed` and `indices`, which
+        are empty where a stand-in keeps several processes in step (distributed.in_step).
     criterion(model, images, labels, step): returns the mean loss and the logits to count hits by.
     num_batches: batches in the whole epoch, of which the first `first_batch` were done before.
     meter, failed: the sums and failures of those, in a resumed epoch.
@@ -152,20 +167,24 @@ def train_one_epoch(
     for index, batch in enumerate(batches, start=first_batch):
         window_start = index - index % accum_steps
         window = min(accum_steps, num_batches - window_start)  # the last one may be short
+        complete = index + 1 == window_start + window
         failed += batch.failed
         if len(batch.images):
+            photos = len(batch.indices)
             images = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
-            with stepper.autocast(device):
-                loss, logits = criterion(model, images, labels, index)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss became {loss.item()} at batch {index + 1}")
-            stepper.scaler.scale(loss / window).backward()
-            meter.update(loss, (logits.argmax(1) == labels).sum(), len(labels))
-        if index + 1 == window_start + window:
+            with gradient_sync(model, on=complete):
+                with stepper.autocast(device):
+                    loss, logits = criterion(model, images, labels, index)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"the loss became {loss.item()} at batch {index + 1}")
+                stepper.scaler.scale(loss * world.share_of(photos) / window).backward()
+            meter.update(loss, (logits.argmax(1) == labels)[:photos].sum(), photos)
+        if complete:
             stepper.step(model)
             if after_step(index + 1, meter) and index + 1 < num_batches:
                 return None
+    meter, failed = pooled(meter, failed, world)
     check_failed(failed, meter.samples)
     return EpochResult(meter.loss, meter.accuracy, meter.samples, failed)
 
@@ -176,9 +195,11 @@ def evaluate(
     batches: Iterator,
     device: torch.device,
     after_batch: Callable[[Meter], None] = lambda meter: None,
+    world: World = ALONE,
 ) -> tuple[EpochResult, Tensor, Tensor]:
     """Returns the means over samples, the probabilities (samples, classes) and indices (samples,).
 
+    Of several processes each brings its part of the photos, and all return the whole.
     In full precision, as prediction does it, so that both find the same. The loss is the plain
     cross-entropy, whatever the training loss; photos that cannot be read are named in the result
     and count in no mean.
@@ -192,14 +213,22 @@ def evaluate(
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         logits = model(images)
+        if not len(batch.indices):  # a stand-in (distributed.in_step)
+            continue
         loss = nn.functional.cross_entropy(logits, labels)
         meter.update(loss, (logits.argmax(1) == labels).sum(), len(labels))
         outputs.append(logits.softmax(1).cpu())
         indices.append(torch.as_tensor(batch.indices))
         after_batch(meter)
+    meter, failed = pooled(meter, failed, world)
     check_failed(failed, meter.samples)
     result = EpochResult(meter.loss, meter.accuracy, meter.samples, failed)
-    return result, torch.cat(outputs), torch.cat(indices)
+    parts = world.gather((outputs, indices))
+    outputs, indices = (torch.cat(sum(side, [])) for side in zip(*parts, strict=True))
+    if world.size > 1:
+        order = indices.argsort()
+        outputs, indices = outputs[order], indices[order]
+    return result, outputs, indices
 
 
 # --- files that appear whole or not at all ------------------------------------------------------
