@@ -5,7 +5,7 @@
 torchrun starts the processes and tells each its number in the environment; each runs the whole of
 train.py. What must happen once is done by the first (`World.first_does`), what must be equal is
 summed or compared (`World.total`, `World.highest`), and an error in one of them ends all of them
-with its exit status, whatever the others were waiting for (`joined`).
+with its exit status, whatever the others were waiting for (`join_launch`).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from my_dataset import Batch
 
-# The first process may check a large data set while the others wait; see `joined` for errors.
+# The first process may check a large data set while the others wait; see `join_launch` for errors.
 TIMEOUT = timedelta(days=1)
 POLL_SECONDS = 0.2
 FAREWELL_SECONDS = 5.0  # how long a failing process waits for the others to hear of it
@@ -35,8 +35,8 @@ FAREWELL_SECONDS = 5.0  # how long a failing process waits for the others to hea
 class World:
     """This process among `size` others: its number `rank`, and the same within its machine.
 
-    Every method but `share_of` alone is a no-op with one process. All processes must call the same
-    methods in the same order.
+    With one process, each method gives back what it got. All processes must call the same methods
+    in the same order.
     """
 
     rank: int = 0
@@ -47,12 +47,11 @@ class World:
     @classmethod
     def from_environment(cls) -> "World":
         """What torchrun (or another launcher that sets the same variables) says."""
-        size = int(os.environ.get("WORLD_SIZE", 1))
+        size = _number_from("WORLD_SIZE", 1)
         if size == 1 or "RANK" not in os.environ:
             return cls()
-        local = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        local_rank, local_size = local
-        return cls(int(os.environ["RANK"]), size, local_rank, max(1, local_size))
+        rank, local_rank = _number_from("RANK", 0), _number_from("LOCAL_RANK", 0)
+        return cls(rank, size, local_rank, _number_from("LOCAL_WORLD_SIZE", 1))
 
     @property
     def first(self) -> bool:
@@ -67,16 +66,16 @@ class World:
         dist.broadcast_object_list(result, src=0)
         return result[0]
 
-    def gather(self, value) -> list:
-        """Returns the values of all processes, by rank."""
+    def joined(self, values: list) -> list:
+        """Returns the lists of all processes, by rank, as one."""
         if self.size == 1:
-            return [value]
-        values: list = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+            return values
+        lists: list = [None] * self.size
+        dist.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
 
     def numbers(self, number: int) -> list[int]:
-        """Returns the whole numbers of all processes, by rank: `gather`, but cheap."""
+        """Returns the whole numbers of all processes, by rank."""
         if self.size == 1:
             return [number]
         numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -117,6 +116,10 @@ class World:
             dist.barrier()
 
 
+def _number_from(variable: str, default: int) -> int:
+    return int(os.environ.get(variable, str(default)))
+
+
 def in_step(batches, count: int, shape: tuple[int, ...], world: World) -> Iterator[Batch]:
     """Yields exactly `count` batches, so that no process waits for one that has none left.
 
@@ -140,7 +143,7 @@ def in_step(batches, count: int, shape: tuple[int, ...], world: World) -> Iterat
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
+def join_launch() -> Iterator[World]:
     """Joins the processes of a launch, of which the first alone prints; without one, does nothing.
 
     An exception in any of them ends all of them with its exit status, also those that wait for a
@@ -215,7 +218,7 @@ class LastWord:
         store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
         # torchrun may start a failed launch again, with the same store.
         self.store = dist.PrefixStore(
-            f"train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+            f"train/{_number_from('TORCHELASTIC_RESTART_COUNT', 0)}", store
         )
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._listen, daemon=True)

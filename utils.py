@@ -88,7 +88,7 @@ def pooled(meter: Meter, failed: list, world: World) -> tuple[Meter, list]:
         return meter, failed
     total = Meter(meter.sums.device)
     total.sums = world.total(meter.sums)
-    return total, sum(world.gather(failed), [])
+    return total, world.joined(failed)
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -223,11 +223,10 @@ def evaluate(
     meter, failed = pooled(meter, failed, world)
     check_failed(failed, meter.samples)
     result = EpochResult(meter.loss, meter.accuracy, meter.samples, failed)
-    parts = world.gather((outputs, indices))
-    outputs, indices = (torch.cat(sum(side, [])) for side in zip(*parts, strict=True))
+    outputs, indices = torch.cat(world.joined(outputs)), torch.cat(world.joined(indices))
     if world.size > 1:
         order = indices.argsort()
-        outputs, indices = outputs[order], indices[order]
+        return result, outputs[order], indices[order]
     return result, outputs, indices
 
 
