@@ -362,7 +362,8 @@ def _recipe_flags(group) -> None:
     )
     flag(
         "--decay-all",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="weight decay on those, too, as in the reference (default: off)",
     )
     flag(
