@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distributed import World
 from my_dataset import Batch, Failed, SeededSampler
 from recipe import layer_of
-from utils import autocast
+from utils import ALONE, autocast
 from vit_model import VisionTransformer
 
 
@@ -98,18 +99,19 @@ def fill(
     device: torch.device,
     amp_dtype: torch.dtype | None,
     folder: Path,
+    world: World = ALONE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> CachedLoader:
     """Runs the frozen layers over every photo of `loader`, `views` times, and returns the results.
 
     The order and size of the batches are fixed, so that a resumed run fills the same bits. What
-    does not fit in memory becomes a memory-mapped file in `folder` (see `remove`).
+    does not fit in memory becomes a memory-mapped file in `folder` (see `remove`). Of several
+    processes each runs over its part of the photos, and all get the whole.
     """
     was_training = model.training
     model.eval()
     dataset, order = loader.dataset, loader.sampler
-    count, features, failed = len(dataset), None, {}
-    in_order = SeededSampler(count, order.seed, shuffle=False)
+    in_order = SeededSampler(len(dataset), order.seed, False, world.rank, world.size)
     batches = torch.utils.data.DataLoader(
         dataset,
         32,
@@ -118,33 +120,51 @@ def fill(
         collate_fn=loader.collate_fn,
         generator=torch.Generator().manual_seed(order.seed),
     )
+
+    def run(images: Tensor) -> Tensor:
+        with autocast(device, amp_dtype):
+            return run_frozen(model, skip, images.to(device))
+
+    size = model.sizes.img_size
+    sample = run(torch.zeros(1, model.sizes.in_chans, size, size))[0]
+    kept = sample.dtype if skip > len(model.blocks) else amp_dtype or sample.dtype
+    features = allocate((views, len(dataset), *sample.shape), kept, folder, world)
+    failed: dict[int, Failed] = {}
     for view in range(views):
         in_order.set_epoch(view)
         for batch in batches:
             failed |= {failure.index: failure for failure in batch.failed}
-            if not len(batch.images):
-                continue
-            with autocast(device, amp_dtype):
-                x = run_frozen(model, skip, batch.images.to(device))
-            if features is None:
-                kept = x.dtype if skip > len(model.blocks) else amp_dtype or x.dtype
-                features = allocate((views, count, *x.shape[1:]), kept, folder)
-            features[view, batch.indices] = x.to(features.dtype).cpu()
+            if len(batch.images):
+                features[view, batch.indices] = run(batch.images).to(kept).cpu()
             progress(len(batch.images) + len(batch.failed))
     model.train(was_training)
-    if features is None:
+    failed = {failure.index: failure for failure in world.joined(list(failed.values()))}
+    if len(failed) == len(dataset):
         raise ValueError(f"no photo could be read: {next(iter(failed.values())).reason}")
+    exchange(features, device, world)
     return CachedLoader(features, dataset.images_class, failed, loader.batch_size, order)
 
 
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
+def allocate(
+    shape: tuple[int, ...], dtype: torch.dtype, folder: Path, world: World = ALONE
+) -> Tensor:
     """Returns zeros of `shape`, in memory if a quarter of what is free holds them, else mapped."""
     count = torch.Size(shape).numel()
-    if count * dtype.itemsize <= free_memory() / 4:
+    if count * dtype.itemsize <= free_memory() / (4 * world.local_size):
         return torch.zeros(shape, dtype=dtype)
-    number = len(list(folder.glob(".features-*.tmp")))
-    path = folder / f".features-{number}.tmp"
+    number = len(list(folder.glob(f".features-{world.rank}-*.tmp")))
+    path = folder / f".features-{world.rank}-{number}.tmp"
     return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+
+
+def exchange(features: Tensor, device: torch.device, world: World) -> None:
+    """Fills what other processes computed into `features`, where each has zeros for the others'."""
+    if world.size == 1:
+        return
+    for view in features:
+        for photos in view.split(256):
+            # As bytes, which every backend can add: only one process has others than zero.
+            photos.copy_(world.total(photos.view(torch.uint8).to(device)).view(photos.dtype))
 
 
 def free_memory() -> int:

@@ -329,9 +329,9 @@ def _recipe_flags(group) -> None:
     )
     flag(
         "--batch-size",
-        type=number(int, 1),
-        metavar="N",
-        help="photos per step and process (default: chosen)",
+        type=number_or(("auto",), number(int, 1)),
+        metavar="N|auto",
+        help="photos per step and process; auto tries how many fit into memory (default: chosen)",
     )
     flag(
         "--accum-steps",
@@ -486,8 +486,20 @@ def _machine_flags(group) -> None:
     flag("--compile", action="store_true", help="compile the model first (default: off)")
     flag(
         "--grad-checkpointing",
-        action="store_true",
+        "--grad-checkpoint",
+        nargs="?",
+        const=True,
+        default=False,
+        type=on_off,
+        metavar="true|false",
         help="save memory by computing activations again (default: off)",
+    )
+    flag(
+        "--fsdp",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="with several processes (torchrun): cut the model into shards instead of copying it "
+        "to each device (default: off)",
     )
     flag(
         "-j",
@@ -558,17 +570,29 @@ def _check_together(parser: Parser, args: argparse.Namespace, typed: set[str]) -
         parser.error("--freeze-layers needs --weights FILE: without it all weights are random")
 
 
-def pick_device(name: str):
+def pick_device(name: str, local_rank: int | None = None):
     """Returns the torch.device called `name`; a missing accelerator becomes the CPU, with a line.
 
-    Raises ValueError for a name that torch does not know.
+    local_rank: the number of this process on its machine where there are several: each takes the
+        CUDA device of its number.
+    Raises ValueError for a name that torch does not know, and for too few or shared devices.
     """
     import torch
 
+    if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"there are {torch.cuda.device_count()} CUDA devices here, one process each: give "
+                f"torchrun --nproc-per-node={torch.cuda.device_count()}, or --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if local_rank is not None and name not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"--device {name} is one device for several processes: give cuda or cpu")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        mps = torch.backends.mps.is_available()
+        mps = torch.backends.mps.is_available() and local_rank is None
         return torch.device("mps" if mps else "cpu")
     try:
         device = torch.device(name)
@@ -587,10 +611,13 @@ def pick_device(name: str):
     return device
 
 
-def default_workers() -> int:
-    """Returns how many decoding processes suit this machine: its usable cores, at most 8."""
+def default_workers(local_size: int = 1) -> int:
+    """Returns how many decoding processes suit each of `local_size` processes of this machine.
+
+    Its share of the usable cores, at most 8.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(usable or 1, 8)
+    return max(1, min((usable or 1) // local_size, 8))
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

@@ -8,7 +8,6 @@ from plots import image_grid, plot_confusion, plot_curves
 from report import confusion_matrix, most_confused, worst_mistakes, write_report
 from run_dir import RunLog
 from trainer import Trainer
-from utils import load_checkpoint
 
 SAMPLES = 12
 
@@ -28,11 +27,10 @@ def show_start(trainer: Trainer, log: RunLog) -> None:
     log.text("data", trainer.data.report.text().splitlines())
 
 
-def write_results(trainer: Trainer, log: RunLog) -> None:
-    """Evaluates best.pth as it lies on disk; writes pictures and report; says what to type next."""
+def write_results(trainer: Trainer, log: RunLog, answers: tuple) -> None:
+    """Writes pictures and report; says what to type next. answers: of Trainer.validate_best()."""
     folder, classes, val = trainer.folder, trainer.data.classes, trainer.data.val
-    trainer.evaluated.load_state_dict(load_checkpoint(folder / "best.pth")["model"])
-    result, probabilities, indices = trainer.validate()
+    result, probabilities, indices = answers
     labels = [val.labels[i] for i in indices]
     paths = [val.paths[i] for i in indices]
     matrix = confusion_matrix(labels, probabilities.argmax(1), len(classes))

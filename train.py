@@ -9,12 +9,13 @@ can be killed at any moment and resumed bit for bit. `--help` explains every fla
 """
 
 import argparse
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
 
 import recipe
+from distributed import World, join_launch
 from feature_cache import plan
 from my_dataset import DataSplit, MyDataSet, Preprocess, Samples, eval_transform, prepare_data
 from options import default_workers, parse_args, pick_device, run_cli
@@ -29,21 +30,23 @@ DEFAULT_MODEL = "vit_base_patch16_224_in21k"
 CALIBRATION_IMAGES = 256
 # What may change when a run is resumed; everything else would make it another run.
 MAY_CHANGE = {"epochs", "workers", "device", "save_steps", "patience", "resume", "output"}
+MAY_CHANGE |= {"fsdp", "grad_checkpointing"}
 
 
 # --- files -> data set -> model -----------------------------------------------------------------
 
 
-def find_data(args: argparse.Namespace) -> None:
-    """Draws the sample flowers or fetches flower_photos where the flags ask for it."""
-    if args.data_path == "sample":
+def find_data(data_path: str, download: bool) -> str:
+    """Returns where the data lies, once the flowers that the flags ask for are drawn or fetched."""
+    if data_path == "sample":
         from sample_flowers import draw_samples
 
-        args.data_path = str(draw_samples("sample_flowers"))
-    elif args.download and not Path(args.data_path).exists():
+        return str(draw_samples("sample_flowers"))
+    if download and not Path(data_path).exists():
         from pretrained import fetch_flower_photos
 
-        args.data_path = str(fetch_flower_photos(args.data_path))
+        return str(fetch_flower_photos(data_path))
+    return data_path
 
 
 def load_data(args: argparse.Namespace) -> DataSplit:
@@ -58,12 +61,12 @@ def load_data(args: argparse.Namespace) -> DataSplit:
     return data
 
 
-def find_weights(args: argparse.Namespace) -> WeightsFile | None:
+def find_weights(args: argparse.Namespace, world: World) -> WeightsFile | None:
     """Reads the file that --weights names, downloading it when that is a model's name."""
     if not args.weights:
         return None
     if args.weights in VARIANTS and not Path(args.weights).exists():
-        args.weights = str(fetch_weights(args.weights))
+        args.weights = str(world.first_does(fetch_weights, args.weights))
     return read_weights(args.weights, model=args.model)
 
 
@@ -132,7 +135,7 @@ def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Prepr
 # --- the story of a run -------------------------------------------------------------------------
 
 
-def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen: bool) -> None:
+def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen, world) -> None:
     """Chooses every value that the user did not set, and prints each with its reason."""
     sizes = model.sizes
     if sizes.mlp == "mlp":
@@ -148,6 +151,7 @@ def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen: 
         args.epochs,
         spline,
         one_view=frozen and args.cache_views == 1 and plan(model, trainable) > 0,
+        world_size=world.size,
         accum_steps=args.accum_steps,
         optimizer=args.opt,
     )
@@ -159,31 +163,38 @@ def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen: 
             print(f"--{name.replace('_', '-')} {value}  ({reason})")
 
 
-def start(args: argparse.Namespace, typed: set[str]) -> Trainer | None:
+def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | None:
     """Prepares a new run: data, model, recipe, folder. None with --dry-run."""
-    device = pick_device(args.device)
-    find_data(args)
-    weights = find_weights(args)
-    data = load_data(args)
+    device = device_of(args, world)
+    args.data_path = world.first_does(find_data, args.data_path, args.download)
+    weights = find_weights(args, world)
+    data = world.first_does(load_data, args)
     model, pretrained = build_model(args, typed, weights, data.classes)
     preprocess = choose_preprocess(args, model, weights)
     frozen = bool(weights) if args.freeze_layers is None else args.freeze_layers
     trainable = recipe.freeze(model, pretrained if frozen else ())
-    fill_in(args, model, trainable, data, frozen)
-    print(describe(model, trainable, device, args))
+    fill_in(args, model, trainable, data, frozen, world)
+    print(describe(model, trainable, device, args, world))
     if args.dry_run:
         print("--dry-run: nothing was trained or written")
         return None
     model.to(device)
-    if model.sizes.mlp != "mlp" and args.kan_range == "auto":
+    if model.sizes.mlp != "mlp" and args.kan_range == "auto" and world.first:
         calibrate_model(model, data, preprocess)
-    folder = new_run_dir(args.output, model.name, args.data_path, data_roots(args))
+    world.copy_first(list(model.state_dict().values()))
+    folder = world.first_does(
+        new_run_dir, args.output, model.name, args.data_path, data_roots(args)
+    )
     args.output = str(folder)
     teacher = load_teacher(args.teacher, preprocess, data.classes, device)
-    return Trainer(args, folder, device, data, model, preprocess, trainable, teacher)
+    return Trainer(args, folder, device, data, model, preprocess, trainable, teacher, world)
 
 
-def describe(model, trainable: list[str], device, args) -> str:
+def device_of(args: argparse.Namespace, world: World) -> torch.device:
+    return pick_device(args.device, world.local_rank if world.size > 1 else None)
+
+
+def describe(model, trainable: list[str], device, args, world: World) -> str:
     """Returns a line on the model: name, parameters in all and training, blocks, device, type."""
     count = {name: p.numel() for name, p in model.named_parameters()}
     sizes = model.sizes
@@ -193,10 +204,11 @@ def describe(model, trainable: list[str], device, args) -> str:
         else f", {sizes.mlp} in {len(sizes.kan_at)} of {sizes.depth} blocks"
     )
     amp = recipe.amp_dtype(args.amp, device)
+    where = str(device) if world.size == 1 else f"{world.size} processes, {device.type}"
     return (
         f"{model.name}: {sum(count.values()):,} parameters, "
         f"{sum(count[name] for name in trainable):,} of them train{blocks}; "
-        f"{device}, {str(amp or torch.float32).removeprefix('torch.')}"
+        f"{where}, {str(amp or torch.float32).removeprefix('torch.')}"
     )
 
 
@@ -208,11 +220,11 @@ def load_teacher(path: str | None, preprocess: Preprocess, classes: list[str], d
     return path and recipe.Teacher(load_model(path), preprocess, classes).to(device)
 
 
-def resume(args: argparse.Namespace, typed: set[str]) -> Trainer:
+def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
     """Prepares the continuation of a run; flags that would make it another run are refused."""
-    folder = find_run(args.resume)
+    folder = world.first_does(find_run, args.resume)
     state = load_state(folder)
-    saved = argparse.Namespace(**state["args"])
+    saved = argparse.Namespace(**vars(parse_args([])[0]) | state["args"])  # older runs know fewer
     for name in sorted(typed - {"resume", "output"}):
         new, old = getattr(args, name), getattr(saved, name, None)
         if new == old:
@@ -225,16 +237,39 @@ def resume(args: argparse.Namespace, typed: set[str]) -> Trainer:
             )
         print(f"{flag}: {new} instead of {old}")
         setattr(saved, name, new)
-    device = pick_device(saved.device)
+    share_batch(saved, state["loader"].get("processes", 1), world.size)
+    device = device_of(saved, world)
     data = DataSplit.from_dict(read_json(folder / "split.json"), saved.data_path)
     check_still_there(data)
     model = create_model(**state["config"])
     preprocess = Preprocess.from_dict(state["preprocess"])
     teacher = load_teacher(saved.teacher, preprocess, data.classes, device)
     saved.output = str(folder)
-    trainer = Trainer(saved, folder, device, data, model, preprocess, state["trainable"], teacher)
+    trainer = Trainer(
+        saved, folder, device, data, model, preprocess, state["trainable"], teacher, world
+    )
     trainer.restore(state)
     return trainer
+
+
+def share_batch(args: argparse.Namespace, before: int, now: int) -> None:
+    """Keeps the total batch of a run that `before` processes began and `now` processes continue.
+
+    Raises ValueError where they cannot share it equally.
+    """
+    if before == now:
+        return
+    total = args.batch_size * before
+    if total % now:
+        raise ValueError(
+            f"the run's {before} processes took {total} photos together at each step, which {now} "
+            f"cannot share equally: resume it on a number of processes that divides {total}"
+        )
+    args.batch_size = total // now
+    print(
+        f"begun on {before} process{'es' * (before > 1)}, resumed on {now}: {args.batch_size} "
+        f"photos per process keep the total batch of {total}"
+    )
 
 
 def check_still_there(data: DataSplit) -> None:
@@ -258,38 +293,48 @@ def write_start(trainer: Trainer, roots: list[str]) -> None:
         print(changed)
 
 
-def train(args: argparse.Namespace, typed: set[str]) -> int:
+def train(args: argparse.Namespace, typed: set[str], world: World) -> int:
     """Trains a new run, or goes on with one; returns the exit status."""
-    trainer = resume(args, typed) if args.resume else start(args, typed)
+    trainer = (resume if args.resume else start)(args, typed, world)
     if trainer is None:
         return 0
-    with locked(trainer.folder):
+    with locked(trainer.folder) if world.first else nullcontext():
+        world.wait()  # leftovers of a killed run are cleared
         if args.resume:
             left = trainer.args.epochs - trainer.epoch
             if left <= 0 or trainer.out_of_patience():
                 print(f"{trainer.folder} is finished: {trainer.epoch} epochs were trained")
                 return 0
             print(f"resuming {trainer.folder} at epoch {trainer.epoch + 1}: {left} epochs to go")
-        else:
+        elif world.first:
             write_start(trainer, data_roots(args))
-        with closing(RunLog(trainer.folder, trainer.history)) as log:
-            if not args.resume:
+        with first_log(trainer) as log:
+            if log and not args.resume:
                 show_start(trainer, log)
             stopped_by = trainer.fit(log)
             if stopped_by:
                 print(f"stopped and saved; go on with: python train.py --resume {trainer.folder}")
                 return 128 + stopped_by
-            write_results(trainer, log)
+            answers = trainer.validate_best()
+            if log:
+                write_results(trainer, log, answers)
     return 0
 
 
-def evaluate_only(args: argparse.Namespace) -> int:
+def first_log(trainer: Trainer):
+    """Returns the context of the run's log, which is None in all processes but the first."""
+    if not trainer.world.first:
+        return nullcontext()
+    return closing(RunLog(trainer.folder, trainer.history))
+
+
+def evaluate_only(args: argparse.Namespace, world: World) -> int:
     """Evaluates --weights on the validation photos of --data-path and prints the accuracy."""
-    find_data(args)
-    device = pick_device(args.device)
-    args.batch_size = args.batch_size or 32
+    args.data_path = world.first_does(find_data, args.data_path, args.download)
+    device = device_of(args, world)
+    args.batch_size = 32 if args.batch_size in (None, "auto") else args.batch_size
     loaded = load_model(args.weights, device=device)
-    data = load_data(args)
+    data = world.first_does(load_data, args)
     unknown = sorted(set(data.classes) - set(loaded.classes))
     if unknown:
         raise ValueError(
@@ -299,8 +344,8 @@ def evaluate_only(args: argparse.Namespace) -> int:
     labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
     samples = Samples(data.val.paths, labels)
     transform = eval_transform(loaded.preprocess)
-    loader = make_loader(args, samples, transform, shuffle=False)
-    result, _, _ = evaluate(loaded.model, loader, device)
+    loader = make_loader(args, samples, transform, shuffle=False, world=world)
+    result, _, _ = evaluate(loaded.model, loader, device, world=world)
     print(
         f"{args.weights} on {result.samples} validation photos of {args.data_path}: "
         f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
@@ -309,18 +354,19 @@ def evaluate_only(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    args, typed = parse_args()
-    if args.workers is None:
-        args.workers = default_workers()
-    if args.list_models:
-        from list_models import model_table
+    with join_launch() as world:
+        args, typed = world.first_does(parse_args)
+        if args.workers is None:
+            args.workers = default_workers(world.local_size)
+        if args.list_models:
+            from list_models import model_table
 
-        print(model_table())
-        return 0
-    seed_everything(args.seed)
-    if args.eval:
-        return evaluate_only(args)
-    return train(args, typed)
+            print(model_table())
+            return 0
+        seed_everything(args.seed)
+        if args.eval:
+            return evaluate_only(args, world)
+        return train(args, typed, world)
 
 
 if __name__ == "__main__":

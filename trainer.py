@@ -8,7 +8,6 @@ import argparse
 import math
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import feature_cache
 import recipe
+from distributed import World, in_step
 from my_dataset import (
+    Batch,
     DataSplit,
     Failed,
     MyDataSet,
@@ -31,8 +31,11 @@ from my_dataset import (
     printable,
     train_transform,
 )
+from progress import Interrupt, Progress, Timer
 from run_dir import RunLog
+from sharding import load_model_state, load_optimizer_state, replicate, shard, whole
 from utils import (
+    ALONE,
     CHECKPOINT_VERSION,
     EpochResult,
     Meter,
@@ -40,88 +43,13 @@ from utils import (
     autocast,
     evaluate,
     load_checkpoint,
+    pooled,
     rng_state,
     save_checkpoint,
     set_rng_state,
     train_one_epoch,
 )
 from vit_model import VisionTransformer
-
-
-class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into `signal`, a number that the loop looks at.
-
-    The step under way ends and is saved; a second Ctrl-C ends the program at once.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> "Interrupt":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-        print("\nfinishing the step, then saving; Ctrl-C again ends at once", file=sys.stderr)
-
-
-class Progress:
-    """The progress bar of one pass: photos, loss, accuracy, learning rate, speed, time left."""
-
-    def __init__(self, title: str, total: int, start: int = 0) -> None:
-        self.bar = tqdm(
-            desc=title,
-            total=total,
-            initial=start,
-            unit="img",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None,  # not a terminal, no bar: logs keep clean lines
-        )
-        self.shown = 0.0
-
-    def update(self, meter: Meter, lr: float | None = None) -> None:
-        # Reading the meter waits for the device: a few times a second is enough.
-        if self.bar.disable or time.monotonic() - self.shown < 0.2:
-            return
-        self.shown = time.monotonic()
-        self.bar.set_postfix_str(
-            f"loss {meter.loss:.3f}, acc {meter.accuracy:.3f}" + (f", lr {lr:.2g}" if lr else ""),
-            refresh=False,
-        )
-        self.bar.update(meter.samples - self.bar.n)
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-@dataclass
-class Timer:
-    """Seconds of a pass, and how many of them it waited for data."""
-
-    waited: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    def over(self, batches: Iterator) -> Iterator:
-        batches = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
 
 
 @dataclass
@@ -131,6 +59,7 @@ class Trainer:
     args: the flags of train.py with every chosen value filled in.
     trainable: names of the parameters that train; the others never change.
     teacher: a recipe.Teacher or None.
+    world: the processes that train together; all call the same methods, the first alone writes.
     """
 
     args: argparse.Namespace
@@ -141,6 +70,7 @@ class Trainer:
     preprocess: Preprocess
     trainable: list[str]
     teacher: torch.nn.Module | None = None
+    world: World = ALONE
 
     history: list[dict] = field(default_factory=list)
     best: dict = field(default_factory=dict)
@@ -160,7 +90,12 @@ class Trainer:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in set(self.trainable))
         self.train_loader, self.val_loader = self._loaders()
-        self.steps_per_epoch = math.ceil(len(self.train_loader) / args.accum_steps)
+        self.ema = recipe.create_ema(model, args.ema) if args.ema else None
+        self.sharded = args.fsdp and self.world.size > 1
+        if self.sharded:
+            for copy in {model, self.evaluated}:
+                shard(copy, self.device, self.world)
+        steps_per_epoch = math.ceil(self.batches_per_epoch / args.accum_steps)
         groups = recipe.param_groups(
             model,
             args.lr,
@@ -172,13 +107,12 @@ class Trainer:
         optimizer = recipe.create_optimizer(args.opt, groups)
         scheduler = recipe.create_lr_scheduler(
             optimizer,
-            args.epochs * self.steps_per_epoch,
-            round(args.warmup_epochs * self.steps_per_epoch),
+            args.epochs * steps_per_epoch,
+            round(args.warmup_epochs * steps_per_epoch),
             args.lrf,
         )
         self.amp_dtype = recipe.amp_dtype(args.amp, self.device)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
-        self.ema = recipe.create_ema(model, args.ema) if args.ema else None
         self.stepper = Stepper(
             optimizer, scheduler, scaler, self.amp_dtype, args.clip_grad, self.ema
         )
@@ -190,8 +124,8 @@ class Trainer:
         args, data, preprocess = self.args, self.data, self.preprocess
         train = train_transform(preprocess, args.aug, args.reprob)
         return (
-            make_loader(args, data.train, train, shuffle=True),
-            make_loader(args, data.val, eval_transform(preprocess), shuffle=False),
+            make_loader(args, data.train, train, shuffle=True, world=self.world),
+            make_loader(args, data.val, eval_transform(preprocess), False, self.world),
         )
 
     def _criterion(self) -> recipe.Criterion:
@@ -221,7 +155,7 @@ class Trainer:
     def checkpoint(self) -> dict:
         """Returns what predicting needs: weights, sizes, classes, preprocessing, metrics."""
         return {
-            "model": self.evaluated.state_dict(),
+            "model": self._whole(self.evaluated.state_dict()),
             "config": self.model.config,
             "classes": self.data.classes,
             "preprocess": self.preprocess.to_dict(),
@@ -231,19 +165,21 @@ class Trainer:
         }
 
     def state(self) -> dict:
-        """Returns `checkpoint()` and all that a resumed run needs."""
-        stepper, meter = self.stepper, self.meter or Meter()
+        """Returns `checkpoint()` and all that a resumed run needs, on however many processes."""
+        stepper = self.stepper
+        meter, failed = pooled(self.meter or Meter(self.device), self.failed, self.world)
         state = self.checkpoint() | {
-            "optimizer": stepper.optimizer.state_dict(),
+            "optimizer": self._whole(stepper.optimizer.state_dict()),
             "scheduler": stepper.scheduler.state_dict(),
             "scaler": stepper.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": self._whole(self.ema.state_dict()) if self.ema is not None else None,
             "rng": rng_state(),
             "loader": {
                 "epoch": self.epoch,
                 "batches_done": self.batches_done,
+                "processes": self.world.size,
                 "sums": meter.sums.cpu(),
-                "failed": [list(failure) for failure in self.failed],
+                "failed": [list(failure) for failure in failed],
             },
             "args": dict(vars(self.args)),
             "trainable": self.trainable,
@@ -252,15 +188,18 @@ class Trainer:
             "advised": self.advised,
         }
         if self.ema is not None:
-            state["raw_model"] = self.model.state_dict()
+            state["raw_model"] = self._whole(self.model.state_dict())
         return state
+
+    def _whole(self, state: dict) -> dict:
+        return whole(state, keep=self.world.first) if self.sharded else state
 
     def restore(self, state: dict) -> None:
         """Puts the run back to where `state()` was taken."""
-        self.model.load_state_dict(state.get("raw_model", state["model"]))
+        load_model_state(self.model, state.get("raw_model", state["model"]))
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
+            load_model_state(self.ema, state["ema"])
+        load_optimizer_state(self.stepper.optimizer, state["optimizer"])
         self.stepper.scheduler.load_state_dict(state["scheduler"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         set_rng_state(state["rng"])
@@ -269,21 +208,32 @@ class Trainer:
         loader = state["loader"]
         self.epoch, self.batches_done = loader["epoch"], loader["batches_done"]
         self.meter = Meter(self.device)
-        self.meter.sums.copy_(loader["sums"])
-        self.failed = [Failed(*failure) for failure in loader["failed"]]
+        if self.world.first:  # they are the sums over all processes
+            self.meter.sums.copy_(loader["sums"])
+            self.failed = [Failed(*failure) for failure in loader["failed"]]
 
     def save(self) -> None:
-        save_checkpoint(self.folder / "last.pth", self.state())
+        self.write("last.pth", self.state())
+
+    def write(self, name: str, checkpoint: dict) -> None:
+        if self.world.first:
+            save_checkpoint(self.folder / name, checkpoint)
 
     # --- epochs ---------------------------------------------------------------------------------
 
-    def fit(self, log: RunLog) -> int:
-        """Trains to the last epoch; returns 0, or the number of the signal that stopped it."""
+    def fit(self, log: RunLog | None) -> int:
+        """Trains to the last epoch; returns 0, or the number of the signal that stopped it.
+
+        log: None in all processes but the first.
+        """
         args = self.args
         self.skip_frozen()
+        self.trained = self.forwarding(self.model)
+        if not self.sharded:
+            self.trained = replicate(self.trained, self.device, self.world)
         if args.epochs == 0:
             self.evaluate_start()
-        with Interrupt() as interrupt:
+        with Interrupt(self.world) as interrupt:
             while self.epoch < args.epochs and not self.out_of_patience():
                 timer = Timer()
                 trained = self.train_epoch(interrupt, timer)
@@ -291,9 +241,10 @@ class Trainer:
                     return interrupt.signal
                 seconds = timer.seconds
                 row = self.finish_epoch(trained, seconds, timer.waited)
-                log.epoch()
+                if log is not None:
+                    log.epoch()
                 print(self.line(row), *self.notes(row), sep="\n", flush=True)
-                if interrupt.signal and self.epoch < args.epochs:
+                if interrupt.agreed() and self.epoch < args.epochs:
                     return interrupt.signal
         return 0
 
@@ -307,6 +258,9 @@ class Trainer:
         random = args.aug != "none" or args.reprob > 0
         if skip < 1 or args.mixup or args.cutmix or self.teacher is not None:
             return
+        if self.sharded:
+            print("--fsdp: the frozen layers run in every epoch; without it they run once")
+            return
         if random and args.cache_views < 2:
             print(
                 f"--aug {args.aug}: the frozen layers run in every epoch; with --cache-views N "
@@ -314,7 +268,7 @@ class Trainer:
             )
             return
         views = args.cache_views if random else 1
-        photos = views * len(self.data.train.paths) + len(self.data.val.paths)
+        photos = views * len(self.train_loader.sampler) + len(self.val_loader.sampler)
         progress = Progress("frozen layers, once", photos)
         fill = partial(
             feature_cache.fill,
@@ -322,6 +276,7 @@ class Trainer:
             skip,
             device=self.device,
             folder=self.folder,
+            world=self.world,
             progress=progress.bar.update,
         )
         # Validation keeps full precision, as prediction has it.
@@ -341,7 +296,7 @@ class Trainer:
         self.train_loader.sampler.set_epoch(self.epoch, start=first * args.batch_size)
         progress = Progress(
             f"epoch {self.epoch + 1}/{args.epochs}",
-            len(self.data.train.paths),
+            math.ceil(len(self.data.train.paths) / self.world.size),
             self.meter.samples if self.meter else 0,
         )
 
@@ -349,25 +304,27 @@ class Trainer:
             progress.update(meter, self.stepper.lr)
             steps = math.ceil(done / args.accum_steps)
             due = args.save_steps and steps % args.save_steps == 0
-            if (interrupt.signal or due) and done < self.batches_per_epoch:
+            stop = bool(interrupt.agreed())
+            if (stop or due) and done < self.batches_per_epoch:
                 self.batches_done, self.meter = done, meter
                 self.save()
-            return bool(interrupt.signal)
+            return stop
 
         self.meter = self.meter or Meter(self.device)
         try:
             return train_one_epoch(
-                self.forwarding(self.model),
+                self.trained,
                 self.stepper,
-                timer.over(self.train_loader),
+                timer.over(self.in_step(self.train_loader, self.batches_per_epoch - first)),
                 self.device,
-                self.criterion,
+                self.loss,
                 num_batches=self.batches_per_epoch,
                 accum_steps=args.accum_steps,
                 meter=self.meter,
                 failed=self.failed,
                 first_batch=first,
                 after_step=after_step,
+                world=self.world,
             )
         except FloatingPointError as error:
             raise ValueError(self.advice_on_nan(error)) from None
@@ -376,7 +333,20 @@ class Trainer:
 
     @property
     def batches_per_epoch(self) -> int:
-        return math.ceil(len(self.data.train.paths) / self.args.batch_size)
+        return self.batches_over(len(self.data.train.paths))
+
+    def batches_over(self, photos: int) -> int:
+        return math.ceil(photos / (self.args.batch_size * self.world.size))
+
+    def in_step(self, loader, batches: int) -> Iterator[Batch]:
+        size = self.preprocess.img_size
+        shape = self.train_loader.features.shape[2:] if self.skip else (3, size, size)
+        return in_step(loader, batches, shape, self.world)
+
+    def loss(self, model, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns `criterion`'s; what the model draws depends on step and process alone."""
+        torch.manual_seed(hash((self.args.seed, self.epoch, step, self.world.rank)))
+        return self.criterion(model, images, labels, step)
 
     def finish_epoch(self, trained: EpochResult, seconds: float, waited: float) -> dict:
         """Validates, then writes best.pth and last.pth; returns the epoch's row of metrics."""
@@ -404,26 +374,36 @@ class Trainer:
     def validate(self) -> tuple[EpochResult, Tensor, Tensor]:
         """Evaluates on the validation photos: see utils.evaluate."""
         self.val_loader.sampler.set_epoch(0)
-        progress = Progress("validation", len(self.data.val.paths))
+        progress = Progress("validation", len(self.val_loader.sampler))
         try:
             return evaluate(
-                self.forwarding(self.evaluated), self.val_loader, self.device, progress.update
+                self.forwarding(self.evaluated),
+                self.in_step(self.val_loader, self.batches_over(len(self.data.val.paths))),
+                self.device,
+                progress.update,
+                self.world,
             )
         finally:
             progress.close()
+
+    def validate_best(self) -> tuple[EpochResult, Tensor, Tensor]:
+        """Evaluates best.pth as it lies on disk: see utils.evaluate."""
+        self.world.wait()  # the first process has written it
+        load_model_state(self.evaluated, load_checkpoint(self.folder / "best.pth")["model"])
+        return self.validate()
 
     def keep_best(self, row: dict) -> None:
         """Writes best.pth when the epoch is the best so far, by accuracy, then by loss."""
         key = (row["val_acc"], -row["val_loss"])
         if not self.best or key > (self.best["val_acc"], -self.best["val_loss"]):
             self.best = dict(row)
-            save_checkpoint(self.folder / "best.pth", self.checkpoint())
+            self.write("best.pth", self.checkpoint())
 
     def evaluate_start(self) -> None:
         """Evaluates the untrained model and writes it as best.pth and last.pth (--epochs 0)."""
         result, _, _ = self.validate()
         self.best = {"epoch": 0, "val_loss": result.loss, "val_acc": result.accuracy}
-        save_checkpoint(self.folder / "best.pth", self.checkpoint())
+        self.write("best.pth", self.checkpoint())
         self.save()
 
     def out_of_patience(self) -> bool:
@@ -474,13 +454,13 @@ def ignore_signals(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def make_loader(args, samples, transform, shuffle: bool) -> DataLoader:
+def make_loader(args, samples, transform, shuffle: bool, world: World = ALONE) -> DataLoader:
     """Returns a loader whose order and augmentation depend on (seed, epoch, photo) alone."""
     dataset = MyDataSet(*samples, transform)
     return DataLoader(
         dataset,
         args.batch_size,
-        sampler=SeededSampler(len(dataset), args.seed, shuffle),
+        sampler=SeededSampler(len(dataset), args.seed, shuffle, world.rank, world.size),
         num_workers=args.workers,
         collate_fn=MyDataSet.collate_fn,
         persistent_workers=args.workers > 0,
