@@ -34,6 +34,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -121,43 +122,66 @@ def dense_bases(x: Tensor, grid: Tensor, order: int, outside: str) -> Tensor:
 
 # --- Splines in C --------------------------------------------------------------------------------
 
-STORES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "uint16_t -DBFLOAT16"}
-# Fewer inputs than this are not worth starting a compiler that takes a second, once per machine.
-COMPILED_FROM = 1 << 16
+REALS = {
+    torch.float32: "-DREAL=float -DWHOLE=int32_t -DWIDTH=16",
+    torch.float64: "-DREAL=double -DWHOLE=int64_t -DWIDTH=8",
+}
+LANES = 16  # the widest vector of kan.c, in numbers: tables have this much room behind them
+# Fewer inputs than the first are not worth the calls, and than the second not worth starting a
+# compiler that takes a second, once per machine.
+COMPILED_FROM, COMPILE_FROM = 1 << 14, 1 << 18
+
+
+def compiled(order: int, real: torch.dtype, inputs: int) -> ctypes.CDLL | None:
+    """Returns kan.c compiled for an order and a type; None if that can't be, or isn't worth it."""
+    build = _plan(order, real) if inputs >= COMPILED_FROM else None
+    if build and (inputs >= COMPILE_FROM or build.library.exists()):
+        return _load(build)
+    return None
+
+
+class Build(NamedTuple):
+    command: tuple[str, ...]
+    source: Path
+    library: Path
 
 
 @functools.cache
-def compiled(order: int, real: torch.dtype, store: torch.dtype) -> ctypes.CDLL | None:
-    """Returns kan.c compiled for an order and two number formats; None where that is impossible."""
+def _plan(order: int, real: torch.dtype) -> Build | None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if os.environ.get("KAN_COMPILE") == "0" or not compiler or store not in STORES:
+    if os.environ.get("KAN_COMPILE") == "0" or not compiler:
         return None
-    # Without -fopenmp at the link, OpenMP is the one that torch has loaded: one pool of threads.
-    flags = f"-O3 -march=native -fPIC -fno-math-errno -fno-trapping-math -DORDER={order}"
-    flags += f" -DREAL={STORES[real]} -DSTORE={STORES[store]}"
+    flags = "-O3 -march=native -fPIC -fno-math-errno -fno-trapping-math -fno-strict-aliasing"
+    flags += f" -DORDER={order} {REALS[real]}"
     try:
         source = Path(__file__).with_name("kan.c")
         key = "\n".join([source.read_text(), compiler, flags, _cpu()])
-        library = _cache_folder() / f"kan-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
-        if not library.exists():
-            _build([*compiler.split(), *flags.split()], source, library)
-        return ctypes.CDLL(str(library))
+        name = f"kan-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+        return Build((*compiler.split(), *flags.split()), source, _cache_folder() / name)
+    except OSError:
+        return None
+
+
+@functools.cache
+def _load(build: Build) -> ctypes.CDLL | None:
+    try:
+        if not build.library.exists():
+            _compile(build)
+        return ctypes.CDLL(str(build.library))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _build(command: list[str], source: Path, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        parts = Path(folder, "kan.o"), Path(folder, "kan.so")
-        subprocess.run(
-            [*command, "-fopenmp", "-c", str(source), "-o", str(parts[0])],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-        subprocess.run(
-            [command[0], "-shared", str(parts[0]), "-o", str(parts[1])],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-        os.replace(parts[1], library)
+def _compile(build: Build) -> None:
+    with tempfile.TemporaryDirectory(dir=build.library.parent) as folder:
+        part, whole = Path(folder, "kan.o"), Path(folder, "kan.so")
+        # Without -fopenmp at the link, OpenMP is the one torch has loaded: one pool of threads.
+        for arguments in (
+            [*build.command, "-fopenmp", "-c", str(build.source), "-o", str(part)],
+            [build.command[0], "-shared", str(part), "-o", str(whole)],
+        ):
+            subprocess.run(arguments, check=True, capture_output=True, timeout=120)
+        os.replace(whole, build.library)
 
 
 @functools.cache
@@ -183,10 +207,21 @@ def _cpu() -> str:
         return platform.processor() + platform.machine()
 
 
+class Knots(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_void_p if n == "at" else ctypes.c_long) for n in
+                ("at", "stride", "count", "outside")]  # fmt: skip
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_void_p if n == "at" else ctypes.c_long) for n in
+                ("at", "stride", "narrow")]  # fmt: skip
+
+
 class Splines:
     """The bases of some features, ready to be evaluated chunk by chunk; no part of any graph.
 
-    real: the type in which bases are computed; store: the one in which they are multiplied.
+    x: (N, I); store: the type in which bases are multiplied. They are computed in float32, or in
+    float64 where the input or the grid is.
     """
 
     def __init__(self, x: Tensor, grid: Tensor, order: int, outside: str, store: torch.dtype):
@@ -196,9 +231,10 @@ class Splines:
         self.grid = grid.to(self.real)
         self.count = grid.shape[1] - 1 - order
         self.library = None
-        if x.device.type == "cpu" and x.numel() >= COMPILED_FROM:
-            self.library = compiled(order, self.real, store)
-            self.knots = padded_knots(self.grid, order).t().contiguous()
+        if x.device.type == "cpu" and store in (self.real, torch.bfloat16):
+            self.library = compiled(order, self.real, x.numel())
+        if self.library:
+            self.knots = self._table(padded_knots(self.grid, order))
         self.threads = torch.get_num_threads()
         self.buffers: dict[str, Tensor] = {}
 
@@ -213,47 +249,90 @@ class Splines:
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
         """(N, F) -> (N, F * K), where the F columns of x are `features`."""
-        x = x.to(self.real).contiguous()
         if self.library is None:
-            dense = dense_bases(x, self.grid[features], self.order, self.outside)
+            dense = dense_bases(x.to(self.real), self.grid[features], self.order, self.outside)
             return dense.flatten(1).to(self.store)
         out = self.buffer("bases", len(x), x.shape[1] * self.count)
-        self._call("bases", x, features, out, self.count)
+        self._call("bases", x, features, self._matrix(out), self.count)
         return out
 
-    def slopes(self, x: Tensor, grad: Tensor, features: slice = slice(None)) -> Tensor:
-        """Gradient of the bases (N, F * K) -> gradient of x (N, F)."""
-        x = x.to(self.real).contiguous()
+    def slopes(self, x: Tensor, grad: Tensor, out: Tensor, features: slice = slice(None)) -> None:
+        """Puts the gradient of x (N, F) into `out`, from that of the bases (N, F * K)."""
         if self.library is None:
-            return _torch_slopes(x, grad, self.grid[features], self.order, self.outside)
-        out = torch.empty_like(x)
-        self._call("slopes", x, features, grad, self.count, out)
+            x = x.to(self.real)
+            out.copy_(_torch_slopes(x, grad, self.grid[features], self.order, self.outside))
+        elif self._fits(out):
+            self._call("slopes", x, features, self._matrix(grad), self.count, self._matrix(out))
+        else:
+            part = torch.empty_like(out, dtype=self.real)
+            self.slopes(x, grad, part, features)
+            out.copy_(part)
+
+    def curves(self, x: Tensor, base: Tensor, coef: Tensor) -> Tensor:
+        """base (N, I) + the value at x (N, I) of one spline per feature, coef (I, K)."""
+        coef = coef.to(self.real)
+        if self.library is None:
+            bases = dense_bases(x.to(self.real), self.grid, self.order, self.outside)
+            return (base + (bases * coef).sum(-1)).to(base.dtype)
+        base = base if self._fits(base) else base.to(self.real)
+        out = torch.empty_like(base)
+        table = self._padded(coef)
+        self._call("curves", x, slice(None), table, self._matrix(base), self._matrix(out))
         return out
 
-    def curve(self, x: Tensor, coef: Tensor) -> Tensor:
-        """The value at x (N, I) of one spline per feature, coef (I, K)."""
-        x, coef = x.to(self.real).contiguous(), coef.to(self.real)
+    def curves_backward(self, x: Tensor, coef: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x (N, I) and coef (I, K) from that of `curves`'s result (N, I)."""
+        coef = coef.to(self.real)
         if self.library is None:
-            return (dense_bases(x, self.grid, self.order, self.outside) * coef).sum(-1)
-        out = torch.empty_like(x)
-        self._call("curve", x, slice(None), self._padded(coef), out)
-        return out
-
-    def curve_backward(self, x: Tensor, coef: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of x (N, I) and coef (I, K) from that of `curve`'s result (N, I)."""
-        x, coef, grad = (v.to(self.real).contiguous() for v in (x, coef, grad))
-        if self.library is None:
+            x, grad = x.to(self.real), grad.to(self.real)
             bases = dense_bases(x, self.grid, self.order, self.outside)
             weighted = (grad.unsqueeze(-1) * coef).flatten(1)
             grad_x = _torch_slopes(x, weighted, self.grid, self.order, self.outside)
             return grad_x, (bases * grad.unsqueeze(-1)).sum(0)
         rows = 256  # in a part: few enough for all threads, so many that adding the parts is little
-        out = torch.empty_like(x)
-        parts = x.new_zeros(-(-len(x) // rows), x.shape[1], self.count + 2 * self.order)
+        out = torch.empty_like(x, dtype=x.dtype if self._fits(x) else self.real)
+        padded = self.count + 2 * self.order
+        parts = self.grid.new_zeros(-(-len(x) // rows), x.shape[1], padded)
         self._call(
-            "curve_backward", x, slice(None), self._padded(coef), grad, out, parts, rows, self.count
-        )
+            "curves_backward", x, slice(None), self._padded(coef), self._matrix(self._fit(grad)),
+            self._matrix(out), parts, rows, padded,
+        )  # fmt: skip
         return out, parts.sum(0)[:, self.order : self.order + self.count]
+
+    def takes(self, outputs: int) -> bool:
+        """Whether `product` serves for so many outputs: faster than multiplying all the zeros."""
+        return self.library is not None and outputs <= NARROW
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product of all bases at x (N, I) and weight (O, I, K), (N, O), for few outputs."""
+        table, wide = self._narrow_table(weight)
+        out = self.grid.new_empty(len(x), table.shape[-1])
+        self._call("product", x, slice(None), table, table.shape[1], out, wide)
+        return out[:, : len(weight)]
+
+    def product_backward(self, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x (N, I) and weight (O, I, K) from that of `product`'s result (N, O)."""
+        rows = (
+            8192  # in a part, as in `curves_backward`; but here a part is as large as the weights
+        )
+        table, wide = self._narrow_table(weight)
+        grad = F.pad(grad.to(self.real), (0, table.shape[-1] - len(weight)))
+        out = torch.empty_like(x, dtype=x.dtype if self._fits(x) else self.real)
+        parts = self.grid.new_zeros(-(-len(x) // rows), *table.shape)
+        self._call(
+            "product_backward", x, slice(None), table, table.shape[1], grad, wide,
+            self._matrix(out), parts, rows,
+        )  # fmt: skip
+        total = parts[0] if len(parts) == 1 else parts.sum(0)
+        bases = slice(self.order, self.order + self.count)
+        return out, total[:, bases, : len(weight)].permute(2, 0, 1)
+
+    def _narrow_table(self, weight: Tensor) -> tuple[Tensor, int]:
+        """Weights (O, I, K) as (I, K + 2k, O rounded up to whole vectors), and vectors in a row."""
+        lanes = LANES * 4 // self.grid.element_size()
+        wide = -(-len(weight) // lanes)
+        room = 0, wide * lanes - len(weight), self.order, self.order
+        return F.pad(weight.to(self.real).permute(1, 2, 0), room).contiguous(), wide
 
     def scaled(self, weight: Tensor, scaler: Tensor | None, features: slice) -> Tensor:
         """Weights (O, I, K) times scaler (O, I) of some features, (O, F * K)."""
@@ -261,9 +340,10 @@ class Splines:
         if scaler is None:
             return part.flatten(1).to(self.store)
         if not self._can_scale(weight, scaler):
-            return (part * scaler[:, features].unsqueeze(-1)).flatten(1).to(self.store)
+            return scaled(part, scaler[:, features]).flatten(1).to(self.store)
         out = self.buffer("scaled", len(part), part[0].numel())
-        self._invoke("scale", part, scaler[:, features], *self._extent(part, weight), out)
+        extent = self._extent(part, weight)
+        self._invoke("scale", part, scaler[:, features], *extent, self._matrix(out))
         return out
 
     def scaled_backward(self, weight, scaler, features: slice, grad, grad_scaler) -> None:
@@ -291,24 +371,43 @@ class Splines:
         return len(part), part.shape[1], whole.shape[1], whole.shape[2]
 
     def _padded(self, coef: Tensor) -> Tensor:
-        """Coefficients (I, K) as the table that kan.c wants, (K + 2k, I), zeros around."""
-        return F.pad(coef.t(), (0, 0, self.order, self.order)).contiguous()
+        """Coefficients (I, K) as a table like the knots', zeros for bases that do not exist."""
+        return self._table(F.pad(coef, (self.order, self.order)))
 
-    def _call(self, name: str, x: Tensor, features: slice, *arguments: Tensor | int) -> None:
-        knots = self.knots[:, features]
-        shared = (knots, self.knots.shape[1], self.grid.shape[1] - 1, OUTSIDE.index(self.outside))
-        self._invoke(name, x, *x.shape, *shared, *arguments)
+    @staticmethod
+    def _table(rows: Tensor) -> Tensor:
+        """(I, M) -> (M, I + LANES)"""
+        return F.pad(rows.t(), (0, LANES)).contiguous()
 
-    def _invoke(self, name: str, *arguments: Tensor | int) -> None:
-        getattr(self.library, name)(
-            *(
-                ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_long(a)
-                for a in (*arguments, self.threads)
-            )
-        )
+    def _fits(self, x: Tensor) -> bool:
+        return x.dtype in (self.real, torch.bfloat16) and x.stride(-1) == 1
+
+    def _fit(self, x: Tensor) -> Tensor:
+        return x if self._fits(x) else x.to(self.real).contiguous()
+
+    @staticmethod
+    def _matrix(x: Tensor) -> Matrix:
+        return Matrix(x.data_ptr(), x.stride(0), x.dtype == torch.bfloat16)
+
+    def _call(self, name: str, x: Tensor, features: slice, *arguments) -> None:
+        """Calls a function of kan.c that takes inputs x (N, F) and the knots of `features`."""
+        x = self._fit(x)
+        outside = OUTSIDE.index(self.outside)
+        at = self.knots[:, features].data_ptr()
+        knots = Knots(at, self.knots.shape[1], self.grid.shape[1] - 1, outside)
+        self._invoke(name, self._matrix(x), *x.shape, knots, *arguments)
+
+    def _invoke(self, name: str, *arguments: Tensor | int | ctypes.Structure) -> None:
+        def passed(a):
+            if isinstance(a, Tensor):
+                return ctypes.c_void_p(a.data_ptr())
+            return ctypes.byref(a) if isinstance(a, ctypes.Structure) else ctypes.c_long(a)
+
+        getattr(self.library, name)(*(passed(a) for a in (*arguments, self.threads)))
 
 
 def _torch_slopes(x: Tensor, grad: Tensor, grid: Tensor, order: int, outside: str) -> Tensor:
+    """Gradient of x (N, I) from that of all bases (N, I * K)."""
     _, slopes, cell = local_bases(x, grid, order, outside)
     grad = F.pad(grad.to(x.dtype).unflatten(1, (x.shape[1], -1)), (order, order))
     index = cell.unsqueeze(-1) + torch.arange(order + 1, device=x.device)
@@ -320,6 +419,8 @@ def _torch_slopes(x: Tensor, grad: Tensor, grid: Tensor, order: int, outside: st
 # A chunk of bases should stay in the cache, yet be wide enough for an efficient product.
 CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 2048
+# Up to so many outputs only the bases that differ from zero are multiplied, one input at a time.
+NARROW = 64
 
 
 def pieces(length: int, most: int) -> Iterator[slice]:
@@ -359,8 +460,12 @@ def plain_spline(x, weight, scaler, grid, order, outside, dtype) -> Tensor:
     """What `SplineProduct` computes, by operations that torch can trace and differentiate."""
     real = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     bases = dense_bases(x.to(real), grid.to(real), order, outside).flatten(-2)
-    weight = weight if scaler is None else weight * scaler.unsqueeze(-1)
-    return F.linear(bases.to(dtype), weight.flatten(1).to(dtype))
+    return F.linear(bases.to(dtype), scaled(weight, scaler).flatten(1).to(dtype))
+
+
+def scaled(weight: Tensor, scaler: Tensor | None) -> Tensor:
+    """Coefficients (O, I, K) times one factor (O, I) per edge, where there is one."""
+    return weight if scaler is None else weight * scaler.unsqueeze(-1)
 
 
 def differentiable(function: Callable, inputs: tuple, grad: Tensor) -> list[Tensor | None]:
@@ -384,6 +489,8 @@ class SplineProduct(torch.autograd.Function):
         ctx.save_for_backward(x, weight, scaler, grid)
         ctx.order, ctx.outside, ctx.dtype = order, outside, out.dtype
         splines = Splines(x, grid, order, outside, out.dtype)
+        if splines.takes(len(weight)):
+            return out.add_(splines.product(x, scaled(weight, scaler)))
         for features, rows in chunks(x, splines.count * out.element_size()):
             columns = splines.scaled(weight, scaler, features)
             for row in rows:
@@ -401,6 +508,13 @@ class SplineProduct(torch.autograd.Function):
             return grad, *differentiable(plain, (x, weight, scaler), grad), None, None, None
         splines = Splines(x, grid, ctx.order, ctx.outside, ctx.dtype)
         _, want_x, want_weight, want_scaler, *_ = ctx.needs_input_grad
+        if splines.takes(len(weight)):
+            grad_x, grad_weight = splines.product_backward(x, scaled(weight, scaler), grad)
+            grad_weight, grad_scaler = grad_weight.to(weight.dtype), None
+            if scaler is not None:
+                grad_scaler = (grad_weight * weight).sum(-1)
+                grad_weight = grad_weight * scaler.unsqueeze(-1)
+            return grad, grad_x.to(x.dtype), grad_weight, grad_scaler, None, None, None
         grad_x = torch.empty_like(x) if want_x else None
         grad_weight = torch.empty_like(weight) if want_weight or want_scaler else None
         grad_scaler = torch.empty_like(scaler) if want_scaler else None
@@ -415,7 +529,7 @@ class SplineProduct(torch.autograd.Function):
                     # In the place of the bases, which have had their turn.
                     to = splines.buffer("bases", len(g), columns.shape[1])
                     torch.mm(g, columns, out=to)
-                    grad_x[row, features] = splines.slopes(part, to, features)
+                    splines.slopes(part, to, grad_x[row, features], features)
             if scaler is not None and grad_weight is not None:
                 splines.scaled_backward(weight, scaler, features, grad_weight, grad_scaler)
         return grad, grad_x, grad_weight if want_weight else None, grad_scaler, None, None, None
@@ -465,13 +579,13 @@ class BaseProduct(torch.autograd.Function):
 
 
 class Curves(torch.autograd.Function):
-    """One spline per feature: x (N, I), coef (I, K) -> (N, I), of x's type. Keeps x and coef."""
+    """base (N, I) + one spline per feature at x (N, I), coef (I, K). Keeps x and coef."""
 
     @staticmethod
-    def forward(ctx, x, coef, grid, order, outside):
+    def forward(ctx, base, x, coef, grid, order, outside):
         ctx.save_for_backward(x, coef, grid)
         ctx.order, ctx.outside = order, outside
-        return Splines(x, grid, order, outside, coef.dtype).curve(x, coef).to(x.dtype)
+        return Splines(x, grid, order, outside, coef.dtype).curves(x, base, coef).to(base.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -479,19 +593,19 @@ class Curves(torch.autograd.Function):
         if torch.is_grad_enabled():
 
             def plain(x, coef):
-                return plain_curves(x, coef, grid, ctx.order, ctx.outside)
+                return plain_curves(0, x, coef, grid, ctx.order, ctx.outside)
 
-            return *differentiable(plain, (x, coef), grad), None, None, None
+            return grad, *differentiable(plain, (x, coef), grad), None, None, None
         splines = Splines(x, grid, ctx.order, ctx.outside, coef.dtype)
-        grad_x, grad_coef = splines.curve_backward(x, coef, grad)
-        return grad_x.to(x.dtype), grad_coef.to(coef.dtype), None, None, None
+        grad_x, grad_coef = splines.curves_backward(x, coef, grad)
+        return grad, grad_x.to(x.dtype), grad_coef.to(coef.dtype), None, None, None
 
 
-def plain_curves(x, coef, grid, order, outside) -> Tensor:
+def plain_curves(base, x, coef, grid, order, outside) -> Tensor:
     """What `Curves` computes, by operations that torch can trace and differentiate."""
     real = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     bases = dense_bases(x.to(real), grid.to(real), order, outside)
-    return (bases * coef.to(real)).sum(-1).to(x.dtype)
+    return base + (bases * coef.to(real)).sum(-1).to(x.dtype)
 
 
 # --- Layers --------------------------------------------------------------------------------------
@@ -921,9 +1035,7 @@ class KANLinear(SplineLayer):
         """The coefficients of all edges, (O, I, K), whatever they are made of."""
         if self.spline_rank is not None:
             return torch.einsum("or,rij->oij", self.spline_up, self.spline_down)
-        if self.spline_scaler is None:
-            return self.spline_weight
-        return self.spline_weight * self.spline_scaler.unsqueeze(-1)
+        return scaled(self.spline_weight, self.spline_scaler)
 
     def compute_base_output(self, x: Tensor) -> Tensor:
         """The base term with bias, (..., I) -> (..., O)."""
@@ -1076,9 +1188,8 @@ class GroupKANLinear(SplineLayer):
         coef = self.spline_weight.repeat_interleave(size, 0)  # (groups, K) -> (I, K)
         grid = self.grid.repeat_interleave(size, 0)
         curves = plain_curves if wants_plain_path(x) else Curves.apply
-        rows = self.base_activation(rows) + curves(
-            rows, coef, grid, self.spline_order, self.outside
-        )
+        base = self.base_activation(rows)
+        rows = curves(base, rows, coef, grid, self.spline_order, self.outside)
         return F.linear(rows, self.base_weight, self.bias).reshape(*x.shape[:-1], self.out_features)
 
     def regularization_loss(

@@ -196,8 +196,8 @@ def test_training_steps_are_repeatable_to_the_bit():
 def test_without_a_compiler_all_works_in_silence(setting, tmp_path):
     code = (
         "import torch, kan; torch.manual_seed(0); layer = kan.KANLinear(256, 8);"
-        "x = torch.randn(300, 256, requires_grad=True); layer(x).sum().backward();"
-        "assert kan.compiled(3, torch.float32, torch.float32) is None"
+        "x = torch.randn(1100, 256, requires_grad=True); layer(x).sum().backward();"
+        "assert kan.compiled(3, torch.float32, 1 << 30) is None"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -211,7 +211,10 @@ def test_without_a_compiler_all_works_in_silence(setting, tmp_path):
     assert run.stdout + run.stderr == ""
 
 
-def test_small_layers_start_no_compiler(monkeypatch):
-    monkeypatch.setattr(kan, "compiled", None)  # calling it would fail
+def test_small_layers_start_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr(kan, "_compile", None)  # calling it would fail
+    monkeypatch.setattr(kan, "_plan", lambda *_: kan.Build((), tmp_path, tmp_path / "none.so"))
     model = KAN([2, 5, 1])
     model(torch.rand(1000, 2)).sum().backward()
+    layer = KANLinear(768, 5)  # one photo's tokens
+    layer(torch.randn(197, 768)).sum().backward()
