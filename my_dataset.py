@@ -9,6 +9,7 @@ its names and those of `photos` and `preprocess` can be had from here.
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data_report import DataReport, Problem
-from photos import PhotoError, load_image, printable
+from image_cache import ImageCache, open_cache
+from photos import PhotoError, decoded_size, load_image, printable
 from preprocess import (
     AUGMENTATIONS,
     INTERPOLATIONS,
     RESIZE_MODES,
     Preprocess,
+    Transform,
     eval_transform,
     train_transform,
 )
@@ -87,8 +90,11 @@ class MyDataSet(Dataset):
 
     A key is an index, or a pair (index, seed): then the random changes are drawn from a generator
     seeded with `seed`, so the result depends on file and seed alone, in whichever process.
-    `min_size` is `load_image`'s; by default, what the transform says it needs.
+    `min_size` is `load_image`'s; by default, what the transform says it needs. With a `cache`, each
+    photo is decoded once (`keep_decoded`).
     """
+
+    cache: ImageCache | None = None
 
     def __init__(
         self,
@@ -116,25 +122,46 @@ class MyDataSet(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, None)
         path = self.images_path[index]
         try:
-            image = self.decode(path)
+            image = self.decode(index)
         except PhotoError as error:
             return Failed(path, error.reason, index)
         return Item(self._transformed(image, seed), self.images_class[index], index)
 
-    def decode(self, path: str) -> Image.Image:
-        """The photo before anything random."""
-        return load_image(path, self.min_size)
+    def decode(self, index: int) -> Image.Image:
+        """The photo before anything random: from the cache, or decoded and put there."""
+        if self.cache is not None and (kept := self.cache.get(index)) is not None:
+            return kept
+        image = load_image(self.images_path[index], self.min_size)
+        if isinstance(self.transform, Transform):
+            image = self.transform.prepare(image)
+        if self.cache is not None:
+            self.cache.put(index, image)
+        return image
+
+    def keep_decoded(self, choice: str, folder: Path, **options) -> str:
+        """Opens the cache that `choice` names (see `open_cache`) and returns a line on it.
+
+        Must be called before workers start, since they share what there is then.
+        """
+        fitted = getattr(self.transform, "prepared_size", None)
+
+        def size_of(path: str) -> tuple[int, int]:
+            return fitted or decoded_size(path, self.min_size)
+
+        self.cache, line = open_cache(choice, self.images_path, size_of, folder, **options)
+        return line
 
     def _transformed(self, image: Image.Image, seed: int | None) -> Tensor:
-        if self.transform is None:
+        transform = getattr(self.transform, "finish", self.transform)
+        if transform is None:
             return image
         if seed is None:
-            return self.transform(image)
+            return transform(image)
         state = torch.get_rng_state()
         # Not torch.manual_seed, which would seed the GPUs, too, when called in the main process.
         torch.default_generator.manual_seed(seed)
         try:
-            return self.transform(image)
+            return transform(image)
         finally:
             torch.set_rng_state(state)
 

@@ -126,6 +126,18 @@ def decode(image: Image.Image, min_size: int | None = None) -> Image.Image:
     return upright(to_rgb(image), orientation(image))
 
 
+def decoded_size(path: str | os.PathLike, min_size: int | None = None) -> tuple[int, int]:
+    """Width and height of what `load_image` returns, from the header; (0, 0) for a bad photo."""
+    try:
+        with open_photo(path) as image:
+            if min_size:
+                image.draft(None, (min_size, min_size))
+            width, height = image.size
+            return (height, width) if orientation(image) >= 5 else (width, height)
+    except Exception:  # the same file will explain itself when it is decoded
+        return 0, 0
+
+
 def limit_scans(file: BinaryIO) -> None:
     """Raises ValueError if a JPEG has too many scans; leaves the file where it was."""
     position = file.tell()

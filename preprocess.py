@@ -169,25 +169,64 @@ class ToTensor:
         return torch.from_numpy(values)
 
 
-class Transform:
-    """The steps from a PIL image to a tensor, and the `min_size` that `load_image` must keep."""
-
-    def __init__(self, steps: Sequence[Callable], min_size: int):
-        self.transforms = list(steps)
-        self.min_size = min_size
+class ToBytes:
+    """PIL image (RGB) -> uint8 tensor (3, H, W): a quarter of what `ToTensor` would hand on."""
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())  # from (H, W, 3)
+
+
+class Normalise:
+    """Images of `ToBytes` (B, 3, H, W), on `device`, as `ToTensor` makes them, to the last bit."""
+
+    def __init__(self, preprocess: Preprocess, device: torch.device | str = "cpu"):
+        by_hand = ToTensor(preprocess)
+        self.scale = torch.from_numpy(by_hand.scale).to(device)
+        self.shift = torch.from_numpy(by_hand.shift).to(device)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mul_(self.scale).sub_(self.shift)
+
+
+class Transform:
+    """The steps from a PIL image to a tensor, and the `min_size` that `load_image` must keep.
+
+    fit: the first step, if it is the same in every epoch, so that its result can be kept.
+    """
+
+    def __init__(self, fit: Fit | None, steps: Sequence[Callable], min_size: int):
+        self.fit, self.transforms, self.min_size = fit, list(steps), min_size
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.finish(self.prepare(image))
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """What comes before anything random."""
+        return self.fit(image) if self.fit else image
+
+    @property
+    def prepared_size(self) -> tuple[int, int] | None:
+        """The size of `prepare`'s pictures; None if that is the photos' own."""
+        return 2 * (self.fit.preprocess.img_size,) if self.fit else None
+
+    def finish(self, image: Image.Image) -> torch.Tensor:
         for step in self.transforms:
             image = step(image)
         return image
 
 
-def eval_transform(preprocess: Preprocess) -> Transform:
-    """PIL image (RGB) -> normalised tensor (3, img_size, img_size); nothing random."""
-    return Transform([Fit(preprocess), ToTensor(preprocess)], preprocess.min_size)
+def eval_transform(preprocess: Preprocess, as_bytes: bool = False) -> Transform:
+    """PIL image (RGB) -> normalised tensor (3, img_size, img_size); nothing random.
+
+    as_bytes: uint8, to be normalised batch by batch where the model is (`Normalise`).
+    """
+    last = ToBytes() if as_bytes else ToTensor(preprocess)
+    return Transform(Fit(preprocess), [last], preprocess.min_size)
 
 
-def train_transform(preprocess: Preprocess, aug: str = "basic", reprob: float = 0.0) -> Transform:
+def train_transform(
+    preprocess: Preprocess, aug: str = "basic", reprob: float = 0.0, as_bytes: bool = False
+) -> Transform:
     """The same with random changes, drawn from torch's global generator.
 
     aug: `none` is the evaluation transform; `basic` a random crop and mirror image, as in the
@@ -198,16 +237,17 @@ def train_transform(preprocess: Preprocess, aug: str = "basic", reprob: float = 
         raise ValueError(f"the augmentation must be one of {', '.join(AUGMENTATIONS)}, not {aug!r}")
     if not 0 <= reprob <= 1:
         raise ValueError(f"the probability of erasing must be between 0 and 1, not {reprob}")
-    if aug == "none":
-        steps, min_size = [Fit(preprocess)], preprocess.min_size
-    else:
-        steps, min_size = _random_steps(preprocess, aug), CROP_MARGIN * preprocess.img_size
-    steps.append(ToTensor(preprocess))
+    transform = eval_transform(preprocess, as_bytes)
+    if aug != "none":
+        steps = _random_steps(preprocess, aug) + transform.transforms
+        transform = Transform(None, steps, CROP_MARGIN * preprocess.img_size)
     if reprob:
         from torchvision.transforms import v2  # late, see ToTensor
 
-        steps.append(v2.RandomErasing(reprob))  # with 0, the mean colour once normalised
-    return Transform(steps, min_size)
+        # The mean colour, which is 0 once normalised.
+        fill = list(preprocess.mean_colour) if as_bytes else 0.0
+        transform.transforms.append(v2.RandomErasing(reprob, value=fill))
+    return transform
 
 
 def _random_steps(preprocess: Preprocess, aug: str) -> list:

@@ -92,6 +92,24 @@ def test_erasing_fills_with_the_mean_colour():
     assert (transform(Image.new("RGB", (24, 24), WHITE)) == 0).any()
 
 
+@pytest.mark.parametrize("aug", module.AUGMENTATIONS)
+def test_bytes_normalised_later_are_the_same_to_the_last_bit(aug):
+    preprocess = Preprocess(img_size=24, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    torch.manual_seed(1)
+    expected = train_transform(preprocess, aug)(gradient())
+    torch.manual_seed(1)
+    as_bytes = train_transform(preprocess, aug, as_bytes=True)(gradient())
+    assert as_bytes.dtype == torch.uint8
+    assert torch.equal(module.Normalise(preprocess)(as_bytes[None])[0], expected)
+
+
+def test_bytes_are_erased_with_the_mean_colour():
+    preprocess = Preprocess(img_size=24, mean=(0.2, 0.4, 0.6))
+    erased = train_transform(preprocess, "none", reprob=1.0, as_bytes=True)
+    colours = erased(Image.new("RGB", (24, 24), WHITE)).flatten(1).unique(dim=1).T.tolist()
+    assert colours == [[51, 102, 153], [255, 255, 255]]
+
+
 @pytest.mark.parametrize("interpolation", module.INTERPOLATIONS)
 def test_every_interpolation_works_everywhere(interpolation):
     preprocess = Preprocess(img_size=24, interpolation=interpolation)
