@@ -5,9 +5,7 @@ compute the same tokens again. `plan` finds how many layers can be skipped, `fil
 comes out of them, and `Tail` is the rest of the model, sharing its parameters.
 """
 
-import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from distributed import World
+from memory import free_memory
 from my_dataset import Batch, Failed, SeededSampler
+from photo_loader import PhotoLoader
 from recipe import layer_of
 from utils import ALONE, autocast
 from vit_model import VisionTransformer
@@ -94,7 +94,7 @@ class CachedLoader:
 def fill(
     model: VisionTransformer,
     skip: int,
-    loader,
+    loader: PhotoLoader,
     views: int,
     device: torch.device,
     amp_dtype: torch.dtype | None,
@@ -112,14 +112,7 @@ def fill(
     model.eval()
     dataset, order = loader.dataset, loader.sampler
     in_order = SeededSampler(len(dataset), order.seed, False, world.rank, world.size)
-    batches = torch.utils.data.DataLoader(
-        dataset,
-        32,
-        sampler=in_order,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        generator=torch.Generator().manual_seed(order.seed),
-    )
+    batches = loader.with_order(in_order, batch_size=32)
 
     def run(images: Tensor) -> Tensor:
         with autocast(device, amp_dtype):
@@ -165,13 +158,6 @@ def exchange(features: Tensor, device: torch.device, world: World) -> None:
         for photos in view.split(256):
             # As bytes, which every backend can add: only one process has others than zero.
             photos.copy_(world.total(photos.view(torch.uint8).to(device)).view(photos.dtype))
-
-
-def free_memory() -> int:
-    """Returns the bytes of memory that are free, or 8 GiB where the system does not tell."""
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 8 << 30
 
 
 def remove(folder: Path) -> None:

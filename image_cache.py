@@ -18,7 +18,6 @@ from PIL import Image
 
 from memory import free_memory
 
-CHOICES = ("auto", "ram", "disk", "off")
 SHARE = 0.25  # of the free memory, at most, unless the user asks for more
 SAMPLE = 256  # photos by which a data set's size is judged before each photo is looked at
 
@@ -110,17 +109,17 @@ def open_cache(
     Raises ValueError where what was asked for does not fit.
     """
     if choice == "off" or not paths:
-        return None, "decoded photos are not kept"
+        return None, "not kept"
     if not hasattr(os, "fork"):  # Windows can neither hand on a descriptor nor unlink an open file
-        return None, "decoded photos are not kept: this system cannot share them between processes"
+        return None, "not kept, since this system cannot share them between processes"
     where = "disk" if choice == "disk" else "memory"
     free = free_memory() if where == "memory" else shutil.disk_usage(folder).free
     room = int(free * share) if choice == "auto" else free
     needed, sizes = _measure(paths, size_of, room, threads)
     if sizes is None and choice == "auto":
         return None, (
-            f"decoded photos are not kept: {gigabytes(needed)} are more than the {gigabytes(room)} "
-            f"of memory to spare for them; --cache-images disk keeps them in the run's folder"
+            f"not kept, since {gigabytes(needed)} are more than the {gigabytes(room)} of memory to "
+            f"spare (--cache-images disk keeps them in the run's folder)"
         )
     if sizes is None:
         raise ValueError(
@@ -128,7 +127,7 @@ def open_cache(
             f"{gigabytes(free)} of {where} are free; give --cache-images off"
         )
     cache = ImageCache(sizes, folder if choice == "disk" else None)
-    return cache, f"decoded photos are kept: {gigabytes(needed)} of {where}"
+    return cache, f"kept, {gigabytes(needed)} of {where}"
 
 
 def _measure(

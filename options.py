@@ -483,6 +483,13 @@ def _machine_flags(group) -> None:
         help="views of each photo for which the frozen layers run, once; with more than one, "
         "photos are augmented (default: 1)",
     )
+    flag(
+        "--cache-images",
+        choices=("auto", "ram", "disk", "off"),
+        default="auto",
+        help="decode each photo once and keep its pixels: in memory, in a file in the run's "
+        "folder, or not; auto: in memory if a quarter of what is free holds them (default: auto)",
+    )
     flag("--compile", action="store_true", help="compile the model first (default: off)")
     flag(
         "--grad-checkpointing",

@@ -19,9 +19,10 @@ def show_start(trainer: Trainer, log: RunLog) -> None:
     keys = [key for key, _ in zip(sampler, range(SAMPLES), strict=False)]
     batch = dataset.collate_fn(dataset.__getitems__(keys))
     if len(batch.images):
+        images = trainer.train_loader.on_device(batch).images.cpu()
         titles = [trainer.data.classes[label] for label in batch.labels]
         preprocess, path = trainer.preprocess, trainer.folder / "samples.png"
-        image_grid(batch.images, titles, path, preprocess.mean, preprocess.std)
+        image_grid(images, titles, path, preprocess.mean, preprocess.std)
         log.picture("samples", path)
     log.text("settings", [f"{name}: {value}" for name, value in vars(trainer.args).items()])
     log.text("data", trainer.data.report.text().splitlines())

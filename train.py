@@ -17,12 +17,20 @@ import torch
 import recipe
 from distributed import World, join_launch
 from feature_cache import plan
-from my_dataset import DataSplit, MyDataSet, Preprocess, Samples, eval_transform, prepare_data
+from my_dataset import (
+    DataSplit,
+    MyDataSet,
+    Preprocess,
+    SeededSampler,
+    eval_transform,
+    prepare_data,
+)
 from options import default_workers, parse_args, pick_device, run_cli
+from photo_loader import PhotoLoader
 from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
 from results import show_start, write_results
 from run_dir import RunLog, find_run, locked, new_run_dir, write_class_indices
-from trainer import Trainer, load_state, make_loader
+from trainer import Trainer, load_state
 from utils import evaluate, read_json, seed_everything, write_json, write_text
 from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model
 
@@ -30,7 +38,7 @@ DEFAULT_MODEL = "vit_base_patch16_224_in21k"
 CALIBRATION_IMAGES = 256
 # What may change when a run is resumed; everything else would make it another run.
 MAY_CHANGE = {"epochs", "workers", "device", "save_steps", "patience", "resume", "output"}
-MAY_CHANGE |= {"fsdp", "grad_checkpointing"}
+MAY_CHANGE |= {"fsdp", "grad_checkpointing", "cache_images"}
 
 
 # --- files -> data set -> model -----------------------------------------------------------------
@@ -342,9 +350,9 @@ def evaluate_only(args: argparse.Namespace, world: World) -> int:
             f"it knows {', '.join(loaded.classes[:20])}"
         )
     labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
-    samples = Samples(data.val.paths, labels)
-    transform = eval_transform(loaded.preprocess)
-    loader = make_loader(args, samples, transform, shuffle=False, world=world)
+    dataset = MyDataSet(data.val.paths, labels, eval_transform(loaded.preprocess))
+    order = SeededSampler(len(dataset), args.seed, False, world.rank, world.size)
+    loader = PhotoLoader(dataset, args.batch_size, order, args.workers, device)
     result, _, _ = evaluate(loaded.model, loader, device, world=world)
     print(
         f"{args.weights} on {result.samples} validation photos of {args.data_path}: "

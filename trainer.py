@@ -6,7 +6,6 @@ does not: `state()` is everything that a run needs to go on, `restore()` puts it
 
 import argparse
 import math
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import feature_cache
 import recipe
 from distributed import World, in_step
+from image_cache import SHARE
 from my_dataset import (
     Batch,
     DataSplit,
@@ -31,6 +30,7 @@ from my_dataset import (
     printable,
     train_transform,
 )
+from photo_loader import PhotoLoader
 from progress import Interrupt, Progress, Timer
 from run_dir import RunLog
 from sharding import load_model_state, load_optimizer_state, replicate, shard, whole
@@ -120,13 +120,19 @@ class Trainer:
         if args.compile:
             compile_model(model, self.preprocess.img_size, self.device, self.amp_dtype)
 
-    def _loaders(self) -> tuple[DataLoader, DataLoader]:
-        args, data, preprocess = self.args, self.data, self.preprocess
-        train = train_transform(preprocess, args.aug, args.reprob)
-        return (
-            make_loader(args, data.train, train, shuffle=True, world=self.world),
-            make_loader(args, data.val, eval_transform(preprocess), False, self.world),
-        )
+    def _loaders(self) -> tuple[PhotoLoader, PhotoLoader]:
+        args, world, preprocess = self.args, self.world, self.preprocess
+        train = train_transform(preprocess, args.aug, args.reprob, as_bytes=True)
+        val = eval_transform(preprocess, as_bytes=True)
+
+        def loader(samples, transform, shuffle: bool) -> PhotoLoader:
+            dataset = MyDataSet(*samples, transform)
+            order = SeededSampler(len(dataset), args.seed, shuffle, world.rank, world.size)
+            return PhotoLoader(
+                dataset, args.batch_size, order, args.workers, self.device, preprocess
+            )
+
+        return loader(self.data.train, train, True), loader(self.data.val, val, False)
 
     def _criterion(self) -> recipe.Criterion:
         args, classes = self.args, len(self.data.classes)
@@ -228,6 +234,7 @@ class Trainer:
         """
         args = self.args
         self.skip_frozen()
+        self.keep_decoded()
         self.trained = self.forwarding(self.model)
         if not self.sharded:
             self.trained = replicate(self.trained, self.device, self.world)
@@ -284,6 +291,21 @@ class Trainer:
         self.val_loader = fill(self.val_loader, views=1, amp_dtype=None)
         progress.close()
         self.skip = skip
+
+    def keep_decoded(self) -> None:
+        """Keeps each photo's pixels once decoded, where photos are needed more than once."""
+        if self.skip or self.args.epochs - self.epoch < 2:
+            return
+        lines = []
+        for loader in (self.train_loader, self.val_loader):
+            line = loader.dataset.keep_decoded(
+                self.args.cache_images,
+                self.folder,
+                share=SHARE / self.world.local_size,
+                threads=max(1, self.args.workers),
+            )
+            lines.append(line)
+        print(f"decoded photos: for training {lines[0]}; for validation {lines[1]}")
 
     def forwarding(self, model: VisionTransformer) -> torch.nn.Module:
         """Returns what takes the loaders' batches: the model, or what follows its cached layers."""
@@ -446,29 +468,6 @@ class Trainer:
             f"{error} of epoch {self.epoch + 1}: try a smaller --lr (it was "
             f"{self.args.lr:g}) or --amp off{kept}"
         )
-
-
-def ignore_signals(_worker: int) -> None:
-    """Lets a loader's worker outlive Ctrl-C and SIGTERM to the process group: the run ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def make_loader(args, samples, transform, shuffle: bool, world: World = ALONE) -> DataLoader:
-    """Returns a loader whose order and augmentation depend on (seed, epoch, photo) alone."""
-    dataset = MyDataSet(*samples, transform)
-    return DataLoader(
-        dataset,
-        args.batch_size,
-        sampler=SeededSampler(len(dataset), args.seed, shuffle, world.rank, world.size),
-        num_workers=args.workers,
-        collate_fn=MyDataSet.collate_fn,
-        persistent_workers=args.workers > 0,
-        pin_memory=args.device.startswith("cuda"),
-        worker_init_fn=ignore_signals,
-        # A generator of its own: drawing the workers' seed must not move the model's.
-        generator=torch.Generator().manual_seed(args.seed),
-    )
 
 
 def compile_model(model: VisionTransformer, img_size: int, device, amp_dtype) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 import feature_cache
 from feature_cache import Tail, fill, plan, remove, run_frozen
 from my_dataset import MyDataSet, Preprocess, SeededSampler, eval_transform, train_transform
+from photo_loader import PhotoLoader
 from vit_model import create_model
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def loader(tmp_path, make_photos):
     def make(transform):
         dataset = MyDataSet(paths, labels, transform)
         sampler = SeededSampler(12, seed=5)
-        return DataLoader(dataset, 5, sampler=sampler, collate_fn=MyDataSet.collate_fn)
+        return PhotoLoader(dataset, 5, sampler)
 
     return make
 
@@ -119,6 +119,6 @@ def test_no_readable_photo_is_said(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"broken")
     dataset = MyDataSet([str(path)], [0], eval_transform(Preprocess(16)))
-    loader = DataLoader(dataset, 1, sampler=SeededSampler(1, 0), collate_fn=MyDataSet.collate_fn)
+    loader = PhotoLoader(dataset, 1, SeededSampler(1, 0))
     with pytest.raises(ValueError, match="no photo could be read"):
         fill(small(), 4, loader, 1, CPU, None, tmp_path)

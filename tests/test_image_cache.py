@@ -180,7 +180,7 @@ def choose(choice, monkeypatch, tmp_path, free, count=1000):
 def test_auto_takes_memory_where_a_quarter_of_the_free_holds_all(monkeypatch, tmp_path):
     kept, line, _ = choose("auto", monkeypatch, tmp_path, 4 * 30_000_001)
     assert kept
-    assert line == "decoded photos are kept: 30.0 MB of memory"
+    assert line == "kept, 30.0 MB of memory"
     kept, line, _ = choose("auto", monkeypatch, tmp_path, 3 * 30_000_001)
     assert not kept
     assert "30.0 MB are more than the 22.5 MB" in line
