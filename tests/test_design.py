@@ -279,3 +279,17 @@ def test_a_chart_that_breaks_a_rule_is_refused(lines, complaint):
 def test_a_line_that_is_no_arrow_is_refused():
     with pytest.raises(ValueError, match="not a line"):
         idef0.parse("node A0\nC1 towards 2: nothing")
+
+
+def test_the_picture_of_mlp_and_kan_is_drawn_from_networks():
+    import kan_and_mlp
+
+    x, _ = kan_and_mlp.data(50)
+    mlp = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.GELU(), torch.nn.Linear(5, 1))
+    root = ElementTree.fromstring(
+        kan_and_mlp.draw(mlp, kan_and_mlp.KAN([2, 1, 1]).double(), x, "x")
+    )
+    curves = [c.get("points") for c in root.iterfind(".//{*}polyline")]
+    assert len(curves) == 5 + 3
+    assert len(set(curves[:5])) == 5  # in five places
+    assert (ROOT / "docs" / "images" / "kan_and_mlp.svg").exists()
