@@ -251,6 +251,18 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(run, monkeypatch):
         assert whole == resumed
 
 
+def test_kept_photos_change_no_bit_and_leave_no_file(run):
+    recipe = ["--epochs", "2", "--aug", "trivial", "--reprob", "0.5"]
+    kept = {}
+    for choice in ("off", "ram", "disk"):
+        _, out, _ = run(*recipe, "--cache-images", choice, "--output", choice)
+        assert ("not kept" in out) == (choice == "off")
+        kept[choice] = without_times(load(f"{choice}/last.pth"))
+    assert same(kept["off"], kept["ram"])
+    assert same(kept["off"], kept["disk"])
+    assert not list(Path("disk").glob(".*.tmp"))
+
+
 def start_process(photos, *words, workers=0):
     command = [sys.executable, str(ROOT / "train.py")]
     if photos:
