@@ -6,6 +6,7 @@ of this: `whole` puts values together for one, `like` cuts those of one.
 """
 
 import contextlib
+import inspect
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ def replicate(model: nn.Module, device: torch.device, world: World) -> nn.Module
     """Returns `model` wrapped so that gradients are averaged over the processes."""
     if world.size == 1:
         return model
+    # Newer versions of torch renamed what copies buffers at every step; ours are grids, which stay.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # the only ones are grids, which training does not move
         gradient_as_bucket_view=True,  # else every gradient is held twice
+        **{buffers: False},
     )
 
 
@@ -54,12 +58,12 @@ def whole(value, keep: bool = True):
     All processes must call it; only where `keep` is true the tensors are held, else they are None.
     """
     if isinstance(value, dict):
-        return {key: whole(item, keep) for key, item in value.items()}
+        return type(value)((key, whole(item, keep)) for key, item in value.items())
     if isinstance(value, list | tuple):
         return type(value)(whole(item, keep) for item in value)
     if is_sharded(value):
         value = value.full_tensor()
-        return value.cpu() if keep else None
+        return value.cpu().clone() if keep else None  # else a view of padded shards may be kept
     return value
 
 
