@@ -11,6 +11,7 @@ Letters in shape comments: N samples, I inputs and O outputs of a layer, A and B
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kan import KAN, KANLinear
+from kan_fit import minimise
 
 
 class Shape(NamedTuple):
@@ -206,20 +208,12 @@ class Formula:
         """The same functions with a, b, c, d fitted together to y (N, O) by LBFGS."""
         x, y = x.double(), y.double()
         parameters = self.parameters().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [parameters], max_iter=steps, tolerance_grad=1e-12, tolerance_change=1e-14,
-            line_search_fn="strong_wolfe",
-        )  # fmt: skip
 
-        def closure():
-            optimizer.zero_grad()
-            loss = (self(x, parameters) - y).square().mean()
-            loss.backward()
-            return loss
+        def loss() -> Tensor:
+            return (self(x, parameters) - y).square().mean()
 
-        before = closure().item()
-        optimizer.step(closure)
-        if not closure().item() < before:  # not a number, or no better
+        before = loss().item()
+        if not math.isfinite(before) or not minimise(loss, [parameters], steps) < before:
             return self
         values = iter(parameters.detach().view(-1, 4).tolist())
         edges = [

@@ -8,20 +8,7 @@ import torch
 
 import formulas
 from kan import KAN
-
-
-def fit(model, x, y, steps):
-    optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=steps, line_search_fn="strong_wolfe", history_size=20
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        loss = (model(x) - y).square().mean()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+from kan_fit import best_start, fit_with_extension
 
 
 def test_the_papers_example_is_recovered_from_data():
@@ -29,10 +16,8 @@ def test_the_papers_example_is_recovered_from_data():
     # In float64, where the fit does not depend on the number of threads.
     x = torch.rand(1000, 2, dtype=torch.float64) * 2 - 1
     y = torch.exp(torch.sin(math.pi * x[:, :1]) + x[:, 1:] ** 2)
-    model = KAN([2, 1, 1]).double()
-    fit(model, x, y, 60)
-    model(x, update_grid=True)
-    fit(model, x, y, 60)
+    model = best_start(lambda: KAN([2, 1, 1], init="glorot").double(), x, y, 4, 30)
+    fit_with_extension(model, x, y, grids=(5, 10), steps=60, rounds=2)
     formula = formulas.read_formula(model, x, y)
     first, second = sympy.symbols("x y", real=True)
     found = formula.expression(["x", "y"], digits=2)
