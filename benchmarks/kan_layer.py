@@ -13,14 +13,17 @@ alive between forward and backward besides parameters. On a CPU that others use 
 """
 
 import argparse
-import gc
+import contextlib
+import importlib
+import importlib.metadata
 import math
+import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,19 +94,29 @@ CONTENDERS: dict[str, Callable[[int, int], nn.Module]] = {
 def find_peers() -> dict[str, Callable[[int, int], nn.Module]]:
     """Layers of published packages, as far as they are installed."""
     peers = {}
-    try:
-        from efficient_kan import KANLinear as Efficient
-
-        peers["efficient-kan"] = Efficient
-    except ImportError:
-        pass
-    try:
-        from fastkan import FastKANLayer
-
-        peers["fast-kan (Gaussians)"] = FastKANLayer
-    except ImportError:
-        pass
+    for package, module, layer in (
+        ("efficient-kan", "efficient_kan", "KANLinear"),
+        ("fast-kan (Gaussians)", "fastkan", "FastKANLayer"),
+    ):
+        with contextlib.suppress(ImportError):
+            peers[package] = getattr(importlib.import_module(module), layer)
+    with contextlib.suppress(ImportError):
+        peers["pykan"] = pykan_layer()
     return peers
+
+
+def pykan_layer() -> Callable[[int, int], nn.Module]:
+    """The layer of pykan, whose package is called `kan` as our module is."""
+    alias = types.ModuleType("pykan")
+    alias.__path__ = [str(importlib.metadata.distribution("pykan").locate_file("kan"))]
+    sys.modules["pykan"] = alias
+    layer = importlib.import_module("pykan.KANLayer").KANLayer
+
+    class FirstResult(layer):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0]
+
+    return lambda i, o: FirstResult(i, o, num=GRID, k=ORDER)
 
 
 class Stopwatch:
@@ -189,47 +202,82 @@ def textbook_blocks(model: nn.Module) -> nn.Module:
     return model
 
 
-def compare_vits(args: argparse.Namespace) -> None:
-    """Training steps (forward, backward) of whole ViT-Ti/16."""
-    from vit_model import create_model
+VITS: dict[str, dict] = {
+    "ViT": {},
+    "KAN-ViT, groups": {"mlp": "gkan"},
+    "KAN-ViT, rank 16": {"mlp": "kan", "kan_rank": 16},
+    "KAN-ViT": {"mlp": "kan"},
+    "textbook": {},
+}
 
-    name = args.model
-    settings = {
-        "ViT": {},
-        "KAN-ViT, groups": {"mlp": "gkan"},
-        "KAN-ViT, rank 16": {"mlp": "kan", "kan_rank": 16},
-        "KAN-ViT": {"mlp": "kan"},
-        "textbook": None,
-    }
-    images = torch.randn(args.batch_size, 3, 224, 224, device=args.device)
-    labels = torch.randint(5, (args.batch_size,), device=args.device)
-    print(f"\n{name}, batch {args.batch_size}, {args.dtype}, forward and backward\n")
-    print("| model | time, ms | lowest | speed to ViT's | peak of the process, GiB |")
-    print("|---|---|---|---|---|")
-    vit = None
-    for label, options in settings.items():
-        if args.only and label not in {"ViT", *args.only}:
-            continue
-        model = create_model(name, num_classes=5, **(options or {})).to(args.device).train()
-        if options is None:
-            model = textbook_blocks(model)
-        times, clock = [], CLOCKS[args.clock]
-        for _ in range((args.steps if options is not None else 1) + 1):
-            start = clock()
-            with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == torch.bfloat16):
-                loss = F.cross_entropy(model(images), labels)
-            loss.backward()
-            model.zero_grad()
-            times.append(1000 * (clock() - start))
-        middle, least = statistics.median(times[1:]), min(times[1:])
-        vit = vit or middle
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+class Training:
+    """Steps (forward and backward) of a whole ViT, and how long they took in ms."""
+
+    def __init__(self, label: str, args: argparse.Namespace) -> None:
+        from vit_model import create_model
+
+        self.args = args
+        self.model = create_model(args.model, num_classes=5, **VITS[label])
+        if label == "textbook":
+            self.model = textbook_blocks(self.model)
+        self.model.to(args.device).train()
+        self.images = torch.randn(args.batch_size, 3, 224, 224, device=args.device)
+        self.labels = torch.randint(5, (args.batch_size,), device=args.device)
+        self.times: list[float] = []
+
+    def step(self) -> None:
+        clock, device = CLOCKS[self.args.clock], self.args.device
+        start = clock()
+        with torch.autocast(device, torch.bfloat16, enabled=self.args.dtype == torch.bfloat16):
+            loss = F.cross_entropy(self.model(self.images), self.labels)
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(1000 * (clock() - start))
+        self.model.zero_grad()
+
+
+def peak_gib(label: str, args: argparse.Namespace, answer: multiprocessing.Queue) -> None:
+    """Puts the peak memory of a process that makes two steps: the device's, or its own."""
+    torch.set_num_threads(args.threads)
+    training = Training(label, args)
+    for _ in range(2):
+        training.step()
+    if args.device == "cuda":
+        answer.put(torch.cuda.max_memory_allocated() / 2**30)
+    else:
+        # Not getrusage, whose figure begins with that of the process that started this one.
+        status = Path("/proc/self/status").read_text().split()
+        answer.put(int(status[status.index("VmHWM:") + 1]) / 2**20)
+
+
+def compare_vits(args: argparse.Namespace) -> None:
+    """Training steps of whole ViTs, in turns; each one's memory in a process of its own."""
+    print(f"\n{args.model}, batch {args.batch_size}, {args.dtype}, forward and backward\n")
+    print("| model | time, ms | lowest | speed to ViT's | by lowest | peak, GiB |")
+    print("|---|---|---|---|---|---|")
+    labels = [v for v in VITS if not args.only or v in {"ViT", *args.only}]
+    trainings = {label: Training(label, args) for label in labels}
+    for turn in range(args.steps + 1):
+        for label, training in trainings.items():
+            if label != "textbook" or turn < 2:  # it takes as long as all others together
+                training.step()
+    times = {label: training.times[1:] for label, training in trainings.items()}
+    del trainings
+    spawn = multiprocessing.get_context("spawn")
+    for label in labels:
+        answer = spawn.Queue()
+        process = spawn.Process(target=peak_gib, args=(label, args, answer))
+        process.start()
+        middle, least = statistics.median(times[label]), min(times[label])
+        speed = statistics.median(times["ViT"]) / middle, min(times["ViT"]) / least
         print(
-            f"| {label} | {middle:.0f} | {least:.0f} | {vit / middle:.2f} | {peak:.2f} |",
+            f"| {label} | {middle:.0f} | {least:.0f} | {speed[0]:.2f} | {speed[1]:.2f} "
+            f"| {answer.get():.2f} |",
             flush=True,
         )
-        del model, loss
-        gc.collect()
+        process.join()
 
 
 FUNCTIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
