@@ -21,8 +21,14 @@ from .store import SEEDS, TUNING_SEED, Store, clock, median, spread, table
 
 SOURCE_WEIGHT = 0.01
 RATES = (1e-3, 1e-2)  # of Adam, to choose from
-KAN_GRID = 5
-SIDES = {"KAN": "KAN [2, 10, 1]", "MLP": "MLP 2-100-100-100-1"}
+GRIDS = {"KAN": (5,), "KAN, extended": (5, 10, 20), "MLP": (0,)}  # equal shares of the steps
+NAMES = {
+    "KAN": "KAN [2, 10, 1], grid 5",
+    "KAN, extended": "KAN [2, 10, 1], grid 5, 10, 20",
+    "MLP": "MLP 2-100-100-100-1",
+}
+KANS = ("KAN", "KAN, extended")
+METHODS = {"LBFGS": ("KAN", "KAN, extended", "MLP"), "Adam": ("KAN", "MLP")}
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class Problem:
 
 
 def create(side: str, variant: str) -> nn.Module:
-    if side == "KAN":
-        return make_kan([2, 10, 1], variant, KAN_GRID, grid_range=(0, 1))
+    if side in KANS:
+        return make_kan([2, 10, 1], variant, GRIDS[side][0], grid_range=(0, 1))
     return make_mlp(hidden_sizes(2, 100, 4), variant)
 
 
@@ -101,10 +107,7 @@ def solve(
     problem = Problem.on_grid(scale.inner, device)
     torch.manual_seed(seed)
     model = create(side, variant).to(device)
-    if isinstance(model, KAN):
-        with torch.no_grad():
-            everywhere = torch.cat([problem.inner, problem.boundary])
-            model(everywhere, update_grid=True)  # above all the second layer's range
+    follow(model, problem)
     steps = int(share * (scale.lbfgs if method == "LBFGS" else scale.adam))
     every = steps // scale.notes
     curve, spent, begin = [], 0.0, clock(device)
@@ -115,15 +118,37 @@ def solve(
         curve.append({"step": step, "seconds": spent} | problem.errors(model))
         begin = clock(device)
 
-    if method == "LBFGS":
-        minimise(lambda: problem.loss(model), model.parameters(), steps, every=every, watch=note)
-    else:
+    if method == "Adam":
         adam(model, problem, steps, rate, every, note)
+    else:
+        lbfgs(model, problem, steps, GRIDS[side], every, note)
     return {
         "curve": curve,
         "parameters": parameter_count(model),
         "loss": problem.loss(model).item(),
     }
+
+
+def follow(model: nn.Module, problem: Problem) -> None:
+    """Moves a KAN's knots to where its activations are, above all those of the second layer."""
+    if isinstance(model, KAN):
+        with torch.no_grad():
+            model(torch.cat([problem.inner, problem.boundary]), update_grid=True)
+
+
+def lbfgs(model, problem: Problem, steps: int, grids: tuple[int, ...], every: int, watch) -> None:
+    """LBFGS, begun anew where the grid is refined."""
+    share = steps // len(grids) // every * every
+    for number, grid_size in enumerate(grids):
+        done = number * share
+        if number:
+            model.refine(grid_size)
+            follow(model, problem)
+        minimise(
+            lambda: problem.loss(model), model.parameters(),
+            steps - done if number == len(grids) - 1 else share, every=every,
+            watch=lambda step, done=done: watch(done + step),
+        )  # fmt: skip
 
 
 def run(store: Store, device: torch.device) -> None:
@@ -134,8 +159,8 @@ def run(store: Store, device: torch.device) -> None:
         for rate in RATES:
             tune(store, side, chosen(store, side, "LBFGS")[0], "Adam", rate, scale, device)
     for seed in SEEDS:
-        for method in ("LBFGS", "Adam"):
-            for side in SIDES:
+        for method, sides in METHODS.items():
+            for side in sides:
                 variant, rate = chosen(store, side, method)
                 piece = {"part": "b", "role": "test", "side": side, "method": method, "seed": seed}
                 store.once(
@@ -156,6 +181,7 @@ def tune(store: Store, side: str, variant: str, method: str, rate: float, scale,
 
 def chosen(store: Store, side: str, method: str) -> tuple[str, float]:
     """Variant and rate with the lowest loss in tuning; the solution has no say in it."""
+    side = "KAN" if side in KANS else side
     rows = store.rows(part="b", role="tuning", side=side, method=method)
     best = min(rows, key=lambda row: row["loss"])["piece"]
     return best["variant"], best["rate"]
@@ -166,8 +192,8 @@ def chosen(store: Store, side: str, method: str) -> tuple[str, float]:
 
 def tables(store: Store) -> str:
     rows = []
-    for method in ("LBFGS", "Adam"):
-        for side, name in SIDES.items():
+    for method, sides in METHODS.items():
+        for side in sides:
             found = store.rows(part="b", role="test", side=side, method=method)
             if not found:
                 continue
@@ -175,7 +201,7 @@ def tables(store: Store) -> str:
             variant, rate = found[0]["piece"]["variant"], found[0]["piece"]["rate"]
             seconds = median([end["seconds"] for end in ends])
             rows.append([
-                name, variant, method + (f", {rate:g}" if rate else ""),
+                NAMES[side], variant, method + (f", {rate:g}" if rate else ""),
                 f"{found[0]['parameters']:,}",
                 spread([end["l2"] for end in ends]), spread([end["h1"] for end in ends]),
                 f"{seconds:.0f}", f"{1000 * seconds / ends[0]['step']:.0f}",
@@ -188,10 +214,11 @@ def tables(store: Store) -> str:
 
 
 def ratios(store: Store) -> str:
-    """A sentence for each method: errors of both sides at equal steps and at equal time."""
+    """A line for each pair: errors of both sides at equal steps and at equal time."""
     lines = []
-    for method in ("LBFGS", "Adam"):
-        kan, mlp = (store.rows(part="b", role="test", side=s, method=method) for s in SIDES)
+    pairs = [(m, side) for m, sides in METHODS.items() for side in sides if side in KANS]
+    for method, side in pairs:
+        kan, mlp = (store.rows(part="b", role="test", side=s, method=method) for s in (side, "MLP"))
         if not kan or not mlp:
             continue
         time = min(median([r["curve"][-1]["seconds"] for r in side]) for side in (kan, mlp))
@@ -204,11 +231,11 @@ def ratios(store: Store) -> str:
             for e in ("l2", "h1")
         ]
         lines.append(
-            f"{method}: the MLP's error over the KAN's is {steps[0]:.3g} (L2) and {steps[1]:.3g} "
-            f"(H1) after the same number of steps, {timed[0]:.3g} and {timed[1]:.3g} after the "
-            f"same {time:.0f} seconds."
+            f"{NAMES[side]}, {method}: the MLP's error over the KAN's is {steps[0]:.3g} (L2) and "
+            f"{steps[1]:.3g} (H1) after the same number of steps, {timed[0]:.3g} and "
+            f"{timed[1]:.3g} after the same {time:.0f} seconds."
         )
-    return "\n".join(lines)
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def at_time(row: dict, error: str, seconds: float) -> float:
@@ -221,7 +248,7 @@ def draw(store: Store, plt) -> object:
     """Squared L2 and H1 errors over steps and over time, a thin line for each seed."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained", sharey="row")
     styles = {"LBFGS": "-", "Adam": ":"}
-    for (side, name), colour in zip(SIDES.items(), ("#c0392b", "#2c5f8a"), strict=True):
+    for (side, name), colour in zip(NAMES.items(), ("#c0392b", "#e08e45", "#2c5f8a"), strict=True):
         for row in store.rows(part="b", role="test", side=side):
             method, first = row["piece"]["method"], row["piece"]["seed"] == SEEDS[0]
             for i, error in enumerate(("l2", "h1")):
