@@ -58,7 +58,7 @@ TASKS = {
     "exp(sin(pi x) + y^2)": Task(exponential, (2, 1, 1), 1000, 1000),
     "xy": Task(product, (2, 2, 1), 1000, 1000),
     "exp(mean sin^2(pi x_i / 2)), 100 variables": Task(hundred, (100, 1, 1), 2000, 10),
-    "exp of two sines, 4 variables": Task(four, (4, 4, 2, 1), 2000, 50),
+    "exp of two sines, 4 variables": Task(four, (4, 4, 2, 1), 1000, 20),
 }
 
 
@@ -73,7 +73,7 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale((3, 5, 10, 20, 50, 100), (2, 3, 4, 5), (5, 10, 20, 40), 900, 4, 1),
+    "quick": Scale((3, 5, 10, 20, 50, 100), (2, 3, 4, 5), (5, 20, 40), 900, 4, 1),
     "full": Scale(
         (3, 5, 10, 20, 50, 100, 200, 500, 1000), (2, 3, 4, 5), (5, 10, 20, 50, 100, 200), 3600, 10,
         5,

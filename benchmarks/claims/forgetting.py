@@ -27,7 +27,7 @@ KANS = {  # sizes, grid, whether the base function learns too
     "KAN [1, 1], grid 200, with SiLU base": ([1, 1], 200, True),
     "KAN [1, 10, 1], grid 20, splines alone": ([1, 10, 1], 20, False),
 }
-STEPS = {"quick": 500, "full": 5000}  # a phase
+STEPS = {"quick": 300, "full": 5000}  # a phase
 POINTS = 100  # a phase
 DRAWN = 201
 

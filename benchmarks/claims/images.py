@@ -27,7 +27,7 @@ MODELS = {
 }
 FINE_TUNED = ("ViT", "KAN rank 16", "KAN full", "GKAN")  # settings of benchmarks/kan_vit.py
 RATES = (1e-3, 3e-3)
-EPOCHS = {"quick": 8, "full": 100}
+EPOCHS = {"quick": (3, 8), "full": (40, 100)}  # of tuning and of the runs that count
 COMMON = (
     "--model vit_micro_patch8_64 --val-split 0.5 --batch-size 32 --opt adamw --weight-decay 0.05 "
     "--warmup-epochs 1 --label-smoothing 0.1 --aug basic --workers 0"
@@ -58,12 +58,12 @@ def train(model: str, rate: float, seed: int, epochs: int, device: str, data: st
 
 
 def run(store: Store, device: torch.device, data: str) -> None:
-    epochs = EPOCHS[store.scale]
+    short, epochs = EPOCHS[store.scale]
     for model in MODELS:
         for rate in RATES:
             store.once(
                 {"part": "e", "role": "tuning", "model": model, "rate": rate},
-                lambda m=model, r=rate: train(m, r, TUNING_SEED, epochs, str(device), data),
+                lambda m=model, r=rate: train(m, r, TUNING_SEED, short, str(device), data),
             )
     for seed in SEEDS:
         for model in MODELS:
