@@ -58,6 +58,22 @@ class World:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
+    def own(self, device: torch.device) -> torch.device:
+        """Returns which of several devices such as `device` is this process's.
+
+        Raises ValueError where there is not one for each process of the machine.
+        """
+        if self.size == 1 or device.type == "cpu":
+            return device
+        count = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+        if count < self.local_size:
+            raise ValueError(
+                f"{self.local_size} processes cannot share {count} device ({device}): give each "
+                f"its own with --device cuda and torchrun --nproc-per-node, or --device cpu"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device(device.type, self.local_rank)
+
     def first_does(self, function: Callable, *arguments) -> Any:
         """Returns what `function` returned in the first process, which alone calls it."""
         if self.size == 1:
@@ -253,4 +269,6 @@ class LastWord:
                     status = int(self.store.get("status").decode().split()[1])
                     self.store.add("heard", 1)
                     sys.stdout.flush()
+                    # The store may live in this process: let the speaker read the answer first.
+                    time.sleep(POLL_SECONDS)
                     os._exit(status)  # the main thread may wait for ever, out of Python's reach

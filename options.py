@@ -577,29 +577,17 @@ def _check_together(parser: Parser, args: argparse.Namespace, typed: set[str]) -
         parser.error("--freeze-layers needs --weights FILE: without it all weights are random")
 
 
-def pick_device(name: str, local_rank: int | None = None):
+def pick_device(name: str):
     """Returns the torch.device called `name`; a missing accelerator becomes the CPU, with a line.
 
-    local_rank: the number of this process on its machine where there are several: each takes the
-        CUDA device of its number.
-    Raises ValueError for a name that torch does not know, and for too few or shared devices.
+    Raises ValueError for a name that torch does not know.
     """
     import torch
 
-    if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"there are {torch.cuda.device_count()} CUDA devices here, one process each: give "
-                f"torchrun --nproc-per-node={torch.cuda.device_count()}, or --device cpu"
-            )
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    if local_rank is not None and name not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"--device {name} is one device for several processes: give cuda or cpu")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        mps = torch.backends.mps.is_available() and local_rank is None
+        mps = torch.backends.mps.is_available()
         return torch.device("mps" if mps else "cpu")
     try:
         device = torch.device(name)

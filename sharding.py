@@ -7,6 +7,7 @@ of this: `whole` puts values together for one, `like` cuts those of one.
 
 import contextlib
 import inspect
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ def replicate(model: nn.Module, device: torch.device, world: World) -> nn.Module
     """Returns `model` wrapped so that gradients are averaged over the processes."""
     if world.size == 1:
         return model
+    # About gradients of odd layout, which small models have: slower by nothing that counts.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # Newer versions of torch renamed what copies buffers at every step; ours are grids, which stay.
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

@@ -199,7 +199,7 @@ def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | 
 
 
 def device_of(args: argparse.Namespace, world: World) -> torch.device:
-    return pick_device(args.device, world.local_rank if world.size > 1 else None)
+    return world.own(pick_device(args.device))
 
 
 def describe(model, trainable: list[str], device, args, world: World) -> str:

@@ -79,7 +79,7 @@ def photos(tmp_path, make_photos, monkeypatch):
 def launch(server, photos):
     """Returns launch(*flags, size=2, before=None) -> statuses, joined output, joined errors."""
 
-    def launch(*words, size=2, before=None, seconds=60):
+    def launch(*words, size=2, before=None, seconds=300):
         if "--resume" not in words and "--data-path" not in words:
             words = ["--data-path", photos, *FAST, *words]
         words, port = list(map(str, words)), free_port()
@@ -355,11 +355,11 @@ def test_torchrun_trains_and_passes_on_a_signal(photos):
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not Path("out/last.pth").exists() and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert re.search(r"go on with: .*train.py --resume out", out), err
     assert out.count("photos in 3 classes") == 1
     assert load("out")["loader"]["processes"] == 2
