@@ -9,11 +9,16 @@ initial, and a table says what each block's splines do: how much of a layer's ou
 many activations leave the grid, how the answers change without them. --prune removes the least
 important hidden units of every block and saves a checkpoint that is really smaller.
 
+A network of plain KAN layers (kan.KAN, saved by plain_kan.save_network, or a state dict of
+efficient-kan) is drawn as a graph of curves and read as a formula; --data then is a CSV file of
+points, and --prune P removes the nodes whose edges vary less than the share P of the largest:
+
+    python explain.py kan.pth --data points.csv --prune 0.03
+
 Predictions are explained by `predict.py --explain`.
 """
 
 import random
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +29,17 @@ import torch
 from torch import Tensor, nn
 
 import edges
-from answers import Score, make_output_folder
+from answers import make_output_folder
+from classifier import Classifier, photos_per_second
 from edges import Curve
 from find_photos import Photo, find_photos
 from my_dataset import PhotoError, Preprocess, eval_transform, load_image
 from options import Parser, number, pick_device, run_cli
-from predict import Classifier, answer_photos, default_settings
+from plain_kan import read_network
+from predict import score_photos
 from pretrained import LoadedModel, load_model, save_weights
 from pruning import prune
+from weight_files import open_weights
 
 CURVES = 6  # drawn per layer
 VALUES = 1024  # inputs of each layer that are looked at
@@ -245,33 +253,13 @@ def explain_layers(loaded: LoadedModel, images: Tensor | None, folder: Path) -> 
     print(f"pictures: {folder}")
 
 
-def accuracy(model: nn.Module, loaded: LoadedModel, photos: Sequence[Photo], device) -> Score:
-    """The model's score over photos in class folders."""
-    classifier = Classifier(model, loaded.classes, loaded.preprocess, "", model)
-    score = Score(loaded.classes)
-    settings = default_settings(topk=1)
-    for answer in answer_photos(photos, classifier, settings, device, keep_image=False):
-        score.write(answer)
-    return score
-
-
-@torch.inference_mode()
-def photos_per_second(model: nn.Module, images: Tensor, repeats: int = 3) -> float:
-    """The model alone, the best of a few passes over the images."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        in_chunks(model, images).cpu()
-        times.append(time.perf_counter() - start)
-    return len(images) / min(times[1:])
-
-
 def prune_and_report(loaded, images, photos, args: Namespace, device) -> None:
     """Removes units, prints what it cost and brought, saves the smaller checkpoint."""
     small = prune(loaded.model, images, args.prune)
     lines, right = [], {}
     for name, model in (("before", loaded.model), ("after", small)):
-        score = accuracy(model, loaded, photos, device)
+        classifier = Classifier.of(loaded).computing_with(model)
+        score = score_photos(classifier, photos, device)
         right[name] = score.right / score.total if score.total else None
         known = "unknown" if right[name] is None else f"{right[name]:.4f}"
         size = sum(parameter.numel() for parameter in model.parameters())
@@ -294,7 +282,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="photos to look at; with class folders, accuracy is told before and after --prune",
+        help="photos to look at; with class folders, accuracy is told before and after --prune "
+        "(for a plain KAN: a CSV file of points, a column per input, then per output)",
     )
     parser.add_argument(
         "--photos", type=number(int, 1), default=64, help="of them, how many are looked at (64)"
@@ -306,14 +295,15 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         "--prune",
         type=number(float, 0, 0.99),
         metavar="P",
-        help="remove this share of the hidden units of every block, those that matter least",
+        help="remove this share of the hidden units of every block, those that matter least (of a "
+        "plain KAN: the nodes with edges that vary less than this, compared to the largest)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (auto)")
     return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def explain_vit(args: Namespace) -> None:
+    """Draws the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
     device = pick_device(args.device)
     loaded = load_model(args.checkpoint, device=device)
     has_kan = bool(edges.kan_layers(loaded.model))
@@ -324,7 +314,6 @@ def main() -> None:
             f"{args.checkpoint} has no KAN layers to draw; predict.py --explain shows where it "
             "looks, and --prune makes it smaller"
         )
-    args.output = args.output or Path(args.checkpoint).parent / "explain"
     make_output_folder(args.output)
     photos, images = [], None
     if args.data:
@@ -334,6 +323,19 @@ def main() -> None:
         explain_layers(loaded, images, args.output)
     if args.prune is not None:
         prune_and_report(loaded, images, photos, args, device)
+
+
+def main() -> None:
+    args = parse_args()
+    args.output = args.output or Path(args.checkpoint).parent / "explain"
+    network = read_network(args.checkpoint, open_weights(args.checkpoint))
+    if network is None:
+        explain_vit(args)
+        return
+    from explain_plain import explain_network
+
+    make_output_folder(args.output)
+    explain_network(network, args)
 
 
 if __name__ == "__main__":

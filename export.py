@@ -16,20 +16,21 @@ import io
 import json
 import logging
 import tempfile
-import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from my_dataset import Preprocess
+from classifier import Classifier, photos_per_second
+from find_photos import find_photos
 from options import Parser, run_cli
 from portable import portable
+from predict import score_photos
+from preprocess import Preprocess
 from pretrained import LoadedModel, load_model, save_weights
 from utils import CHECKPOINT_VERSION, atomic_file
 
@@ -37,16 +38,6 @@ FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 TOLERANCE = 1e-4  # of logits; both sides compute in float32, in another order
 ONNX_LIMIT = 2**31  # bytes: what one protobuf message may hold
 FACTS, FACT_KEYS = "facts.json", ("config", "classes", "preprocess", "metrics", "version")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """An exported file, ready to run: images (B, 3, S, S) -> logits (B, K), on the CPU."""
-
-    forward: Callable[[Tensor], Tensor]
-    classes: list[str]
-    preprocess: Preprocess
-    facts: dict
 
 
 def facts_of(loaded: LoadedModel) -> dict:
@@ -164,7 +155,7 @@ def pt2_bytes(model: nn.Module, images: Tensor, facts: dict) -> bytes:
 # ------------------------------------------------------------------------------ reading
 
 
-def open_exported(path: str) -> Exported:
+def open_exported(path: str) -> Classifier:
     """Opens an .onnx or .pt2 file that export.py wrote.
 
     Raises ValueError with a sentence for any other file.
@@ -183,7 +174,7 @@ def open_exported(path: str) -> Exported:
             metadata = session.get_modelmeta().custom_metadata_map
             facts = {key: json.loads(metadata[key]) for key in FACT_KEYS}  # tools add their own
         preprocess = Preprocess.from_dict(facts["preprocess"])
-        return Exported(forward, list(facts["classes"]), preprocess, facts)
+        return Classifier(forward, list(facts["classes"]), preprocess, facts)
     except ValueError as error:
         if "not installed" in str(error):
             raise
@@ -206,32 +197,12 @@ def largest_difference(loaded: LoadedModel, forward: Callable[[Tensor], Tensor])
     return float(max(differences))
 
 
-@torch.inference_mode()
-def photos_per_second(forward: Callable[[Tensor], Tensor], images: Tensor, turns: int = 3) -> float:
-    """The best of a few turns, after one that is not counted."""
-    times = []
-    for _ in range(turns + 1):
-        start = time.perf_counter()
-        forward(images)
-        times.append(time.perf_counter() - start)
-    return len(images) / min(times[1:])
-
-
-def score(forward, loaded: LoadedModel, folder: str) -> str:
-    """Accuracy over a folder of class folders, as a word."""
-    from answers import Score
-    from find_photos import find_photos
-    from predict import Classifier, answer_photos, default_settings
-
-    total = Score(loaded.classes)
-    classifier = Classifier(forward, loaded.classes, loaded.preprocess, "")
-    photos = find_photos([folder], loaded.classes)
-    settings = default_settings(topk=1)
-    for answer in answer_photos(photos, classifier, settings, torch.device("cpu"), False):
-        total.write(answer)
-    if not total.total:
+def accuracy(classifier: Classifier, folder: str) -> str:
+    """Over a folder of class folders, as a word."""
+    score = score_photos(classifier, find_photos([folder], classifier.classes), torch.device("cpu"))
+    if not score.total:
         raise ValueError(f"--data {folder} holds no folder named after one of the model's classes")
-    return f"{total.right / total.total:.4f}"
+    return f"{score.right / score.total:.4f}"
 
 
 # ------------------------------------------------------------------------------ the command line
@@ -275,7 +246,8 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
     for name, content in (("float32", full), ("int8", small)):
         forward = session_forward(onnx_session(content))
         speed = photos_per_second(forward, images)
-        known = score(forward, loaded, data) if data else "unknown (no --data)"
+        classifier = Classifier.of(loaded).computing_with(forward)
+        known = accuracy(classifier, data) if data else "unknown (no --data)"
         print(f"{name:7s}  {len(content) / 1e6:8.1f}  {speed:15.1f}  {known}")
 
 

@@ -1,8 +1,7 @@
-"""Plain KANs as pictures and as formulas, after the KAN papers (arXiv 2404.19756, 2408.10205).
+"""Plain KANs read as formulas, after the KAN papers (arXiv 2404.19756, 2408.10205).
 
     model = KAN([2, 5, 1]); ...                    # trained on x (N, 2)
-    draw_network(model, x).savefig("kan.png")      # a graph with a curve on every edge
-    small = prune_network(model, x)                # without nodes that do nothing
+    small = prune_network(model, x)                # plain_kan.py: without nodes that do nothing
     formula = read_formula(small, x, y)            # each edge as one of LIBRARY's functions
     print(formula.expression())                    # sympy: 1.0*exp(x_1**2 + sin(3.14*x_0))
     print(formula.table())                         # R-squared of each edge
@@ -10,7 +9,6 @@
 Letters in shape comments: N samples, I inputs and O outputs of a layer, A and B grid points.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kan import KAN, KANLinear
+from kan import KAN
 from kan_fit import minimise
+from plain_kan import edge_curves
 
 
 class Shape(NamedTuple):
@@ -67,61 +66,6 @@ class EdgeFit:
 
         inside = sympy.Float(self.a) * x + sympy.Float(self.b)
         return self.c * sympy.sympify(self.shape).subs("z", inside) + self.d
-
-
-@torch.no_grad()
-def edge_curves(model: KAN, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each layer its inputs (N, I) and what every edge makes of them (N, O, I)."""
-    curves = []
-    for layer in model.layers:
-        curves.append((x, layer.edge_activations(x)))
-        x = layer(x)
-    return curves
-
-
-def prune_network(model: KAN, x: Tensor, threshold: float = 0.03) -> KAN:
-    """A copy without the hidden nodes that matter to nothing (section 2.5.1 of the KAN paper).
-
-    A node stays if its largest incoming and its largest outgoing edge both vary (standard deviation
-    over x) by more than `threshold` of the largest edge of their layer. At least one node stays.
-    """
-    spreads = [edges.std(0) for _, edges in edge_curves(model, x)]  # (O, I) per layer
-    relative = [spread / spread.max().clamp_min(1e-12) for spread in spreads]
-    kept = [torch.arange(x.shape[-1], device=x.device)]
-    for before, after in itertools.pairwise(relative):
-        score = torch.minimum(before.max(1).values, after.max(0).values)
-        alive = (score > threshold).nonzero().flatten()
-        kept.append(alive if len(alive) else score.argmax()[None])
-    kept.append(torch.arange(model.layers[-1].out_features, device=x.device))
-    small = KAN([len(nodes) for nodes in kept])
-    small.layers = torch.nn.ModuleList(
-        cut_layer(layer, rows, columns)
-        for layer, columns, rows in zip(model.layers, kept[:-1], kept[1:], strict=True)
-    )
-    return small
-
-
-def cut_layer(layer: KANLinear, rows: Tensor, columns: Tensor) -> KANLinear:
-    """The layer between the outputs `rows` and the inputs `columns` alone."""
-    small = KANLinear(
-        len(columns), len(rows), layer.grid_size, layer.spline_order,
-        enable_standalone_scale_spline=layer.spline_scaler is not None,
-        base_activation=lambda: layer.base_activation, bias=layer.bias is not None,
-        spline_rank=layer.spline_rank, outside=layer.outside,
-    ).to(layer.base_weight)  # fmt: skip
-    by_edge = {"base_weight", "spline_weight", "spline_scaler"}
-    state = {}
-    for name, value in layer.state_dict().items():
-        if name in by_edge:
-            state[name] = value[rows][:, columns]
-        elif name in ("bias", "spline_up"):
-            state[name] = value[rows]
-        elif name == "spline_down":
-            state[name] = value[:, columns]
-        elif name == "grid":
-            state[name] = value[columns]
-    small.load_state_dict(state)
-    return small
 
 
 def fit_edge(x: Tensor, y: Tensor, library: Sequence[Shape] = LIBRARY) -> EdgeFit:
@@ -293,52 +237,3 @@ def read_formula(
         biases.append(offsets)
     formula = Formula(edges, biases)
     return formula if y is None else formula.refit(x, y)
-
-
-def draw_network(model: KAN, x: Tensor, names: Sequence[str] | None = None):
-    """A matplotlib figure of the network: nodes in rows, each edge with its curve in the middle.
-
-    Strong lines mark edges that vary much, as in the KAN paper.
-    """
-    from matplotlib.figure import Figure
-
-    curves = edge_curves(model, x)
-    widths = [x.shape[-1], *(layer.out_features for layer in model.layers)]
-    most = max(o * i for o, i in zip(widths[1:], widths[:-1], strict=True))
-    figure = Figure(figsize=(max(4.0, 1.1 * most), 2.6 * len(curves) + 0.6))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 1), ylim=(-0.15, len(curves) + 0.15))
-    axes.axis("off")
-    places = [[(n + 0.5) / width for n in range(width)] for width in widths]
-    for level, (inputs, edges) in enumerate(curves):
-        spread = edges.std(0)
-        strength = (spread / spread.max().clamp_min(1e-12)).tolist()
-        slots = edges[0].numel()
-        for target in range(edges.shape[1]):
-            for source in range(edges.shape[2]):
-                # Curves stand in the order of their sources, so that lines cross little.
-                slot = (source * edges.shape[1] + target + 0.5) / slots
-                alpha = max(0.08, strength[target][source])
-                line = {"color": "black", "alpha": alpha, "linewidth": 1.2}
-                axes.plot([places[level][source], slot], [level, level + 0.36], **line)
-                axes.plot([slot, places[level + 1][target]], [level + 0.64, level + 1], **line)
-                draw_small_curve(
-                    axes, slot, level + 0.5, 0.8 / slots, inputs[:, source],
-                    edges[:, target, source], alpha,
-                )  # fmt: skip
-    for level, row in enumerate(places):
-        axes.plot(row, [level] * len(row), "o", color="black", markersize=6)
-    for place, name in zip(places[0], names or [f"x_{n}" for n in range(widths[0])], strict=True):
-        axes.text(place, -0.12, name, ha="center", va="center")
-    return figure
-
-
-def draw_small_curve(axes, x: float, y: float, width: float, inputs, values, alpha: float) -> None:
-    order = inputs.argsort()
-    box = axes.inset_axes(
-        (x - width / 2, y - 0.14, width, 0.28), transform=axes.transData, alpha=alpha
-    )
-    box.plot(inputs[order], values[order], color="#c0392b", alpha=alpha, linewidth=1.5)
-    box.set(xticks=[], yticks=[])
-    for spine in box.spines.values():
-        spine.set_alpha(alpha)

@@ -14,69 +14,24 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import answers
 from answers import Answer
+from classifier import Classifier, newest_checkpoint, open_classifier
 from find_photos import Photo, find_photos
 from options import Parser, default_workers, number, pick_device, run_cli
 from photos import load_image
-from preprocess import Preprocess, eval_transform
-from pretrained import load_model
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A model ready to predict: `forward` takes images (B, 3, H, W) and returns logits (B, K)."""
-
-    forward: Callable[[Tensor], Tensor]
-    classes: Sequence[str]
-    preprocess: Preprocess
-    title: str
-    model: nn.Module | None = None  # None for an exported file
-
-
-def newest_checkpoint(folder: str = "weights") -> str:
-    """The best.pth below `folder` that was written last."""
-    found = sorted(Path(folder).glob("**/best.pth"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(
-            f"there is no best.pth under {folder}/ yet: train a model with train.py first, "
-            "or name a file with --weights"
-        )
-    return str(found[-1])
-
-
-def open_classifier(path: str, class_indices: str | None, device: torch.device) -> Classifier:
-    """Loads a checkpoint of any format, or an .onnx or .pt2 that export.py wrote."""
-    if path.lower().endswith((".onnx", ".pt2")):
-        from export import open_exported  # needs packages that nothing else here does
-
-        exported = open_exported(path)
-        name, meta = exported.facts["config"]["name"], exported.facts
-        title = f"{name}, {len(exported.classes)} classes, {describe(meta)} ({path})"
-        return Classifier(exported.forward, exported.classes, exported.preprocess, title)
-    loaded = load_model(path, class_indices=class_indices, device=device)
-    model = loaded.model.eval()
-    kind = {"kan": ", KAN", "gkan": ", grouped KAN"}.get(model.config["mlp"], "")
-    title = f"{model.name}{kind}, {len(loaded.classes)} classes, {describe(loaded.weights.meta)}"
-    return Classifier(model, loaded.classes, loaded.preprocess, f"{title} ({path})", model)
-
-
-def describe(meta: dict) -> str:
-    """What the checkpoint says of its own accuracy."""
-    accuracy = (meta.get("metrics") or {}).get("val_acc")
-    return "validation accuracy " + ("unknown" if accuracy is None else f"{accuracy:.4f}")
+from preprocess import eval_transform
 
 
 class Decoded(NamedTuple):
@@ -202,6 +157,15 @@ def by_batch(groups: Iterable[list[Photo]], read, answer, workers: int) -> Itera
                 yield from found
     finally:
         torch.set_num_threads(threads)
+
+
+def score_photos(classifier: Classifier, photos: Iterable[Photo], device) -> answers.Score:
+    """The score over photos in class folders, for other programs."""
+    score = answers.Score(classifier.classes)
+    settings = default_settings(topk=1)
+    for answer in answer_photos(photos, classifier, settings, device, keep_image=False):
+        score.write(answer)
+    return score
 
 
 def progress_bar():
@@ -332,11 +296,12 @@ def main() -> int:
         stream.reconfigure(errors="backslashreplace")  # names that no encoding holds, in any locale
     check_outputs(args)
     device = pick_device(args.device)
-    classifier = open_classifier(args.weights or newest_checkpoint(), args.class_indices, device)
+    weights = args.weights or newest_checkpoint()
+    classifier = open_classifier(weights, args.class_indices, device)
     score = answers.Score(classifier.classes)
     writers = [*make_writers(args, classifier, device), score]
     notes = sys.stderr if args.json else sys.stdout  # with --json standard output holds JSON alone
-    print(classifier.title, end="\n\n", file=notes, flush=True)
+    print(f"{classifier.title} ({weights})", end="\n\n", file=notes, flush=True)
 
     photos = find_photos(args.inputs, classifier.classes)
     found = answer_photos(photos, classifier, args, device, keep_image=args.save or args.explain)

@@ -25,10 +25,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from classifier import open_classifier
 from find_photos import find_photos
 from options import pick_device
 from photos import load_image
-from predict import open_classifier
 from preprocess import eval_transform
 from relevance import METHODS
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import predict
 from answers import CsvFile, JsonLines
+from classifier import open_classifier
 from find_photos import Photo, find_photos
 from options import default_workers, pick_device
 
@@ -51,7 +52,7 @@ def predict_rate(classifier, photos: list[Photo], args: argparse.Namespace, devi
 
 def throughput(options: argparse.Namespace, photos: list[Photo]) -> None:
     device = pick_device(options.device)
-    classifier = predict.open_classifier(options.weights, None, device)
+    classifier = open_classifier(options.weights, None, device)
     args = predict.default_settings(batch_size=options.batch_size, workers=options.workers)
     size = classifier.preprocess.img_size
     images = torch.rand(options.batch_size, 3, size, size)

@@ -1,4 +1,4 @@
-"""Plain KANs: drawn, pruned, and read as formulas."""
+"""Plain KANs read as formulas."""
 
 import math
 
@@ -60,28 +60,6 @@ def test_invalid_functions_are_never_chosen():
     assert torch.isinf(r_squared[1:]).all()
 
 
-def network_with_dead_node():
-    torch.manual_seed(0)
-    model = KAN([3, 4, 2], bias=True)
-    with torch.no_grad():
-        model.layers[1].base_weight[:, 2] = 0
-        model.layers[1].spline_weight[:, 2] = 0
-    return model
-
-
-def test_pruning_removes_nodes_that_lead_nowhere():
-    model, x = network_with_dead_node(), torch.rand(200, 3) * 2 - 1
-    small = formulas.prune_network(model, x)
-    assert [layer.out_features for layer in small.layers] == [3, 2]
-    assert torch.allclose(small(x), model(x), atol=1e-5)
-
-
-def test_pruning_keeps_at_least_one_node():
-    model, x = network_with_dead_node(), torch.rand(50, 3)
-    small = formulas.prune_network(model, x, threshold=2.0)
-    assert [layer.out_features for layer in small.layers] == [1, 2]
-
-
 def test_a_formula_computes_what_its_expression_says():
     model, x = KAN([2, 1, 1], bias=True), torch.rand(100, 2)
     formula = formulas.read_formula(model, x)
@@ -101,11 +79,3 @@ def test_edges_that_do_not_vary_become_constants():
     formula = formulas.read_formula(model, x)
     assert formula.edges[1][0][1] is None
     assert any("nothing" in line for line in formula.table())
-
-
-def test_a_network_is_drawn_with_a_curve_per_edge(tmp_path):
-    figure = formulas.draw_network(network_with_dead_node(), torch.rand(60, 3), ["a", "b", "c"])
-    figure.savefig(tmp_path / "kan.png")
-    assert (tmp_path / "kan.png").stat().st_size > 5000
-    (axes,) = figure.axes
-    assert len(axes.child_axes) == 3 * 4 + 4 * 2

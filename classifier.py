@@ -1,0 +1,83 @@
+"""A model ready to predict, whatever kind of file it came from."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from preprocess import Preprocess
+from pretrained import LoadedModel, load_model
+
+EXPORTED = (".onnx", ".pt2")
+KINDS = {"kan": ", KAN", "gkan": ", grouped KAN"}  # what a title says of config["mlp"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`forward` takes images (B, 3, H, W) and returns logits (B, K).
+
+    facts: what the file says of the model, `config` and `metrics` among it.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    classes: Sequence[str]
+    preprocess: Preprocess
+    facts: dict
+    model: nn.Module | None = None  # None for an exported file
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> "Classifier":
+        """The classifier in a checkpoint."""
+        model = loaded.model.eval()
+        facts = loaded.weights.meta | {"config": model.config}
+        return cls(model, loaded.classes, loaded.preprocess, facts, model)
+
+    def computing_with(self, forward: Callable[[Tensor], Tensor]) -> "Classifier":
+        """The same classes and photos for another way to compute the logits."""
+        model = forward if isinstance(forward, nn.Module) else None
+        return replace(self, forward=forward, model=model)
+
+    @property
+    def title(self) -> str:
+        """The model, the number of classes and the accuracy that the file tells, in one line."""
+        config, accuracy = self.facts["config"], (self.facts.get("metrics") or {}).get("val_acc")
+        kind = KINDS.get(config.get("mlp", "mlp"), "")
+        told = "unknown" if accuracy is None else f"{accuracy:.4f}"
+        return f"{config['name']}{kind}, {len(self.classes)} classes, validation accuracy {told}"
+
+
+def newest_checkpoint(folder: str = "weights") -> str:
+    """The best.pth below `folder` that was written last."""
+    found = sorted(Path(folder).glob("**/best.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(
+            f"there is no best.pth under {folder}/ yet: train a model with train.py first, "
+            "or name a file with --weights"
+        )
+    return str(found[-1])
+
+
+def open_classifier(path: str, class_indices: str | None, device: torch.device) -> Classifier:
+    """Loads a checkpoint of any format, or an .onnx or .pt2 that export.py wrote."""
+    if path.lower().endswith(EXPORTED):
+        from export import open_exported  # needs packages that nothing else here does
+
+        return open_exported(path)
+    return Classifier.of(load_model(path, class_indices=class_indices, device=device))
+
+
+@torch.inference_mode()
+def photos_per_second(
+    forward: Callable[[Tensor], Tensor], images: Tensor, batch: int = 16, turns: int = 3
+) -> float:
+    """The model alone, the best of a few turns over images (B, 3, H, W) after one not counted."""
+    times = []
+    for _ in range(turns + 1):
+        start = time.perf_counter()
+        for some in images.split(batch):
+            forward(some).cpu()
+        times.append(time.perf_counter() - start)
+    return len(images) / min(times[1:])
