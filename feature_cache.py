@@ -45,9 +45,9 @@ class Tail(nn.Module):
         self.model, self.skip = model, skip
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if self.skip <= len(self.model.blocks):
-            x = self.model.norm(self.model.forward_blocks(x, first=self.skip))
-        return self.model.forward_head(x)
+        if self.skip > len(self.model.blocks):
+            return self.model.forward_head(x)
+        return self.model.forward_rest(x, first=self.skip)
 
 
 def run_frozen(model: VisionTransformer, skip: int, images: Tensor) -> Tensor:

@@ -187,6 +187,29 @@ def test_checkpointed_blocks_give_the_same_gradients():
     torch.testing.assert_close(grads[0], grads[1])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"distilled": True, "reg_tokens": 2}, {"mlp": "kan", "kan_rank": 2}]
+)
+def test_in_training_the_last_block_leaves_out_what_reaches_no_head(options):
+    model = small(**options).train()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    images, mlp_inputs = torch.randn(4, 3, 24, 24), []
+    model.blocks[-1].mlp.register_forward_pre_hook(lambda _, x: mlp_inputs.append(x[0].shape[1]))
+    gradients = []
+    for forward in (model, lambda x: model.forward_head(model.forward_features(x))):
+        model.zero_grad()
+        logits = forward(images)
+        logits.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    prefix, tokens = 1 + model.sizes.distilled, model.num_prefix_tokens + 9
+    assert mlp_inputs == [prefix, tokens]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-4)
+    model.eval()(images)
+    assert mlp_inputs[-1] == tokens  # hooks that explain a model find every token
+
+
 def test_a_distilled_model_gives_both_heads_only_in_distilling_training():
     model = small(distilled=True).train()
     images = torch.randn(2, 3, 24, 24)
