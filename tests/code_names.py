@@ -1,0 +1,55 @@
+"""What names the code has: for tests of documents that name its parts."""
+
+import ast
+import re
+from functools import cache
+
+import torch
+from conftest import ROOT
+
+
+@cache
+def names_in(file):
+    """Functions, classes, methods (also as Class.method), fields and constants of a file."""
+    found = set()
+
+    def visit(node, owner):
+        for child in ast.iter_child_nodes(node):
+            inner = owner
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                found.update({child.name, f"{owner}.{child.name}"})
+                inner = child.name
+            elif isinstance(child, ast.Assign | ast.AnnAssign):
+                targets = child.targets if isinstance(child, ast.Assign) else [child.target]
+                names = [getattr(t, "id", getattr(t, "attr", None)) for t in targets]
+                found.update(names + [f"{owner}.{name}" for name in names])
+            elif isinstance(child, ast.arg):
+                found.add(child.arg)
+            visit(child, inner)
+
+    visit(ast.parse((ROOT / file).read_text("utf-8")), "")
+    return found
+
+
+@cache
+def all_sources():
+    return {path.name: path.read_text("utf-8") for path in ROOT.glob("*.py")}
+
+
+def is_known(name):
+    """Whether the code has this name, flag, or file that it reads or writes."""
+    if name.startswith("--"):
+        flag = name.split()[0]
+        return any(f'"{flag}"' in source for source in all_sources().values())
+    if name.startswith("torch."):
+        return hasattr(torch, name.removeprefix("torch."))
+    if (ROOT / name).exists() or (ROOT / "docs" / "diagrams" / name).exists():
+        return True
+    if re.search(r"\.(pth|json|html|csv|png)$", name):
+        return any(f'"{name}"' in source for source in all_sources().values())
+    return any(name in names_in(file) for file in all_sources())
+
+
+def quoted(text):
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", text)
