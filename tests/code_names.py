@@ -40,7 +40,7 @@ def is_known(name):
     """Whether the code has this name, flag, or file that it reads or writes."""
     if name.startswith("--"):
         flag = name.split()[0]
-        return any(f'"{flag}"' in source for source in all_sources().values())
+        return flag == "--help" or any(f'"{flag}"' in source for source in all_sources().values())
     if name.startswith("torch."):
         return hasattr(torch, name.removeprefix("torch."))
     if (ROOT / name).exists() or (ROOT / "docs" / "diagrams" / name).exists():

@@ -1,0 +1,165 @@
+"""README in two languages, licence, citation, references: in step, and true to the project."""
+
+import hashlib
+import re
+
+import pytest
+import yaml
+from code_names import is_known, quoted
+from conftest import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+ENGLISH = (ROOT / "README.md").read_text("utf-8")
+CHINESE = (ROOT / "README.zh-TW.md").read_text("utf-8")
+
+
+def without_code(text):
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def headings(text):
+    return re.findall(r"^(#+) (.+)$", without_code(text), re.MULTILINE)
+
+
+def links(text):
+    """The targets of links and pictures in their order."""
+    return re.findall(r"\]\(([^)\s]+)\)", without_code(text))
+
+
+def commands(text):
+    """The lines of code blocks without what is said about them."""
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    lines = [(kind, line) for kind, block in blocks for line in block.splitlines()]
+    return [(kind, re.sub(r"\s*#.*", "", line).strip()) for kind, line in lines]
+
+
+def formulas(text):
+    return re.findall(r"\$([^$]+)\$", without_code(text))
+
+
+def anchor(heading):
+    """What GitHub makes of a heading."""
+    plain = re.sub(r"[^\w\- ]", "", heading.lower())
+    return plain.replace(" ", "-")
+
+
+# --- both languages -------------------------------------------------------------------------------
+
+
+def test_both_readmes_have_the_same_headings():
+    assert [level for level, _ in headings(CHINESE)] == [level for level, _ in headings(ENGLISH)]
+
+
+def test_headings_are_translated():
+    same = {text for _, text in headings(ENGLISH)} & {text for _, text in headings(CHINESE)}
+    assert not same
+
+
+def test_both_readmes_have_the_same_commands():
+    assert commands(CHINESE) == commands(ENGLISH)
+
+
+def test_both_readmes_have_the_same_links():
+    def of_readme(text):  # each names the other
+        return [target for target in links(text) if not target.startswith("README")]
+
+    assert of_readme(CHINESE) == of_readme(ENGLISH)
+    assert "README.zh-TW.md" in links(ENGLISH)
+    assert "README.md" in links(CHINESE)
+
+
+def test_both_readmes_name_the_same_things_of_the_code():
+    def names(text):
+        words = quoted(without_code(text))
+        return sorted(word for word in words if re.fullmatch(r"[\w./*<>-]+", word))
+
+    assert names(CHINESE) == names(ENGLISH)
+
+
+def test_both_readmes_have_the_same_formulas_and_rows():
+    assert formulas(CHINESE) == formulas(ENGLISH)
+
+    def rows(text):
+        return [line.count("|") for line in text.splitlines() if line.startswith("|")]
+
+    assert rows(CHINESE) == rows(ENGLISH)
+
+
+def test_the_chinese_readme_uses_traditional_characters():
+    simplified = "训练图层网络数据类别预测这个们时为与习应权标签验证显说过还会东马鱼"
+    traditional = "訓圖層網絡數據類別預測這個們時為與習應權標籤驗證顯說過還會東馬魚"
+    only_simplified = set(simplified) - set(traditional) - set("层别据")
+    assert not only_simplified & set(CHINESE)
+    assert "資料" in CHINESE  # the word used in Taiwan
+    for foreign in ("数据", "數據集", "默認", "視頻", "軟件", "文件夾", "程序", "命令行"):
+        assert foreign not in CHINESE
+
+
+def test_the_readme_names_only_flags_that_there_are():
+    flags = set(re.findall(r"--[a-z][a-z-]*", ENGLISH))
+    assert not {flag for flag in flags if not is_known(flag)}
+
+
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["en", "zh"])
+def test_formulas_survive_githubs_markdown(text):
+    assert formulas(text)
+    for formula in formulas(text):
+        assert "|" not in formula, "would end the table's cell"
+        assert not re.search(r"\\[^a-zA-Z]", formula), "Markdown takes such a backslash away"
+        assert formula.count("{") == formula.count("}")
+        assert formula == formula.strip()
+
+
+# --- every document -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in links(path.read_text("utf-8")):
+        if re.match(r"https?:", target):
+            continue
+        file, _, place = target.partition("#")
+        found = (path.parent / file) if file else path
+        assert found.exists(), f"{path.name} links to {target}"
+        if place:
+            places = [anchor(text) for _, text in headings(found.read_text("utf-8"))]
+            assert place in places, f"{path.name} links to {target}"
+
+
+def test_contributing_names_only_what_the_code_has():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    tests = "\n".join(path.read_text("utf-8") for path in ROOT.glob("tests/test_*.py"))
+    example = {"tests/test_X.py", "X.py", "ValueError", "FileNotFoundError", "half", "imagenet"}
+    for word in set(quoted(without_code(text))) - example:
+        if " " in word or word.startswith("weights_only"):
+            continue
+        assert is_known(word) or f"def {word}(" in tests or word == "slow", word
+    for _, command in commands(text):
+        for file in re.findall(r"[\w/]+\.py", command):
+            assert (ROOT / file).exists(), file
+
+
+# --- licence and citation -------------------------------------------------------------------------
+
+
+def test_the_licence_is_apache_2_word_for_word():
+    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def test_the_citation_has_what_the_format_demands():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert citation["license"] == "Apache-2.0"
+
+
+def test_references_hold_an_entry_for_each_paper():
+    text = (ROOT / "docs" / "references.md").read_text("utf-8")
+    (entries,) = re.findall(r"```bibtex\n(.*?)```", text, re.DOTALL)
+    kinds = re.findall(r"^@(\w+)\{(\w+),$", entries, re.MULTILINE)
+    wanted = "liu2025kan dosovitskiy2021vit vaswani2017attention wolf2020transformers he2019bag"
+    assert {key for _, key in kinds} >= set(f"{wanted} touvron2021deit yang2025kat".split())
+    for entry in re.split(r"\n\n", entries.strip()):
+        assert entry.count("{") == entry.count("}")
+        assert all(re.search(rf"^  {field}\s+= \{{", entry, re.M) for field in ("title", "author"))
