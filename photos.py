@@ -26,6 +26,11 @@ SHUT_FORMATS = {"EPS", "WMF", "FITS", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPE
 MAX_JPEG_SCANS = 100
 SCAN_START = b"\xff\xda\x00"  # the marker and the first byte of a length that is below 256
 
+# HEIC is what phones write. Pillow reads it through another package, which is loaded when a first
+# such photo is met; without it they count as photos all the same, so that each is named.
+HEIC_EXTENSIONS = {".heic", ".heif", ".hif"}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
 ORIENTATION_TAG = 0x0112  # EXIF 2.3, 4.6.4 A: how to turn the stored picture to stand upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,9 +81,10 @@ def readable_formats() -> tuple[str, ...]:
 
 @cache
 def readable_extensions() -> frozenset[str]:
-    """Lower-case extensions, with their dot, of `readable_formats`."""
+    """Lower-case extensions, with their dot, of `readable_formats` and of HEIC."""
     formats = {*readable_formats(), "MPO"}  # MPO, JPEGs in a row, is opened by the JPEG reader
-    return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
+    known = {end for end, name in Image.registered_extensions().items() if name in formats}
+    return frozenset(known | HEIC_EXTENSIONS)
 
 
 def load_image(path_or_file: str | os.PathLike | BinaryIO, min_size: int | None = None):
@@ -113,7 +119,38 @@ def open_photo(path_or_file) -> Image.Image:
             raise OSError("not a regular file")
         if status.st_size == 0:
             raise OSError("the file is empty")
-    return Image.open(path_or_file, formats=readable_formats())
+    try:
+        return Image.open(path_or_file, formats=readable_formats())
+    except UnidentifiedImageError:
+        if not is_heic(path_or_file):
+            raise
+    load_heic_reader()
+    return Image.open(path_or_file, formats=("HEIF",))
+
+
+def is_heic(path_or_file: str | os.PathLike | BinaryIO) -> bool:
+    """Whether a file starts as HEIC does: a box of type ftyp (ISO/IEC 14496-12) with its brand."""
+    if isinstance(path_or_file, (str, os.PathLike)):
+        with open(path_or_file, "rb") as file:
+            head = file.read(12)
+    else:
+        path_or_file.seek(0)
+        head = path_or_file.read(12)
+        path_or_file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+
+
+@cache
+def load_heic_reader() -> None:
+    """Lets Pillow read HEIC; OSError with what to do where that package is not installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise OSError(
+            "a HEIC photo, which Pillow does not read by itself: pip install pillow-heif, or save "
+            "it as JPEG"
+        ) from None
+    register_heif_opener(thumbnails=False)
 
 
 def decode(image: Image.Image, min_size: int | None = None) -> Image.Image:

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import sys
 import threading
 import zlib
 
@@ -328,6 +329,35 @@ def test_extensions_of_common_formats_are_readable():
     wanted = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".jp2"}
     assert wanted <= photos.readable_extensions()
     assert ".pdf" not in photos.readable_extensions()  # Pillow writes but does not read it
+
+
+def heic_file(tmp_path):
+    """A photo as phones write it; the test is skipped without a writer."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "IMG_0001.HEIC"
+    pillow_heif.from_pillow(gradient(160, 96)).save(path, quality=95)
+    return path
+
+
+def test_heic_is_read_like_any_photo(tmp_path):
+    path = heic_file(tmp_path)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        image = load_image(source)
+        assert image.mode == "RGB"
+        assert difference(image, gradient(160, 96)) < 30
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(PhotoError):
+        load_image(path)
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    photos.load_heic_reader.cache_clear()
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(PhotoError, match="pip install pillow-heif, or save it as JPEG"):
+        load_image(path)
+    assert ".heic" in photos.readable_extensions()  # so that a folder of them is not called empty
 
 
 def test_errors_can_be_pickled_and_name_odd_names_legibly():
