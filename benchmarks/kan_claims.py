@@ -4,7 +4,7 @@
     python benchmarks/kan_claims.py show --quick
 
 a: fitting formulas, b: Poisson's equation, c: forgetting, d: cost, e: image classification, on
-three seeds each (arXiv 2404.19756, sections 3 and 4). `run` appends a line for each piece of work
+three seeds each (arXiv 2404.19756, section 3). `run` appends a line for each piece of work
 to benchmarks/kan_claims.jsonl and skips pieces that have one, so it can be killed and started
 again; part e needs a folder of class folders, and the file that benchmarks/kan_vit.py writes. With
 `--quick` all of it takes less than 30 minutes on two cores; without, hours, or a GPU (--device).

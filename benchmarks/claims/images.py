@@ -27,7 +27,7 @@ MODELS = {
 }
 FINE_TUNED = ("ViT", "KAN rank 16", "KAN full", "GKAN")  # settings of benchmarks/kan_vit.py
 RATES = (1e-3, 3e-3)
-EPOCHS = {"quick": (3, 8), "full": (40, 100)}  # of tuning and of the runs that count
+EPOCHS = {"quick": (2, 5), "full": (40, 100)}  # of tuning and of the runs that count
 COMMON = (
     "--model vit_micro_patch8_64 --val-split 0.5 --batch-size 32 --opt adamw --weight-decay 0.05 "
     "--warmup-epochs 1 --label-smoothing 0.1 --aug basic --workers 0"
