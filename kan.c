@@ -310,13 +310,13 @@ void curves(struct matrix *x, long rows, long features, struct knots *knots, con
     }
 }
 
-/* Gradients of `curves`: grad_x, and grad_table[part][f][cell + j], padded and zero on entry, for each
+/* Gradients of `curves`: grad_x = base + what the splines give, and grad_table[part][f][cell + j], padded and zero on entry, for each
    part of `most` rows. The parts are added up outside, in one order for any number of threads. */
 void curves_backward(struct matrix *x, long rows, long features, struct knots *knots,
-                     const REAL *table, struct matrix *grad, struct matrix *grad_x, REAL *grad_table,
-                     long most, long padded, long threads) {
+                     const REAL *table, struct matrix *grad, struct matrix *base,
+                     struct matrix *grad_x, REAL *grad_table, long most, long padded, long threads) {
   const struct knots t = *knots;
-  const struct matrix in = *x, from = *grad, to = *grad_x;
+  const struct matrix in = *x, from = *grad, add = *base, to = *grad_x;
 #pragma omp parallel for collapse(2) num_threads(threads)
   for (long part = 0; part < (rows + most - 1) / most; part++)
     for (long f = 0; f < features; f += WIDTH) {
@@ -331,7 +331,7 @@ void curves_backward(struct matrix *x, long rows, long features, struct knots *k
           sum += c[j] * b.slope[j];
           weighted[j] = g * b.value[j];
         }
-        put(to, r, f, width, sum * g);
+        put(to, r, f, width, get(add, r, f, width) + sum * g);
         REAL windows[WIDTH * (K + 1)];
         interleave(weighted, windows);
         for (long v = 0; v < width; v++)

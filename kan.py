@@ -268,36 +268,40 @@ class Splines:
             self.slopes(x, grad, part, features)
             out.copy_(part)
 
-    def curves(self, x: Tensor, base: Tensor, coef: Tensor) -> Tensor:
+    def curves(self, x: Tensor, base: Tensor, coef: Tensor, dtype: torch.dtype) -> Tensor:
         """base (N, I) + the value at x (N, I) of one spline per feature, coef (I, K)."""
         coef = coef.to(self.real)
         if self.library is None:
             bases = dense_bases(x.to(self.real), self.grid, self.order, self.outside)
-            return (base + (bases * coef).sum(-1)).to(base.dtype)
-        base = base if self._fits(base) else base.to(self.real)
-        out = torch.empty_like(base)
-        table = self._padded(coef)
-        self._call("curves", x, slice(None), table, self._matrix(base), self._matrix(out))
-        return out
+            return (base + (bases * coef).sum(-1)).to(dtype)
+        out = torch.empty(x.shape, dtype=dtype if dtype == torch.bfloat16 else self.real)
+        base = self._matrix(self._fit(base))
+        self._call("curves", x, slice(None), self._padded(coef), base, self._matrix(out))
+        return out.to(dtype)
 
-    def curves_backward(self, x: Tensor, coef: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of x (N, I) and coef (I, K) from that of `curves`'s result (N, I)."""
+    def curves_backward(self, x, coef, grad, base) -> tuple[Tensor, Tensor]:
+        """Gradients of x (N, I) and coef (I, K) from those of `curves`'s result and of `base`.
+
+        The first includes that of `base`, which is (N, I), too.
+        """
         coef = coef.to(self.real)
         if self.library is None:
-            x, grad = x.to(self.real), grad.to(self.real)
-            bases = dense_bases(x, self.grid, self.order, self.outside)
+            at, grad = x.to(self.real), grad.to(self.real)
+            bases = dense_bases(at, self.grid, self.order, self.outside)
             weighted = (grad.unsqueeze(-1) * coef).flatten(1)
-            grad_x = _torch_slopes(x, weighted, self.grid, self.order, self.outside)
-            return grad_x, (bases * grad.unsqueeze(-1)).sum(0)
+            grad_x = base + _torch_slopes(at, weighted, self.grid, self.order, self.outside)
+            return grad_x.to(x.dtype), (bases * grad.unsqueeze(-1)).sum(0)
         rows = 256  # in a part: few enough for all threads, so many that adding the parts is little
         out = torch.empty_like(x, dtype=x.dtype if self._fits(x) else self.real)
         padded = self.count + 2 * self.order
         parts = self.grid.new_zeros(-(-len(x) // rows), x.shape[1], padded)
+        grad, base = (self._matrix(self._fit(g)) for g in (grad, base))
         self._call(
-            "curves_backward", x, slice(None), self._padded(coef), self._matrix(self._fit(grad)),
-            self._matrix(out), parts, rows, padded,
+            "curves_backward", x, slice(None), self._padded(coef), grad, base, self._matrix(out),
+            parts, rows, padded,
         )  # fmt: skip
-        return out, parts.sum(0)[:, self.order : self.order + self.count]
+        total = parts.sum(0)[:, self.order : self.order + self.count]
+        return out.to(x.dtype), total
 
     def takes(self, outputs: int) -> bool:
         """Whether `product` serves for so many outputs: faster than multiplying all the zeros."""
@@ -387,7 +391,9 @@ class Splines:
 
     @staticmethod
     def _matrix(x: Tensor) -> Matrix:
-        return Matrix(x.data_ptr(), x.stride(0), x.dtype == torch.bfloat16)
+        matrix = Matrix(x.data_ptr(), x.stride(0), x.dtype == torch.bfloat16)
+        matrix.numbers = x  # they must live as long
+        return matrix
 
     def _call(self, name: str, x: Tensor, features: slice, *arguments) -> None:
         """Calls a function of kan.c that takes inputs x (N, F) and the knots of `features`."""
@@ -567,25 +573,24 @@ class BaseProduct(torch.autograd.Function):
 
             return *differentiable(plain, (x, weight, bias), grad), None, None
         want_x, want_weight, want_bias, *_ = ctx.needs_input_grad
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(want_x)
-            active = ctx.activation(x)
-        grad_x = None
+        grad_x = grad_weight = None
         if want_x:
-            (grad_x,) = torch.autograd.grad(active, x, (grad @ weight.to(ctx.dtype)).to(x.dtype))
-        grad_weight = (grad.t() @ active.detach().to(ctx.dtype)).to(weight) if want_weight else None
+            grad_x = activation_backward(ctx.activation, x, grad @ weight.to(ctx.dtype))
+        if want_weight:
+            grad_weight = (grad.t() @ ctx.activation(x).to(ctx.dtype)).to(weight)
         grad_bias = grad.sum(0, dtype=bias.dtype) if want_bias else None
         return grad_x, grad_weight, grad_bias, None, None
 
 
 class Curves(torch.autograd.Function):
-    """base (N, I) + one spline per feature at x (N, I), coef (I, K). Keeps x and coef."""
+    """activation(x) + one spline per feature, x (N, I), coef (I, K). Keeps x and coef."""
 
     @staticmethod
-    def forward(ctx, base, x, coef, grid, order, outside):
+    def forward(ctx, x, coef, grid, order, outside, activation, dtype):
         ctx.save_for_backward(x, coef, grid)
-        ctx.order, ctx.outside = order, outside
-        return Splines(x, grid, order, outside, coef.dtype).curves(x, base, coef).to(base.dtype)
+        ctx.order, ctx.outside, ctx.activation, ctx.dtype = order, outside, activation, dtype
+        splines = Splines(x, grid, order, outside, coef.dtype)
+        return splines.curves(x, activation(x), coef, dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -593,19 +598,35 @@ class Curves(torch.autograd.Function):
         if torch.is_grad_enabled():
 
             def plain(x, coef):
-                return plain_curves(0, x, coef, grid, ctx.order, ctx.outside)
+                shape = grid, ctx.order, ctx.outside
+                return plain_curves(x, coef, *shape, ctx.activation, ctx.dtype)
 
-            return grad, *differentiable(plain, (x, coef), grad), None, None, None
+            return *differentiable(plain, (x, coef), grad), *[None] * 5
         splines = Splines(x, grid, ctx.order, ctx.outside, coef.dtype)
-        grad_x, grad_coef = splines.curves_backward(x, coef, grad)
-        return grad, grad_x.to(x.dtype), grad_coef.to(coef.dtype), None, None, None
+        base = activation_backward(ctx.activation, x, grad)
+        grad_x, grad_coef = splines.curves_backward(x, coef, grad, base)
+        return grad_x, grad_coef.to(coef.dtype), *[None] * 5
 
 
-def plain_curves(base, x, coef, grid, order, outside) -> Tensor:
+def plain_curves(x, coef, grid, order, outside, activation, dtype) -> Tensor:
     """What `Curves` computes, by operations that torch can trace and differentiate."""
     real = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     bases = dense_bases(x.to(real), grid.to(real), order, outside)
-    return base + (bases * coef.to(real)).sum(-1).to(x.dtype)
+    return (activation(x) + (bases * coef.to(real)).sum(-1)).to(dtype)
+
+
+def activation_backward(activation: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of x from that of activation(x), without computing this again where possible."""
+    if isinstance(activation, nn.Identity):
+        return grad
+    grad = grad.to(x.dtype)
+    if type(activation) is nn.GELU:
+        return torch.ops.aten.gelu_backward(grad, x, approximate=activation.approximate)
+    if type(activation) is nn.SiLU:
+        return torch.ops.aten.silu_backward(grad, x)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(activation(x), x, grad)[0]
 
 
 # --- Layers --------------------------------------------------------------------------------------
@@ -691,14 +712,13 @@ class SplineLayer(nn.Module):
             )
         return x if x.is_floating_point() else x.to(self.base_weight.dtype)
 
+    def may_fuse(self, x: Tensor) -> bool:
+        """Whether functions of our own may compute the base function, and again for backward."""
+        return not wants_plain_path(x) and next(self.base_activation.parameters(), None) is None
+
     def linear(self, x: Tensor) -> Tensor:
         """The base term (N, I) -> (N, O)."""
-        fused = not isinstance(self.base_activation, nn.Identity)
-        if (
-            fused
-            and not wants_plain_path(x)
-            and not any(True for _ in self.base_activation.parameters())
-        ):
+        if self.may_fuse(x) and not isinstance(self.base_activation, nn.Identity):
             dtype = product_dtype(x, self.base_weight)
             return BaseProduct.apply(x, self.base_weight, self.bias, self.base_activation, dtype)
         return F.linear(self.base_activation(x), self.base_weight, self.bias)
@@ -1187,9 +1207,10 @@ class GroupKANLinear(SplineLayer):
         size = self.in_features // self.groups
         coef = self.spline_weight.repeat_interleave(size, 0)  # (groups, K) -> (I, K)
         grid = self.grid.repeat_interleave(size, 0)
-        curves = plain_curves if wants_plain_path(x) else Curves.apply
-        base = self.base_activation(rows)
-        rows = curves(base, rows, coef, grid, self.spline_order, self.outside)
+        curves = Curves.apply if self.may_fuse(x) else plain_curves
+        dtype = product_dtype(x, self.base_weight)
+        shape = grid, self.spline_order, self.outside
+        rows = curves(rows, coef, *shape, self.base_activation, dtype)
         return F.linear(rows, self.base_weight, self.bias).reshape(*x.shape[:-1], self.out_features)
 
     def regularization_loss(

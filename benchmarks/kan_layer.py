@@ -3,7 +3,6 @@
     python benchmarks/kan_layer.py                             # layers, two sizes, float32
     python benchmarks/kan_layer.py --dtype bfloat16            # under autocast
     python benchmarks/kan_layer.py --vit                       # training steps of whole KAN-ViTs
-    python benchmarks/kan_layer.py --init                      # initialisations on function fitting
     python benchmarks/kan_layer.py --device cuda --dtype bfloat16 --sizes 768x3072 --rows 25216
 
 One step is forward and backward, parameters' and input's gradients. "ratio" is to the bare product
@@ -16,7 +15,6 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
-import math
 import multiprocessing
 import os
 import platform
@@ -33,7 +31,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kan import INITIALISATIONS, KAN, GroupKANLinear, KANLinear
+from kan import GroupKANLinear, KANLinear
 
 GRID, ORDER = 5, 3
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -280,50 +278,6 @@ def compare_vits(args: argparse.Namespace) -> None:
         process.join()
 
 
-FUNCTIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
-    "exp(sin(pi x) + y^2)": (2, lambda x: torch.exp(torch.sin(math.pi * x[:, 0]) + x[:, 1] ** 2)),
-    "x y": (2, lambda x: x[:, 0] * x[:, 1]),
-    "sin(4 pi x) cos(2 pi y)": (
-        2,
-        lambda x: torch.sin(4 * math.pi * x[:, 0]) * torch.cos(2 * math.pi * x[:, 1]),
-    ),
-    "mean of tanh(3 x_i)^2": (8, lambda x: torch.tanh(3 * x).square().mean(1)),
-}
-
-
-def compare_initialisations(args: argparse.Namespace) -> None:
-    """Mean error of KANs after a thousand Adam steps, for each scheme, function and shape."""
-    shapes = [[8], [32, 32]]
-    print("\n| function | hidden | " + " | ".join(INITIALISATIONS) + " |")
-    print("|---|---|" + "---|" * len(INITIALISATIONS))
-    for name, (inputs, function) in FUNCTIONS.items():
-        for hidden in shapes:
-            cells = []
-            for init in INITIALISATIONS:
-                errors = [
-                    fit(function, [inputs, *hidden, 1], init, s, args) for s in range(args.seeds)
-                ]
-                cells.append(f"{statistics.geometric_mean(errors):.2e}")
-            print(f"| {name} | {hidden} | " + " | ".join(cells) + " |", flush=True)
-
-
-def fit(function, sizes: list[int], init: str, seed: int, args: argparse.Namespace) -> float:
-    """Returns the root mean square error on new points."""
-    torch.manual_seed(seed)
-    x, test = torch.rand(1000, sizes[0]) * 2 - 1, torch.rand(1000, sizes[0]) * 2 - 1
-    y = function(x)[:, None]
-    model = KAN(sizes, init=init)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.fit_steps)
-    for _ in range(args.fit_steps):
-        optimizer.zero_grad()
-        F.mse_loss(model(x), y).backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        return F.mse_loss(model(test), function(test)[:, None]).sqrt().item()
-
-
 def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -348,9 +302,6 @@ def main() -> None:
     parser.add_argument("--vit", action="store_true", help="whole Vision Transformers")
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="the ViT of --vit")
     parser.add_argument("--batch-size", type=int, default=8, help="images in a step of --vit (8)")
-    parser.add_argument("--init", action="store_true", help="initialisations on function fitting")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of --init (3)")
-    parser.add_argument("--fit-steps", type=int, default=1000, help="Adam steps of --init (1000)")
     args = parser.parse_args()
     args.dtype = getattr(torch, args.dtype)
     torch.set_num_threads(args.threads)
@@ -358,9 +309,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name()
     print(f"{where}, {args.threads} threads, {args.clock} clock, torch {torch.__version__}, "
           f"python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")  # fmt: skip
-    if args.init:
-        compare_initialisations(args)
-    elif args.vit:
+    if args.vit:
         compare_vits(args)
     else:
         compare_layers(args)
