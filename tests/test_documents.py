@@ -108,6 +108,8 @@ def test_formulas_survive_githubs_markdown(text):
         assert not re.search(r"\\[^a-zA-Z]", formula), "Markdown takes such a backslash away"
         assert formula.count("{") == formula.count("}")
         assert formula == formula.strip()
+    around = re.findall(r"(.)\$[^$]+\$(.)", without_code(text))
+    assert all(before == " " and after in " ,;:." for before, after in around), around
 
 
 # --- every document -------------------------------------------------------------------------------
