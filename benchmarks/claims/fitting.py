@@ -233,12 +233,13 @@ def tables(store: Store) -> str:
                 f"{best.error:.1e}",
                 f"{best.label}, {chosen(store, name, side)}",
                 f"{best.parameters:,}",
-                f"{exponent(frontier(candidates)):.1f}",
+                f"{round(exponent(frontier(candidates)), 1) + 0.0}",
             ]
-        rows.append([f"`{name}`", str(list(task.shape)), *cells])
+        seeds = min(len(p.errors) for candidates in sides for p in candidates)
+        rows.append([f"`{name}`", str(list(task.shape)), *cells, seeds])
     header = [
         "function", "KAN", "KAN: RMSE", "at", "parameters", "exponent", "MLP: RMSE", "at",
-        "parameters", "exponent",
+        "parameters", "exponent", "seeds",
     ]  # fmt: skip
     return table(header, rows)
 
@@ -252,7 +253,7 @@ def draw(store: Store, plt) -> object:
         kans, mlps = points(store, name, "KAN"), points(store, name, "MLP")
         if not kans or not mlps:
             continue
-        bars(panel, kans, "#c0392b", "o-", f"KAN {list(task.shape)}")
+        bars(panel, kans, "#c0392b", "o-", "KAN")
         for depth in SCALES[store.scale].depths:
             some = [p for p in mlps if p.label.startswith(f"{depth} layers")]
             bars(panel, some, colours((5 - depth) / 4), "s--", f"MLP, {depth} layers")
@@ -260,11 +261,15 @@ def draw(store: Store, plt) -> object:
         theory = [3 * kans[0].error * (n / reference[0]) ** THEORY for n in reference]
         limits = panel.get_ylim()
         panel.plot(reference, theory, ":", color="black", label=f"slope {THEORY}")
-        panel.set(xscale="log", yscale="log", title=name, ylim=(limits[0] / 2, limits[1] * 2))
+        panel.set(
+            xscale="log",
+            yscale="log",
+            title=f"{name}\nKAN {list(task.shape)}",
+            ylim=(limits[0] / 2, limits[1] * 2),
+        )
         panel.set(xlabel="parameters", ylabel="RMSE on test points")
         panel.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
-    labels[0] = "KAN"
     panels[-1].axis("off")
     panels[-1].legend(handles, labels, loc="center")
     return figure

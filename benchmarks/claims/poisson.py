@@ -204,11 +204,11 @@ def tables(store: Store) -> str:
                 NAMES[side], variant, method + (f", {rate:g}" if rate else ""),
                 f"{found[0]['parameters']:,}",
                 spread([end["l2"] for end in ends]), spread([end["h1"] for end in ends]),
-                f"{seconds:.0f}", f"{1000 * seconds / ends[0]['step']:.0f}",
+                f"{seconds:.0f}", f"{1000 * seconds / ends[0]['step']:.0f}", len(ends),
             ])  # fmt: skip
     header = [
         "network", "variant", "by", "parameters", "squared L2 error", "squared H1 error", "seconds",
-        "ms a step",
+        "ms a step", "seeds",
     ]  # fmt: skip
     return table(header, rows) + "\n\n" + ratios(store)
 
