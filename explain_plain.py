@@ -94,6 +94,11 @@ def print_formula(network: Network, x: Tensor, y: Tensor) -> None:
     if edges > MOST_READ:
         print(f"no formula: {edges} edges are too many to read, at most {MOST_READ} (--prune P)")
         return
+    try:
+        import sympy  # noqa: F401 (what formulas.py writes expressions with)
+    except ImportError:
+        print("no formula: the package sympy is not installed (pip install sympy)")
+        return
     formula = read_formula(model, x, y)
     error = (formula(x.double()) - y).square().mean().sqrt()
     print(*formula.table(), sep="\n")

@@ -176,5 +176,12 @@ def test_large_networks_are_neither_drawn_nor_read(tmp_path, monkeypatch, capsys
     assert "no formula" in out
 
 
+def test_without_sympy_the_rest_is_done(lines, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sympy", None)
+    assert run(monkeypatch, lines / "kan.pth") == 0
+    assert "pip install sympy" in capsys.readouterr().out
+    assert (lines / "explain" / "network.png").exists()
+
+
 def test_names_with_spaces_become_symbols():
     assert explain_plain.symbols(["petal width", "", "x"]) == ["petal_width", "x_1", "x"]
