@@ -155,7 +155,7 @@ def report(surveys: dict[str, LayerSurvey], effects: dict[int, tuple[float, floa
     for name, one in surveys.items():
         block = edges.block_of(name)
         line = (
-            f"{block + 1:5d}  {name[-3:]:5s}  {one.used.numel():6d}  {one.share:11.1%}"
+            f"{block + 1:5d}  {name[-3:]:5s}  {one.used.numel():6d}  {one.share:11.2%}"
             f"  {one.outside:8.2%}"
         )
         if block not in seen:

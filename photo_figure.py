@@ -293,7 +293,7 @@ def draw_curve(axes, number: int, one: DrawnCurve, name: str) -> None:
     where = "in the class token" if one.patch is None else f"most at {number} in the photo"
     verb = "for" if one.curve.contribution > 0 else "against"
     axes.set_title(
-        f"{number}  {one.title}\n{one.curve.contribution:+.3f} {verb} “{name}”, {where}",
+        f"{number}  {one.title}\n{one.curve.contribution:+.2g} {verb} “{name}”, {where}",
         fontsize=8.5,
     )
     axes.tick_params(labelsize=7)

@@ -59,7 +59,7 @@ def size_of(model: torch.nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def report(checkpoint: str, options: argparse.Namespace) -> None:
     """Prints the rows of one checkpoint."""
     loaded = load_model(checkpoint)
