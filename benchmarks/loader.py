@@ -3,8 +3,9 @@
     python benchmarks/loader.py --data-path flower_photos
 
 First table: a folder of class folders through `MyDataSet`, for training and for evaluation, with
-0, 1 and 2 workers, next to the plain way (Pillow's open and torchvision's transforms). Second: one
-process, some photos enlarged to 12 megapixels as from a camera, decoded in full and at the
+0, 1 and 2 workers, next to the plain way (Pillow's open and torchvision's transforms); "kept" is
+as train.py loads: decoded in an earlier epoch, handed on as bytes to be normalised later. Second:
+one process, some photos enlarged to 12 megapixels as from a camera, decoded in full and at the
 scale that the transforms allow. Median of the repeats after a first pass that is not counted.
 """
 
@@ -110,7 +111,12 @@ def loader_table(paths: list[str], repeats: int) -> None:
         "training, ours": MyDataSet(paths, labels, train_transform(PREPROCESS)),
         "evaluation, plain": Plain(paths, train=False),
         "evaluation, ours": MyDataSet(paths, labels, eval_transform(PREPROCESS)),
+        "training, kept": MyDataSet(paths, labels, train_transform(PREPROCESS, as_bytes=True)),
+        "evaluation, kept": MyDataSet(paths, labels, eval_transform(PREPROCESS, as_bytes=True)),
     }
+    for name, dataset in datasets.items():
+        if name.endswith("kept"):
+            dataset.keep_decoded("ram", Path())
     for name, dataset in datasets.items():
         rates = [loader_rate(dataset, workers, repeats) for workers in (0, 1, 2)]
         rates.insert(0, cpu_ms(dataset, repeats))
