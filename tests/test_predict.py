@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import answers
 import find_photos
 import predict
 from answers import Answer
+from kan import KAN
 from preprocess import Preprocess
 from vit_model import create_model
 
@@ -169,13 +172,33 @@ def test_bad_photos_do_not_stop_the_others(monkeypatch, capsys, checkpoint, tmp_
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no photo at all")
-    bad = [str(tmp_path / f"{name}.jpg") for name in ("cut", "empty", "text")]
-    order = [good[0], bad[0], bad[1], good[1], bad[2], good[2]]
+    write_bomb(tmp_path / "bomb.jpg")
+    bad = [str(tmp_path / f"{name}.jpg") for name in ("cut", "empty", "text", "bomb")]
+    order = [good[0], bad[0], bad[1], good[1], bad[2], bad[3], good[2]]
     records = run_json(
         monkeypatch, capsys, *order, "--weights", checkpoint, "--batch-size", 2, "--workers", 3
     )
     assert [record["image"] for record in records] == order
-    assert [record["image"] for record in records if "error" in record] == bad
+    errors = {record["image"]: record["error"] for record in records if "error" in record}
+    assert list(errors) == bad
+    assert [errors[path].split(":")[0] for path in bad] == [
+        "the file is truncated",
+        "the file is empty",
+        "not a picture of any format that can be read here",
+        "too large",
+    ]
+
+
+def write_bomb(path: Path) -> None:
+    """A PNG of a few bytes that claims to hold 20,000 million pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 200_000, 100_000, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
 @pytest.mark.parametrize("extra", [[], ["--json"]])
@@ -280,6 +303,18 @@ def test_a_bare_state_dict_takes_its_names_from_class_indices(monkeypatch, capsy
     assert {entry["class"] for entry in record["predictions"]} == {"DAISY", "ROSES", "TULIPS"}
 
 
+def test_checkpoints_of_other_models_are_refused_with_a_sentence(monkeypatch, capsys, tmp_path):
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "linear.pth")
+    torch.save(KAN([3, 2]).state_dict(), tmp_path / "kan.pth")
+    torch.save({"model": {}, "epoch": 3}, tmp_path / "empty.pth")
+    for name in ("linear.pth", "kan.pth", "empty.pth"):
+        path = tmp_path / name
+        assert run(monkeypatch, photo(tmp_path / "x.jpg"), "--weights", path) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "argv",
     [
@@ -379,14 +414,16 @@ def test_a_listed_photo_in_the_output_folder_stops_the_run(tmp_path):
         names.path(str(tmp_path / "out" / "x.jpg"), ".jpg")
 
 
-def test_an_output_folder_that_cannot_be_written_is_named_at_once(
-    monkeypatch, capsys, checkpoint, tmp_path
+@pytest.mark.parametrize("flag", ["--save", "--sort", "--csv", "--explain"])
+def test_an_output_that_cannot_be_written_is_named_at_once(
+    monkeypatch, capsys, checkpoint, tmp_path, flag
 ):
-    (tmp_path / "file").write_text("not a folder")
-    options = ("--weights", checkpoint, "--save", tmp_path / "file" / "out")
+    (tmp_path / "file").write_text("not a folder")  # root may write into read-only folders
+    options = ("--weights", checkpoint, flag, tmp_path / "file" / "out")
     assert run(monkeypatch, photo(tmp_path / "in" / "x.jpg"), *options) == 2
     captured = capsys.readouterr()
-    assert "cannot write" in captured.err
+    assert str(tmp_path / "file") in captured.err
+    assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
 
 
