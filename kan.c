@@ -282,60 +282,133 @@ void slopes(struct matrix *x, long rows, long features, struct knots *knots, str
     }
 }
 
-/* The coefficients of the bases in each lane's cell, from a padded table of them, row by row. */
-static inline void coefficients(const REAL *table, lanes cell, long feature, struct knots t, vec *to) {
-  const long first = t.outside == ZERO ? 0 : K, last = t.outside == ZERO ? t.count : t.count - K;
-  UNROLL for (int j = 0; j <= K; j++) to[j] = (vec){0};
-  for (long m = first; m < last; m++) {
-    const lanes here = cell == (WHOLE)m;
-    UNROLL for (int j = 0; j <= K; j++)
-      to[j] = pick(here, load(table + (m + j) * t.stride + feature), to[j]);
+/* Curves, of which few differ (groups of `size` features share one), as polynomials in each cell of
+   [low, high], those of the extension included where `outside` is zero. For every cell `table` has
+   K + 3 rows that a feature looks into: the knot c where the cell starts, 1 / h for its width h, and
+   the curve's coefficients of 1, u, u^2, ..., where u = (x - c) / h; and at the end a row with the
+   last knot. `basis` gets the coefficients of the bases, [group][cell][basis][power]. */
+void curve_table(const REAL *grid, const REAL *coef, long groups, long size, long n, long outside,
+                 REAL *table, long stride, double *basis, long threads) {
+  const long first = outside == ZERO ? 0 : K, cells = n + K - 2 * first;
+  (void)threads;
+  for (long g = 0; g < groups; g++) {
+    const REAL *at = grid + g * (n + K + 1);
+    for (long c = 0; c <= cells; c++) {
+      const long m = first + c;
+      REAL row[K + 3] = {at[m]};
+      if (c < cells) {
+        double N[K + 1][K + 1] = {{1}}, near[2 * K + 2]; /* knots m - K to m + K + 1 */
+        for (long i = m - K; i <= m + K + 1; i++)
+          near[i - m + K] = i < 0       ? at[0] + i * ((double)at[1] - at[0])
+                            : i > n + K ? at[n + K] + (i - n - K) * ((double)at[n + K] - at[n + K - 1])
+                                        : at[i];
+        const double *knot = near + K, h = knot[1] - knot[0];
+        for (int p = 1; p <= K; p++) {
+          double saved[K + 1] = {0};
+          for (int r = 0; r < p; r++) { /* as in `evaluate`, with polynomials in u for numbers */
+            const double right = knot[r + 1] - knot[0], left = knot[0] - knot[r + 1 - p];
+            double next[K + 1] = {0};
+            for (int i = 0; i < p; i++) {
+              const double part = right + left ? N[r][i] / (right + left) : 0;
+              saved[i] += right * part;
+              saved[i + 1] -= h * part;
+              next[i] += left * part;
+              next[i + 1] += h * part;
+            }
+            memcpy(N[r], saved, sizeof saved);
+            memcpy(saved, next, sizeof next);
+          }
+          memcpy(N[p], saved, sizeof saved);
+        }
+        memcpy(basis + (g * cells + c) * (K + 1) * (K + 1), N, sizeof N);
+        row[1] = h ? 1 / h : 0;
+        for (int j = 0; j <= K; j++)
+          if (m - K + j >= 0 && m - K + j < n)
+            for (int p = 0; p <= K; p++) row[2 + p] += coef[g * n + m - K + j] * N[j][p];
+      }
+      for (int i = 0; i < (c < cells ? K + 3 : 1); i++)
+        for (long v = 0; v < size; v++) table[(c * (K + 3) + i) * stride + g * size + v] = row[i];
+    }
   }
 }
 
-/* y[r][f] = base[r][f] + the spline of feature f at x[r][f]; table: padded, shaped as the knots. */
-void curves(struct matrix *x, long rows, long features, struct knots *knots, const REAL *table,
-            struct matrix *base, struct matrix *y, long threads) {
-  const struct knots t = *knots;
+struct curve { /* where a vector of inputs lies on curves */
+  lanes cell, inside;
+  vec u, beyond, inverse, coef[K + 1]; /* beyond: how far outside [low, high], in widths of the cell */
+};
+
+static inline struct curve locate(vec x, long feature, const REAL *table, long stride, long cells) {
+  const REAL *row = table + feature;
+  struct curve c = {.cell = {0}};
+  vec start = load(row);
+  const vec low = start, high = load(row + cells * (K + 3) * stride);
+  c.inverse = load(row + stride);
+  UNROLL for (int p = 0; p <= K; p++) c.coef[p] = load(row + (2 + p) * stride);
+  for (long m = 1; m < cells; m++) {
+    row += (K + 3) * stride;
+    /* Knots that repeat the last one begin no cell. */
+    const lanes up = (x >= load(row)) & (load(row) < high);
+    c.cell -= up;
+    start = pick(up, load(row), start);
+    c.inverse = pick(up, load(row + stride), c.inverse);
+    UNROLL for (int p = 0; p <= K; p++) c.coef[p] = pick(up, load(row + (2 + p) * stride), c.coef[p]);
+  }
+  const vec at = pick(x < low, low, pick(x > high, high, x)); /* NaN stays */
+  c.inside = ~((x < low) | (x > high));
+  c.u = (at - start) * c.inverse;
+  c.beyond = (x - at) * c.inverse;
+  return c;
+}
+
+static inline vec slope_of(struct curve c) { /* by u */
+  vec slope = {0};
+  UNROLL for (int p = K; p > 0; p--) slope = slope * c.u + (REAL)p * c.coef[p];
+  return slope;
+}
+
+/* y = base + the curves at x; all (rows, features) */
+void curves(struct matrix *x, long rows, long features, const REAL *table, long stride, long cells,
+            long outside, struct matrix *base, struct matrix *y, long threads) {
   const struct matrix in = *x, add = *base, out = *y;
 #pragma omp parallel for num_threads(threads)
   for (long r = 0; r < rows; r++)
     for (long f = 0; f < features; f += WIDTH) {
       const long width = smaller(WIDTH, features - f);
-      const struct local b = evaluate(get(in, r, f, width), f, t);
-      vec c[K + 1], sum = get(add, r, f, width);
-      coefficients(table, b.cell, f, t, c);
-      UNROLL for (int j = 0; j <= K; j++) sum += c[j] * b.value[j];
-      put(out, r, f, width, sum);
+      const struct curve c = locate(get(in, r, f, width), f, table, stride, cells);
+      vec value = {0};
+      UNROLL for (int p = K; p >= 0; p--) value = value * c.u + c.coef[p];
+      if (outside == LINEAR) value += c.beyond * slope_of(c);
+      if (outside == ZERO) value = only(c.inside, value);
+      put(out, r, f, width, get(add, r, f, width) + value);
     }
 }
 
-/* Gradients of `curves`: grad_x = base + what the splines give, and grad_table[part][f][cell + j], padded and zero on entry, for each
-   part of `most` rows. The parts are added up outside, in one order for any number of threads. */
-void curves_backward(struct matrix *x, long rows, long features, struct knots *knots,
-                     const REAL *table, struct matrix *grad, struct matrix *base,
-                     struct matrix *grad_x, REAL *grad_table, long most, long padded, long threads) {
-  const struct knots t = *knots;
+/* Gradients of `curves`: grad_x = base + what the curves give, and moments[part][f][cell][p], zero on
+   entry, the sum of grad u^p for each part of `most` rows, which give those of the coefficients. The
+   parts are added up outside, in one order for any number of threads. */
+void curves_backward(struct matrix *x, long rows, long features, const REAL *table, long stride,
+                     long cells, long outside, struct matrix *grad, struct matrix *base,
+                     struct matrix *grad_x, REAL *moments, long most, long threads) {
   const struct matrix in = *x, from = *grad, add = *base, to = *grad_x;
 #pragma omp parallel for collapse(2) num_threads(threads)
   for (long part = 0; part < (rows + most - 1) / most; part++)
     for (long f = 0; f < features; f += WIDTH) {
       const long width = smaller(WIDTH, features - f);
-      REAL *start = grad_table + (part * features + f) * padded;
+      REAL *sums = moments + (part * features + f) * cells * (K + 1);
       for (long r = part * most; r < smaller(rows, (part + 1) * most); r++) {
-        const vec g = get(from, r, f, width);
-        const struct local b = evaluate(get(in, r, f, width), f, t);
-        vec c[K + 1], weighted[K + 1], sum = {0};
-        coefficients(table, b.cell, f, t, c);
-        UNROLL for (int j = 0; j <= K; j++) {
-          sum += c[j] * b.slope[j];
-          weighted[j] = g * b.value[j];
-        }
-        put(to, r, f, width, get(add, r, f, width) + sum * g);
+        const struct curve c = locate(get(in, r, f, width), f, table, stride, cells);
+        vec g = get(from, r, f, width), slope = slope_of(c) * c.inverse, power[K + 1];
+        if (outside != LINEAR) slope = only(c.inside, slope);
+        put(to, r, f, width, get(add, r, f, width) + slope * g);
+        if (outside == ZERO) g = only(c.inside, g);
+        power[0] = g;
+        UNROLL for (int p = 1; p <= K; p++) power[p] = power[p - 1] * c.u;
+        if (outside == LINEAR)
+          UNROLL for (int p = K; p > 0; p--) power[p] += (REAL)p * c.beyond * power[p - 1];
         REAL windows[WIDTH * (K + 1)];
-        interleave(weighted, windows);
+        interleave(power, windows);
         for (long v = 0; v < width; v++)
-          add_window(start + v * padded + b.cell[v], windows + v * (K + 1));
+          add_window(sums + (v * cells + c.cell[v]) * (K + 1), windows + v * (K + 1));
       }
     }
 }

@@ -233,10 +233,13 @@ class Splines:
         self.library = None
         if x.device.type == "cpu" and store in (self.real, torch.bfloat16):
             self.library = compiled(order, self.real, x.numel())
-        if self.library:
-            self.knots = self._table(padded_knots(self.grid, order))
         self.threads = torch.get_num_threads()
         self.buffers: dict[str, Tensor] = {}
+
+    @functools.cached_property
+    def knots(self) -> Tensor:
+        """The table of knots that kan.c wants."""
+        return self._table(padded_knots(self.grid, self.order))
 
     def buffer(self, name: str, rows: int, columns: int) -> Tensor:
         """An uninitialised (rows, columns): the same memory each time, as fresh pages cost time."""
@@ -253,7 +256,7 @@ class Splines:
             dense = dense_bases(x.to(self.real), self.grid[features], self.order, self.outside)
             return dense.flatten(1).to(self.store)
         out = self.buffer("bases", len(x), x.shape[1] * self.count)
-        self._call("bases", x, features, self._matrix(out), self.count)
+        self._call("bases", x, features, self.matrix(out), self.count)
         return out
 
     def slopes(self, x: Tensor, grad: Tensor, out: Tensor, features: slice = slice(None)) -> None:
@@ -261,47 +264,12 @@ class Splines:
         if self.library is None:
             x = x.to(self.real)
             out.copy_(_torch_slopes(x, grad, self.grid[features], self.order, self.outside))
-        elif self._fits(out):
-            self._call("slopes", x, features, self._matrix(grad), self.count, self._matrix(out))
+        elif self.fits(out):
+            self._call("slopes", x, features, self.matrix(grad), self.count, self.matrix(out))
         else:
             part = torch.empty_like(out, dtype=self.real)
             self.slopes(x, grad, part, features)
             out.copy_(part)
-
-    def curves(self, x: Tensor, base: Tensor, coef: Tensor, dtype: torch.dtype) -> Tensor:
-        """base (N, I) + the value at x (N, I) of one spline per feature, coef (I, K)."""
-        coef = coef.to(self.real)
-        if self.library is None:
-            bases = dense_bases(x.to(self.real), self.grid, self.order, self.outside)
-            return (base + (bases * coef).sum(-1)).to(dtype)
-        out = torch.empty(x.shape, dtype=dtype if dtype == torch.bfloat16 else self.real)
-        base = self._matrix(self._fit(base))
-        self._call("curves", x, slice(None), self._padded(coef), base, self._matrix(out))
-        return out.to(dtype)
-
-    def curves_backward(self, x, coef, grad, base) -> tuple[Tensor, Tensor]:
-        """Gradients of x (N, I) and coef (I, K) from those of `curves`'s result and of `base`.
-
-        The first includes that of `base`, which is (N, I), too.
-        """
-        coef = coef.to(self.real)
-        if self.library is None:
-            at, grad = x.to(self.real), grad.to(self.real)
-            bases = dense_bases(at, self.grid, self.order, self.outside)
-            weighted = (grad.unsqueeze(-1) * coef).flatten(1)
-            grad_x = base + _torch_slopes(at, weighted, self.grid, self.order, self.outside)
-            return grad_x.to(x.dtype), (bases * grad.unsqueeze(-1)).sum(0)
-        rows = 256  # in a part: few enough for all threads, so many that adding the parts is little
-        out = torch.empty_like(x, dtype=x.dtype if self._fits(x) else self.real)
-        padded = self.count + 2 * self.order
-        parts = self.grid.new_zeros(-(-len(x) // rows), x.shape[1], padded)
-        grad, base = (self._matrix(self._fit(g)) for g in (grad, base))
-        self._call(
-            "curves_backward", x, slice(None), self._padded(coef), grad, base, self._matrix(out),
-            parts, rows, padded,
-        )  # fmt: skip
-        total = parts.sum(0)[:, self.order : self.order + self.count]
-        return out.to(x.dtype), total
 
     def takes(self, outputs: int) -> bool:
         """Whether `product` serves for so many outputs: faster than multiplying all the zeros."""
@@ -321,11 +289,11 @@ class Splines:
         )
         table, wide = self._narrow_table(weight)
         grad = F.pad(grad.to(self.real), (0, table.shape[-1] - len(weight)))
-        out = torch.empty_like(x, dtype=x.dtype if self._fits(x) else self.real)
+        out = torch.empty_like(x, dtype=x.dtype if self.fits(x) else self.real)
         parts = self.grid.new_zeros(-(-len(x) // rows), *table.shape)
         self._call(
             "product_backward", x, slice(None), table, table.shape[1], grad, wide,
-            self._matrix(out), parts, rows,
+            self.matrix(out), parts, rows,
         )  # fmt: skip
         total = parts[0] if len(parts) == 1 else parts.sum(0)
         bases = slice(self.order, self.order + self.count)
@@ -347,7 +315,7 @@ class Splines:
             return scaled(part, scaler[:, features]).flatten(1).to(self.store)
         out = self.buffer("scaled", len(part), part[0].numel())
         extent = self._extent(part, weight)
-        self._invoke("scale", part, scaler[:, features], *extent, self._matrix(out))
+        self.call("scale", part, scaler[:, features], *extent, self.matrix(out))
         return out
 
     def scaled_backward(self, weight, scaler, features: slice, grad, grad_scaler) -> None:
@@ -363,7 +331,7 @@ class Splines:
             return
         to = torch.empty_like(scaler) if grad_scaler is None else grad_scaler
         extent = self._extent(part, weight)
-        self._invoke("scale_backward", part, scaler[:, features], *extent, g, to[:, features])
+        self.call("scale_backward", part, scaler[:, features], *extent, g, to[:, features])
 
     def _can_scale(self, weight: Tensor, scaler: Tensor) -> bool:
         """torch is slow to broadcast over so short an axis; kan.c wants one type and no gaps."""
@@ -374,36 +342,32 @@ class Splines:
     def _extent(part: Tensor, whole: Tensor) -> tuple[int, ...]:
         return len(part), part.shape[1], whole.shape[1], whole.shape[2]
 
-    def _padded(self, coef: Tensor) -> Tensor:
-        """Coefficients (I, K) as a table like the knots', zeros for bases that do not exist."""
-        return self._table(F.pad(coef, (self.order, self.order)))
-
     @staticmethod
     def _table(rows: Tensor) -> Tensor:
         """(I, M) -> (M, I + LANES)"""
         return F.pad(rows.t(), (0, LANES)).contiguous()
 
-    def _fits(self, x: Tensor) -> bool:
+    def fits(self, x: Tensor) -> bool:
+        """Whether kan.c can read and write x (N, F) in place."""
         return x.dtype in (self.real, torch.bfloat16) and x.stride(-1) == 1
 
-    def _fit(self, x: Tensor) -> Tensor:
-        return x if self._fits(x) else x.to(self.real).contiguous()
-
-    @staticmethod
-    def _matrix(x: Tensor) -> Matrix:
+    def matrix(self, x: Tensor) -> Matrix:
+        """x (N, F), or a copy that fits, for kan.c."""
+        x = x if self.fits(x) else x.to(self.real).contiguous()
         matrix = Matrix(x.data_ptr(), x.stride(0), x.dtype == torch.bfloat16)
         matrix.numbers = x  # they must live as long
         return matrix
 
     def _call(self, name: str, x: Tensor, features: slice, *arguments) -> None:
         """Calls a function of kan.c that takes inputs x (N, F) and the knots of `features`."""
-        x = self._fit(x)
         outside = OUTSIDE.index(self.outside)
         at = self.knots[:, features].data_ptr()
         knots = Knots(at, self.knots.shape[1], self.grid.shape[1] - 1, outside)
-        self._invoke(name, self._matrix(x), *x.shape, knots, *arguments)
+        self.call(name, self.matrix(x), *x.shape, knots, *arguments)
 
-    def _invoke(self, name: str, *arguments: Tensor | int | ctypes.Structure) -> None:
+    def call(self, name: str, *arguments: Tensor | int | ctypes.Structure) -> None:
+        """Calls a function of kan.c."""
+
         def passed(a):
             if isinstance(a, Tensor):
                 return ctypes.c_void_p(a.data_ptr())
@@ -475,11 +439,14 @@ def scaled(weight: Tensor, scaler: Tensor | None) -> Tensor:
 
 
 def differentiable(function: Callable, inputs: tuple, grad: Tensor) -> list[Tensor | None]:
-    """Gradients of function(*inputs) as a graph of their own, for higher derivatives."""
+    """Gradients of function(*inputs); a graph of their own where higher derivatives are wanted."""
+    higher = torch.is_grad_enabled()
     # Aliases cut off what the inputs may have to do with each other.
-    inputs = [v.view_as(v) if v is not None else None for v in inputs]
-    wanted = [v for v in inputs if v is not None and v.requires_grad]
-    found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    with torch.enable_grad():
+        inputs = [v.view_as(v) if v is not None else None for v in inputs]
+        wanted = [v for v in inputs if v is not None and v.requires_grad]
+        result = function(*inputs)
+    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=higher))
     return [next(found) if v is not None and v.requires_grad else None for v in inputs]
 
 
@@ -583,36 +550,89 @@ class BaseProduct(torch.autograd.Function):
 
 
 class Curves(torch.autograd.Function):
-    """activation(x) + one spline per feature, x (N, I), coef (I, K). Keeps x and coef."""
+    """activation(x) + one spline for each group of features, x (N, I), coef (groups, K).
+
+    Keeps x and coef.
+    """
 
     @staticmethod
     def forward(ctx, x, coef, grid, order, outside, activation, dtype):
         ctx.save_for_backward(x, coef, grid)
         ctx.order, ctx.outside, ctx.activation, ctx.dtype = order, outside, activation, dtype
-        splines = Splines(x, grid, order, outside, coef.dtype)
-        return splines.curves(x, activation(x), coef, dtype)
+        groups = Groups(x, coef, grid, order, outside)
+        if groups.library is None:
+            return plain_curves(x, coef, grid, order, outside, activation, dtype)
+        return groups.curves(activation(x), dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, coef, grid = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        groups = Groups(x, coef, grid, ctx.order, ctx.outside)
+        if torch.is_grad_enabled() or groups.library is None:
 
             def plain(x, coef):
                 shape = grid, ctx.order, ctx.outside
                 return plain_curves(x, coef, *shape, ctx.activation, ctx.dtype)
 
             return *differentiable(plain, (x, coef), grad), *[None] * 5
-        splines = Splines(x, grid, ctx.order, ctx.outside, coef.dtype)
-        base = activation_backward(ctx.activation, x, grad)
-        grad_x, grad_coef = splines.curves_backward(x, coef, grad, base)
-        return grad_x, grad_coef.to(coef.dtype), *[None] * 5
+        return *groups.backward(grad, activation_backward(ctx.activation, x, grad)), *[None] * 5
+
+
+class Groups:
+    """The curves of `Curves` as kan.c computes them: polynomials in each cell."""
+
+    def __init__(self, x: Tensor, coef: Tensor, grid: Tensor, order: int, outside: str) -> None:
+        self.splines = splines = Splines(x, grid, order, outside, torch.bfloat16)
+        self.x, self.coef, self.library = x, coef, splines.library
+        if self.library is None:
+            return
+        (groups, count), features = coef.shape, x.shape[1]
+        self.cells = count + order if outside == "zero" else count - order
+        room = features + LANES
+        self.table = splines.grid.new_empty(self.cells * (order + 3) + 1, room)
+        self.basis = coef.new_empty(groups, self.cells, order + 1, order + 1, dtype=torch.float64)
+        splines.call(
+            "curve_table", splines.grid.contiguous(), coef.to(splines.real).contiguous(), groups,
+            features // groups, count, OUTSIDE.index(outside), self.table, room, self.basis,
+        )  # fmt: skip
+
+    def curves(self, base: Tensor, dtype: torch.dtype) -> Tensor:
+        """base (N, I) + the curves at x, in `dtype`."""
+        real = dtype if dtype == torch.bfloat16 else self.splines.real
+        out = torch.empty(self.x.shape, dtype=real)
+        self._call("curves", self.splines.matrix(base), self.splines.matrix(out))
+        return out.to(dtype)
+
+    def backward(self, grad: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x, to which `base` (N, I) is added, and of coef, from that of `curves`."""
+        splines, order = self.splines, self.splines.order
+        rows = 1024  # in a part: some for every thread, so many that adding the parts is little
+        out = torch.empty_like(self.x, dtype=self.x.dtype if splines.fits(self.x) else splines.real)
+        (groups, count), parts = self.coef.shape, -(-len(out) // rows)
+        moments = self.table.new_zeros(parts, groups, out.shape[1] // groups, self.cells, order + 1)
+        matrices = (splines.matrix(m) for m in (grad, base, out))
+        self._call("curves_backward", *matrices, moments, rows)
+        each = torch.einsum("gcp,gcjp->gcj", moments.sum((0, 2)).double(), self.basis)
+        total = each.new_zeros(groups, count + 2 * order)
+        first = 0 if splines.outside == "zero" else order
+        for j in range(order + 1):
+            total[:, first + j : first + j + self.cells] += each[..., j]
+        return out.to(self.x.dtype), total[:, order : order + count].to(self.coef.dtype)
+
+    def _call(self, name: str, *arguments) -> None:
+        splines = self.splines
+        outside = OUTSIDE.index(splines.outside)
+        shape = *self.x.shape, self.table, self.table.shape[1], self.cells, outside
+        splines.call(name, splines.matrix(self.x), *shape, *arguments)
 
 
 def plain_curves(x, coef, grid, order, outside, activation, dtype) -> Tensor:
     """What `Curves` computes, by operations that torch can trace and differentiate."""
     real = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
-    bases = dense_bases(x.to(real), grid.to(real), order, outside)
-    return (activation(x) + (bases * coef.to(real)).sum(-1)).to(dtype)
+    size = x.shape[-1] // len(coef)
+    grid, coef = (v.to(real).repeat_interleave(size, 0) for v in (grid, coef))
+    bases = dense_bases(x.to(real), grid, order, outside)
+    return (activation(x) + (bases * coef).sum(-1)).to(dtype)
 
 
 def activation_backward(activation: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
@@ -1204,13 +1224,10 @@ class GroupKANLinear(SplineLayer):
     def forward(self, x: Tensor) -> Tensor:
         x = self.checked(x)
         rows = x.reshape(-1, self.in_features)  # (..., I) -> (N, I)
-        size = self.in_features // self.groups
-        coef = self.spline_weight.repeat_interleave(size, 0)  # (groups, K) -> (I, K)
-        grid = self.grid.repeat_interleave(size, 0)
         curves = Curves.apply if self.may_fuse(x) else plain_curves
         dtype = product_dtype(x, self.base_weight)
-        shape = grid, self.spline_order, self.outside
-        rows = curves(rows, coef, *shape, self.base_activation, dtype)
+        shape = self.grid, self.spline_order, self.outside
+        rows = curves(rows, self.spline_weight, *shape, self.base_activation, dtype)
         return F.linear(rows, self.base_weight, self.bias).reshape(*x.shape[:-1], self.out_features)
 
     def regularization_loss(
