@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN = 8 << 30
+# What torch's RuntimeErrors say when memory ends: its own allocators and CUDA's libraries.
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "ALLOC_FAILED")
 
 
 def free_memory() -> int:
@@ -34,3 +37,34 @@ def _below_limit() -> int:
     except (OSError, ValueError):  # no such group, or no limit: "max"
         return 1 << 62
     return max(0, limit - used)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is that of an allocation, on a CPU or on a GPU."""
+    if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
+        return any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
+
+
+@contextlib.contextmanager
+def advice_on_memory(args) -> Iterator[None]:
+    """Turns running out of memory into a ValueError that says which flags of train.py help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = [] if args.grad_checkpointing else ["--grad-checkpointing"]
+        if args.resume:
+            start = "resume it on more processes" if args.fsdp else "resume it on more with --fsdp"
+            advice += [f"the same total batch on more devices (torchrun, {start})"]
+        else:
+            size = f" than {args.batch_size}" if isinstance(args.batch_size, int) else ""
+            advice += [
+                f"a smaller --batch-size{size} (auto finds the largest that fits)",
+                "--accum-steps N for the same total in N parts",
+            ]
+            advice += [] if args.fsdp else ["several devices with torchrun and --fsdp"]
+        raise ValueError(
+            f"out of memory: try {', or '.join(advice)}; what was saved before is whole"
+        ) from None

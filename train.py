@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 import recipe
+from batch_size import find_batch_size, trial_step, weight_of
 from distributed import World, join_launch
 from feature_cache import plan
+from memory import advice_on_memory
 from my_dataset import (
     DataSplit,
     MyDataSet,
@@ -163,12 +165,23 @@ def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen, 
         accum_steps=args.accum_steps,
         optimizer=args.opt,
     )
-    args.reasons = {}
     for name, (value, reason) in recipe.choose(case, vars(args)).items():
         setattr(args, name, value)
         args.reasons[name] = reason
         if name != "kan_lr_scale" or spline != "none":
             print(f"--{name.replace('_', '-')} {value}  ({reason})")
+
+
+def try_batch_sizes(args, model: VisionTransformer, device, train_images: int, world) -> None:
+    """Replaces `--batch-size auto` by the largest number that fits, the same in all processes."""
+    model.grad_checkpointing = args.grad_checkpointing
+    spare = weight_of(model) * ((args.ema > 0) + (args.teacher is not None))
+    step = trial_step(model, device, recipe.amp_dtype(args.amp, device), args.opt, spare)
+    processes = world.size * args.accum_steps
+    found, why = find_batch_size(step, device, train_images, processes, world.local_size)
+    args.batch_size = world.lowest(found)
+    args.reasons["batch_size"] = why
+    print(f"--batch-size {args.batch_size}  ({why})")
 
 
 def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | None:
@@ -181,6 +194,9 @@ def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | 
     preprocess = choose_preprocess(args, model, weights)
     frozen = bool(weights) if args.freeze_layers is None else args.freeze_layers
     trainable = recipe.freeze(model, pretrained if frozen else ())
+    args.reasons = {}
+    if args.batch_size == "auto":
+        try_batch_sizes(args, model.to(device), device, len(data.train.paths), world)
     fill_in(args, model, trainable, data, frozen, world)
     print(describe(model, trainable, device, args, world))
     if args.dry_run:
@@ -235,7 +251,7 @@ def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
     saved = argparse.Namespace(**vars(parse_args([])[0]) | state["args"])  # older runs know fewer
     for name in sorted(typed - {"resume", "output"}):
         new, old = getattr(args, name), getattr(saved, name, None)
-        if new == old:
+        if new == old or (name, new) == ("batch_size", "auto"):
             continue
         flag = "--" + name.replace("_", "-")
         if name not in MAY_CHANGE:
@@ -372,9 +388,8 @@ def main() -> int:
             print(model_table())
             return 0
         seed_everything(args.seed)
-        if args.eval:
-            return evaluate_only(args, world)
-        return train(args, typed, world)
+        with advice_on_memory(args):
+            return evaluate_only(args, world) if args.eval else train(args, typed, world)
 
 
 if __name__ == "__main__":

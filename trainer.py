@@ -6,7 +6,6 @@ does not: `state()` is everything that a run needs to go on, `restore()` puts it
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 
 import feature_cache
 import recipe
+from compiling import compile_blocks
 from distributed import World, in_step
 from image_cache import SHARE
 from my_dataset import (
@@ -40,7 +40,6 @@ from utils import (
     EpochResult,
     Meter,
     Stepper,
-    autocast,
     evaluate,
     load_checkpoint,
     pooled,
@@ -117,8 +116,6 @@ class Trainer:
             optimizer, scheduler, scaler, self.amp_dtype, args.clip_grad, self.ema
         )
         self.criterion = self._criterion()
-        if args.compile:
-            compile_model(model, self.preprocess.img_size, self.device, self.amp_dtype)
 
     def _loaders(self) -> tuple[PhotoLoader, PhotoLoader]:
         args, world, preprocess = self.args, self.world, self.preprocess
@@ -236,6 +233,8 @@ class Trainer:
         self.skip_frozen()
         self.keep_decoded()
         self.trained = self.forwarding(self.model)
+        if args.compile:
+            self.compile()
         if not self.sharded:
             self.trained = replicate(self.trained, self.device, self.world)
         if args.epochs == 0:
@@ -291,6 +290,14 @@ class Trainer:
         self.val_loader = fill(self.val_loader, views=1, amp_dtype=None)
         progress.close()
         self.skip = skip
+
+    def compile(self) -> None:
+        """Compiles the blocks, where there are some to train."""
+        if self.skip > len(self.model.blocks):
+            print("--compile: ignored, for the blocks have run and heads alone train")
+            return
+        images = torch.zeros(self.args.batch_size, *self.input_shape, device=self.device)
+        compile_blocks(self.model, self.trained, images, self.stepper.autocast(self.device))
 
     def keep_decoded(self) -> None:
         """Keeps each photo's pixels once decoded, where photos are needed more than once."""
@@ -360,10 +367,13 @@ class Trainer:
     def batches_over(self, photos: int) -> int:
         return math.ceil(photos / (self.args.batch_size * self.world.size))
 
-    def in_step(self, loader, batches: int) -> Iterator[Batch]:
+    @property
+    def input_shape(self) -> tuple[int, ...]:
         size = self.preprocess.img_size
-        shape = self.train_loader.features.shape[2:] if self.skip else (3, size, size)
-        return in_step(loader, batches, shape, self.world)
+        return tuple(self.train_loader.features.shape[2:]) if self.skip else (3, size, size)
+
+    def in_step(self, loader, batches: int) -> Iterator[Batch]:
+        return in_step(loader, batches, self.input_shape, self.world)
 
     def loss(self, model, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Returns `criterion`'s; what the model draws depends on step and process alone."""
@@ -467,20 +477,6 @@ class Trainer:
         return (
             f"{error} of epoch {self.epoch + 1}: try a smaller --lr (it was "
             f"{self.args.lr:g}) or --amp off{kept}"
-        )
-
-
-def compile_model(model: VisionTransformer, img_size: int, device, amp_dtype) -> None:
-    """Compiles `model` in place; a compiler that fails costs one line of warning, not the run."""
-    model.compile()
-    try:
-        with torch.no_grad(), autocast(device, amp_dtype):
-            model(torch.zeros(2, model.sizes.in_chans, img_size, img_size, device=device))
-    except Exception as error:  # whatever a missing compiler or an unsupported machine raises
-        model._compiled_call_impl = None
-        first_line = str(error).strip().splitlines()[:1]
-        print(
-            f"warning: --compile failed, going on without: {' '.join(first_line)}", file=sys.stderr
         )
 
 
