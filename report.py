@@ -63,6 +63,15 @@ def class_table(matrix, classes: Sequence[str]) -> list[dict]:
     ]
 
 
+def class_lines(matrix, classes: Sequence[str]) -> list[str]:
+    """Returns `class_table` as lines of text, in percent."""
+    lines = [f"{'precision':>9} {'recall':>6} {'F1':>5} {'photos':>6}  class"]
+    for row in class_table(matrix, classes):
+        precision, recall, f1 = (_percent(row[name]) for name in ("precision", "recall", "f1"))
+        lines.append(f"{precision:>9} {recall:>6} {f1:>5} {row['support']:>6}  {row['class']}")
+    return lines
+
+
 def most_confused(matrix, classes: Sequence[str], count: int = 10) -> list[tuple[str, str, int]]:
     """Returns the most frequent mistakes: (true class, predicted class, photos)."""
     wrong = np.array(matrix)

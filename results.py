@@ -1,11 +1,13 @@
 """What a run leaves for people: sample and result pictures, report.html, TensorBoard's copies."""
 
+import contextlib
 from pathlib import Path
 
 import feature_cache
 from fonts import font_advice
+from my_dataset import PhotoError, eval_transform, load_image
 from plots import image_grid, plot_confusion, plot_curves
-from report import confusion_matrix, most_confused, worst_mistakes, write_report
+from report import class_lines, confusion_matrix, most_confused, worst_mistakes, write_report
 from run_dir import RunLog
 from trainer import Trainer
 
@@ -35,11 +37,8 @@ def write_results(trainer: Trainer, log: RunLog, answers: tuple) -> None:
     labels = [val.labels[i] for i in indices]
     paths = [val.paths[i] for i in indices]
     matrix = confusion_matrix(labels, probabilities.argmax(1), len(classes))
-    if trainer.history:
-        plot_curves(trainer.history, folder / "curves.png")
-        log.picture("curves", folder / "curves.png")
-    plot_confusion(matrix, classes, folder / "confusion.png")
-    log.picture("confusion", folder / "confusion.png")
+    mistakes = worst_mistakes(paths, labels, probabilities, classes)
+    draw_results(trainer, log, matrix, mistakes)
     write_report(
         folder,
         title=f"{trainer.model.name} on {Path(trainer.args.data_path).name}",
@@ -47,7 +46,7 @@ def write_results(trainer: Trainer, log: RunLog, answers: tuple) -> None:
         classes=classes,
         matrix=matrix,
         rows=trainer.history,
-        mistakes=worst_mistakes(paths, labels, probabilities, classes),
+        mistakes=mistakes,
         settings=settings(trainer.args),
         data_lines=(folder / "data_report.txt").read_text("utf-8").splitlines()[:40],
         commands=commands(folder),
@@ -64,6 +63,26 @@ def write_results(trainer: Trainer, log: RunLog, answers: tuple) -> None:
     print(f"written to {folder}/: best.pth, last.pth, metrics.csv, report.html and more")
     for what, command in commands(folder):
         print(f"{what}: {command}")
+
+
+def draw_results(trainer: Trainer, log: RunLog, matrix, mistakes: list[dict]) -> None:
+    """Draws the run's pictures and puts them, with the table of classes, into TensorBoard."""
+    folder, classes = trainer.folder, trainer.data.classes
+    if trainer.history:
+        plot_curves(trainer.history, folder / "curves.png")
+        log.picture("curves", folder / "curves.png")
+    plot_confusion(matrix, classes, folder / "confusion.png")
+    log.picture("confusion", folder / "confusion.png")
+    log.text("classes", class_lines(matrix, classes))
+    images, titles = [], []
+    transform = eval_transform(trainer.preprocess, as_bytes=True)
+    for mistake in mistakes:
+        with contextlib.suppress(PhotoError):  # gone or changed since
+            images.append(transform(load_image(mistake["path"], transform.min_size)))
+            titles.append(f"{mistake['predicted']}, not {mistake['true']}")
+    if images:
+        image_grid(images, titles, folder / "mistakes.png")
+        log.picture("mistakes", folder / "mistakes.png")
 
 
 def summary(trainer: Trainer, result) -> list[tuple[str, object]]:

@@ -53,6 +53,17 @@ def test_class_table_has_the_values_worked_out_by_hand():
     }
 
 
+def test_class_lines_are_the_table_as_text():
+    lines = report.class_lines(MATRIX, CLASSES)
+    assert [line.split()[:4] for line in lines[1:]] == [
+        ["85.7", "75.0", "80.0", "8"],
+        ["60.0", "75.0", "66.7", "4"],
+        ["–", "–", "–", "0"],
+    ]
+    assert lines[1].endswith("daisy")
+    assert len({line.index(name) for line, name in zip(lines[1:], CLASSES, strict=True)}) == 1
+
+
 def test_class_that_is_never_predicted_has_no_precision_but_f1_zero():
     row = report.class_table([[0, 4], [0, 4]], ["a", "b"])[0]
     assert (row["precision"], row["recall"], row["f1"]) == (None, 0.0, 0.0)
