@@ -1,5 +1,6 @@
 """Several processes train as one would: same losses, same files, one end."""
 
+import argparse
 import multiprocessing
 import os
 import re
@@ -200,6 +201,7 @@ def test_frozen_layers_run_once_each_process_its_part(launch, alone):
     assert_same("one", "two", **WITHIN_FLOAT_ERROR)
 
 
+@pytest.mark.slow
 def test_evaluation_alone_counts_each_photo_once(launch, alone):
     alone("--epochs", 1, "--batch-size", 4, "--output", "one")
     accuracy = load("one")["metrics"]["val_acc"]
@@ -239,6 +241,7 @@ def test_a_killed_run_resumes_to_the_same_bits_and_on_another_number_of_processe
     assert_same("whole", "single", **WITHIN_FLOAT_ERROR)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_sharded_over_two(launch, alone):
     flags = [*KAN, "--batch-size", 4]
     alone(*flags, "--output", "whole")
@@ -249,12 +252,19 @@ def test_a_run_of_one_process_goes_on_sharded_over_two(launch, alone):
     assert load("half")["args"]["batch_size"] == 2
 
 
-def test_a_total_batch_that_cannot_be_shared_is_said(launch, alone):
-    alone("--epochs", 1, "--batch-size", 5, "--output", "one")
-    statuses, _, err = launch("--resume", "one", "--epochs", 2)
-    assert statuses == [2, 2]
-    assert err.startswith("train.py: error: the run's 1 processes took 5 photos")
-    assert err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("before", "now", "batch", "becomes"), [(2, 1, 4, 8), (1, 2, 8, 4), (4, 6, 3, 2), (3, 3, 5, 5)]
+)
+def test_the_total_batch_stays_on_any_number_of_processes(before, now, batch, becomes, capsys):
+    args = argparse.Namespace(batch_size=batch)
+    train.share_batch(args, before, now)
+    assert args.batch_size == becomes
+    assert ("keep the total batch" in capsys.readouterr().out) == (before != now)
+
+
+def test_a_total_batch_that_cannot_be_shared_is_said():
+    with pytest.raises(ValueError, match="took 5 photos together at each step, which 2 cannot"):
+        train.share_batch(argparse.Namespace(batch_size=5), 1, 2)
 
 
 # --- one end ------------------------------------------------------------------------------------
@@ -285,7 +295,12 @@ def run_out_of_disk(rank):
         (["--data-path", "nowhere"], None, "nowhere"),  # the first alone looks
         (["--device", "abacus"], None, "--device 'abacus'"),  # all find it
         (["--epoks", "3"], None, "did you mean --epochs?"),
-        (["--lr", "1e30", "--clip-grad", "0", "--opt", "sgd"], None, "smaller --lr"),
+        pytest.param(
+            ["--lr", "1e30", "--clip-grad", "0", "--opt", "sgd"],
+            None,
+            "smaller --lr",
+            marks=pytest.mark.slow,
+        ),
         ([], fail_on_the_second, "the second has had enough"),
         ([], run_out_of_disk, "No space left on device"),
     ],
