@@ -263,7 +263,7 @@ def test_the_total_batch_stays_on_any_number_of_processes(before, now, batch, be
 
 
 def test_a_total_batch_that_cannot_be_shared_is_said():
-    with pytest.raises(ValueError, match="took 5 photos together at each step, which 2 cannot"):
+    with pytest.raises(ValueError, match="took 5 photos together at each step, which 2 processes"):
         train.share_batch(argparse.Namespace(batch_size=5), 1, 2)
 
 
