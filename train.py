@@ -286,8 +286,8 @@ def share_batch(args: argparse.Namespace, before: int, now: int) -> None:
     total = args.batch_size * before
     if total % now:
         raise ValueError(
-            f"the run took {total} photos together at each step, which {now} processes cannot share "
-            f"equally: resume it on a number of processes that divides {total}"
+            f"the run took {total} photos together at each step, which {now} processes cannot "
+            f"share equally: resume it on a number of processes that divides {total}"
         )
     args.batch_size = total // now
     print(
