@@ -227,7 +227,7 @@ def _thumbnail(path: str) -> str:
 def _mistakes(mistakes: Sequence[dict]) -> str:
     cards = "".join(
         f'<figure title="{_text(m["path"])}">{_thumbnail(m["path"])}<figcaption>'
-        f"<b>{_name(m['predicted'])}</b> {_percent(m['probability'])} %"
+        f"<b>{_name(m['predicted'])}</b> {_percent(m['probability'])}&nbsp;%"
         f"<br>true: {_name(m['true'])}<br><small>{_name(Path(m['path']).name)}</small>"
         "</figcaption></figure>"
         for m in mistakes

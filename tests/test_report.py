@@ -147,7 +147,7 @@ def test_page_shows_mistakes_as_thumbnails_and_survives_a_photo_that_is_gone(tmp
     page = write(tmp_path, mistakes=mistakes)
     reader = read(page)
     assert sum(a.startswith("data:image/jpeg") for a in reader.addresses) == 1
-    assert "87.5 %" in reader.text
+    assert "87.5\u00a0%" in reader.text
     assert odd.name in reader.text
     assert "cannot be read any more" in reader.text
 
