@@ -607,7 +607,7 @@ class Groups:
         """Gradients of x, to which `base` (N, I) is added, and of coef, from that of `curves`."""
         splines, order = self.splines, self.splines.order
         # Rows in a part: equal parts for every thread, so few parts that adding them is little.
-        rows = max(1, -(-len(self.x) // (8 * -(-len(self.x) // 8192))))
+        rows = -(-max(len(self.x), 1) // (8 * (1 + len(self.x) // 8192)))
         out = torch.empty_like(self.x, dtype=self.x.dtype if splines.fits(self.x) else splines.real)
         (groups, count), parts = self.coef.shape, -(-len(out) // rows)
         moments = self.table.new_zeros(parts, groups, out.shape[1] // groups, self.cells, order + 1)
