@@ -129,19 +129,30 @@ def chosen(store: Store, name: str) -> Network:
 
     A network that stays at zero forgets nothing either.
     """
+    piece = best_tuning(store, name)["piece"]
+    return Network(name, piece["variant"], piece["rate"])
+
+
+def best_tuning(store: Store, name: str) -> dict:
     rows = store.rows(part="c", role="tuning", name=name)
     learners = [row for row in rows if just_learned(row) < LEARNED] or rows
-    piece = min(learners, key=at_end)["piece"]
-    return Network(name, piece["variant"], piece["rate"])
+    return min(learners, key=at_end)
 
 
 # --- What came of it -----------------------------------------------------------------------------
 
 
+def measured(store: Store, name: str) -> list[dict]:
+    """The rows of a network; those of tuning, one seed, as long as there are no others."""
+    if not store.rows(part="c", role="tuning", name=name):
+        return []
+    return store.rows(part="c", role="test", name=name) or [best_tuning(store, name)]
+
+
 def tables(store: Store) -> str:
     rows = []
     for name in (*KANS, *SHAPES):
-        found = store.rows(part="c", role="test", name=name)
+        found = measured(store, name)
         if found:
             piece = found[0]["piece"]
             variant = piece["variant"] if name in SHAPES else "-"
@@ -162,8 +173,8 @@ def tables(store: Store) -> str:
 
 
 def draw(store: Store, plt) -> object:
-    """A row per network: its curve after each phase, over the target in grey; first seed."""
-    names = [n for n in (*KANS, *SHAPES) if store.rows(part="c", role="test", name=n)]
+    """A row per network: its curve after each phase, over the target in grey; one seed."""
+    names = [n for n in (*KANS, *SHAPES) if measured(store, n)]
     if not names:
         return None
     figure, axes = plt.subplots(
@@ -172,7 +183,7 @@ def draw(store: Store, plt) -> object:
     )  # fmt: skip
     line = torch.linspace(-1, 1, DRAWN, dtype=torch.float64)[:, None]
     for name, panels in zip(names, axes, strict=True):
-        row = store.rows(part="c", role="test", name=name, seed=SEEDS[0])[0]
+        row = measured(store, name)[0]
         for phase, panel in enumerate(panels):
             panel.axvspan(CENTRES[phase] - 0.2, CENTRES[phase] + 0.2, color="#f3e7c9")
             panel.plot(line, target(line), color="#aaaaaa", linewidth=3)

@@ -118,18 +118,21 @@ def fine_tuned() -> dict[str, list[dict]]:
 
 
 def draw(store: Store, plt) -> object:
-    """Accuracy over epochs, a line per seed: from nothing and from the pretrained ViT."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    colours = ("#2c5f8a", "#c0392b", "#e08e45", "#5f8a2c")
-    scratch = {
-        model: [r["accuracy"] for r in store.rows(part="e", role="test", model=model)]
-        for model in MODELS
-    }
+    """Accuracy over epochs, a line per seed: from nothing and, where measured, pretrained."""
+    runs = {model: store.rows(part="e", role="test", model=model) for model in MODELS}
     tuned = {s: [[e["val_acc"] for e in r["epochs"]] for r in rs] for s, rs in fine_tuned().items()}
-    for panel, curves, title in zip(
-        panels, (scratch, tuned), ("from nothing, 64 pixels", "from DeiT-Tiny, 128 pixels"),
-        strict=True,
-    ):  # fmt: skip
+    starts = {
+        "from nothing, 64 pixels": {m: [r["accuracy"] for r in rs] for m, rs in runs.items() if rs},
+        "from DeiT-Tiny, 128 pixels": tuned,
+    }
+    starts = {title: curves for title, curves in starts.items() if curves}
+    if not starts:
+        return None
+    figure, axes = plt.subplots(
+        1, len(starts), figsize=(5.5 * len(starts), 4), layout="constrained", squeeze=False
+    )
+    colours = ("#2c5f8a", "#c0392b", "#e08e45", "#5f8a2c")
+    for panel, (title, curves) in zip(axes[0], starts.items(), strict=True):
         for (name, seeds), colour in zip(curves.items(), colours, strict=False):
             for number, accuracies in enumerate(seeds):
                 epochs = range(1, len(accuracies) + 1)
