@@ -109,6 +109,19 @@ def test_a_run_learns_and_leaves_what_the_contract_says(run, kind):
     assert json.loads(Path("class_indices.json").read_text())["2"] == "tulips"
 
 
+def test_tensorboard_has_every_scalar_picture_and_table(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run("--epochs", 1, "--lr", 0, "--output", "run", full=True)  # mistakes are certain
+    events = EventAccumulator("run").Reload()
+    tags = {tag for tags in events.Tags().values() if isinstance(tags, list) for tag in tags}
+    reference = {"train_loss", "train_acc", "val_loss", "val_acc", "learning_rate"}
+    assert reference | {"data_wait", "images_per_second"} <= tags
+    assert {"samples", "curves", "confusion", "mistakes"} <= tags
+    table = events.Tensors("classes/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert all(word in table for word in ("precision", "recall", "F1", "tulips"))
+
+
 def test_one_line_an_epoch_and_the_way_on_are_printed(run):
     _, out, _ = run("--epochs", 2, full=True)
     lines = out.splitlines()
