@@ -82,7 +82,7 @@ def photo_features(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     paths, classes = split.train.paths + split.val.paths, split.train.labels + split.val.labels
     data = MyDataSet(paths, classes, eval_transform(loaded.preprocess))
     batches = list(DataLoader(data, 32, collate_fn=MyDataSet.collate_fn))
-    features = torch.cat([loaded.model.forward_features(b.images) for b in batches])
+    features = torch.cat([loaded.model.forward_features(b.images)[:, 0] for b in batches])
     return features.clone(), torch.cat([b.labels for b in batches])
 
 
