@@ -421,7 +421,9 @@ def wants_plain_path(x: Tensor) -> bool:
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """The type in which autocast or, without it, the weights want to be multiplied."""
-    if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64:
+    if x.is_meta or weight.dtype == torch.float64:
+        return weight.dtype
+    if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return weight.dtype
 

@@ -316,7 +316,7 @@ def test_calibration_covers_what_photos_bring(tmp_path):
     report = calibrate(model, photos.split(4))
     assert len(report.ranges) == 2 * SIZES["depth"]
     assert report.images == 8
-    model(photos)
+    model.eval()(photos)
     for name, values in seen.items():
         layer = model.get_submodule(name)
         assert layer.coverage(values) > 0.97
