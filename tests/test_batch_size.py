@@ -51,7 +51,8 @@ def test_the_largest_that_fits_is_found_to_an_eighth_in_few_trials(limit, fittin
 
 
 def test_on_a_cpu_two_small_steps_tell_how_many_fit():
-    assert 8 * MIB <= peak_of(lambda: holding(8 * MIB)(1)) <= 16 * MIB
+    # The system counts pages with an error of some tens for each thread.
+    assert 7 * MIB <= peak_of(lambda: holding(8 * MIB)(1)) <= 16 * MIB
     found = fitting_by_measurement(holding(8 * MIB), 1000 * MIB)
     assert 80 <= found <= 101  # 0.8 * 1000 / 8 = 100
 
