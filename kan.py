@@ -114,9 +114,14 @@ def local_bases(x: Tensor, grid: Tensor, order: int, outside: str) -> tuple[Tens
 def dense_bases(x: Tensor, grid: Tensor, order: int, outside: str) -> Tensor:
     """Returns all bases, (..., I) -> (..., I, K)."""
     values, _, cell = local_bases(x, grid, order, outside)
-    index = cell.unsqueeze(-1) + torch.arange(order + 1, device=x.device)
-    count = grid.shape[1] - 1 - order
-    wide = values.new_zeros(*x.shape, count + 2 * order)  # room for those that do not exist
+    return among_all(values, cell, grid.shape[1] - 1 - order)
+
+
+def among_all(values: Tensor, cell: Tensor, count: int) -> Tensor:
+    """The values of all `count` bases from those of the k + 1 in each cell, (..., I, count)."""
+    order = values.shape[-1] - 1
+    index = cell.unsqueeze(-1) + torch.arange(order + 1, device=cell.device)
+    wide = values.new_zeros(*cell.shape, count + 2 * order)  # room for those that do not exist
     return wide.scatter(-1, index, values)[..., order : order + count]
 
 
@@ -235,6 +240,7 @@ class Splines:
             self.library = compiled(order, self.real, x.numel())
         self.threads = torch.get_num_threads()
         self.buffers: dict[str, Tensor] = {}
+        self.last: tuple[Tensor, tuple] | None = None
 
     @functools.cached_property
     def knots(self) -> Tensor:
@@ -253,8 +259,8 @@ class Splines:
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
         """(N, F) -> (N, F * K), where the F columns of x are `features`."""
         if self.library is None:
-            dense = dense_bases(x.to(self.real), self.grid[features], self.order, self.outside)
-            return dense.flatten(1).to(self.store)
+            values, _, cell = self._local(x, features)
+            return among_all(values, cell, self.count).flatten(1).to(self.store)
         out = self.buffer("bases", len(x), x.shape[1] * self.count)
         self._call("bases", x, features, self.matrix(out), self.count)
         return out
@@ -262,14 +268,23 @@ class Splines:
     def slopes(self, x: Tensor, grad: Tensor, out: Tensor, features: slice = slice(None)) -> None:
         """Puts the gradient of x (N, F) into `out`, from that of the bases (N, F * K)."""
         if self.library is None:
-            x = x.to(self.real)
-            out.copy_(_torch_slopes(x, grad, self.grid[features], self.order, self.outside))
+            _, slopes, cell = self._local(x, features)
+            grad = F.pad(grad.to(self.real).unflatten(1, (x.shape[1], -1)), (self.order,) * 2)
+            index = cell.unsqueeze(-1) + torch.arange(self.order + 1, device=x.device)
+            out.copy_((grad.gather(-1, index) * slopes).sum(-1))
         elif self.fits(out):
             self._call("slopes", x, features, self.matrix(grad), self.count, self.matrix(out))
         else:
             part = torch.empty_like(out, dtype=self.real)
             self.slopes(x, grad, part, features)
             out.copy_(part)
+
+    def _local(self, x: Tensor, features: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """As `local_bases`; remembered, as backward asks for values and then for slopes."""
+        if self.last is None or self.last[0] is not x:
+            grid = self.grid[features]
+            self.last = x, local_bases(x.to(self.real), grid, self.order, self.outside)
+        return self.last[1]
 
     def takes(self, outputs: int) -> bool:
         """Whether `product` serves for so many outputs: faster than multiplying all the zeros."""
@@ -376,18 +391,10 @@ class Splines:
         getattr(self.library, name)(*(passed(a) for a in (*arguments, self.threads)))
 
 
-def _torch_slopes(x: Tensor, grad: Tensor, grid: Tensor, order: int, outside: str) -> Tensor:
-    """Gradient of x (N, I) from that of all bases (N, I * K)."""
-    _, slopes, cell = local_bases(x, grid, order, outside)
-    grad = F.pad(grad.to(x.dtype).unflatten(1, (x.shape[1], -1)), (order, order))
-    index = cell.unsqueeze(-1) + torch.arange(order + 1, device=x.device)
-    return (grad.gather(-1, index) * slopes).sum(-1)
-
-
 # --- Products that keep only their input ---------------------------------------------------------
 
-# A chunk of bases should stay in the cache, yet be wide enough for an efficient product.
-CHUNK_BYTES = 8 << 20
+# A chunk of bases should stay in the last cache, yet be wide enough for an efficient product.
+CHUNK_BYTES = 16 << 20
 CHUNK_ROWS = 2048
 # Up to so many outputs only the bases that differ from zero are multiplied, one input at a time.
 NARROW = 64
