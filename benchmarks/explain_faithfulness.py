@@ -1,6 +1,6 @@
 """Which map of "where the model looked" tells the truth: a deletion and insertion test.
 
-    python benchmarks/explain_faithfulness.py --data ../shared/flower_photos --weights best.pth
+    python benchmarks/explain_faithfulness.py --data flower_photos --weights best.pth
 
 For each photo and method, patches are ranked by the map of the predicted class. Deletion takes them
 out of the photo, the most important first: a true map makes the class's probability fall at once,

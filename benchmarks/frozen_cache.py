@@ -1,8 +1,8 @@
 """What running the frozen layers once saves, against the reference's way of training the head.
 
-    python benchmarks/frozen_cache.py --data ../shared/flower_photos --photos 16
-    python benchmarks/frozen_cache.py --data ../shared/flower_photos --rows head \\
-        --weights ../shared/weights/deit_tiny_patch16_224.safetensors --reference-epochs 10
+    python benchmarks/frozen_cache.py --data flower_photos --photos 16
+    python benchmarks/frozen_cache.py --data flower_photos --rows head \\
+        --weights deit_tiny_patch16_224.safetensors --reference-epochs 10
 
 The reference's way is written out here (`reference`): float32, batches of 8, new random crops and a
 pass through the whole frozen model at every step, SGD with a rate of 0.001 on a cosine, validation

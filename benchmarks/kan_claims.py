@@ -1,6 +1,6 @@
 """Checks what the KAN papers claim, both sides tuned alike, and writes what comes of it.
 
-    python benchmarks/kan_claims.py run --quick --data ../shared/flower_photos
+    python benchmarks/kan_claims.py run --quick --data flower_photos
     python benchmarks/kan_claims.py show --quick
 
 a: fitting formulas, b: Poisson's equation, c: forgetting, d: cost, e: image classification, on

@@ -1,8 +1,8 @@
 """Fine-tunes the same pretrained ViT as it is and as a KAN-ViT, and compares what comes of it.
 
-    python benchmarks/kan_vit.py run --data ../shared/flower_photos \\
-        --weights ../shared/weights/deit_tiny_patch16_224.safetensors
-    python benchmarks/kan_vit.py speed --weights ../shared/weights/deit_tiny_patch16_224.safetensors
+    python benchmarks/kan_vit.py run --data flower_photos \\
+        --weights deit_tiny_patch16_224.safetensors
+    python benchmarks/kan_vit.py speed --weights deit_tiny_patch16_224.safetensors
     python benchmarks/kan_vit.py show
 
 `run` calls train.py once for each setting and seed and appends a line to benchmarks/kan_vit.jsonl;

@@ -1,6 +1,6 @@
 """How close predict.py comes to the bare model, how soon it answers, how much memory it takes.
 
-    python benchmarks/predict_throughput.py --data ../shared/flower_photos --weights best.pth
+    python benchmarks/predict_throughput.py --data flower_photos --weights best.pth
 
 Prints photos per second of the model alone (the same batch again and again, already decoded) and of
 predict.py's whole way from files to answers, in turns; seconds from the command to the answer for

@@ -1,7 +1,7 @@
 """Trains DeiT-Tiny on real photos with one trick more in each row, and shows what each brings.
 
-    python benchmarks/recipe.py run --data ../shared/flower_photos \\
-        --weights ../shared/weights/deit_tiny_patch16_224.safetensors
+    python benchmarks/recipe.py run --data flower_photos \\
+        --weights deit_tiny_patch16_224.safetensors
     python benchmarks/recipe.py show
 
 After the tables of "Bag of Tricks for Image Classification" (arXiv 1812.01187). The chain begins
