@@ -2,8 +2,8 @@
    them.
 
    Compiled once for each spline order and type, by kan.py, for instance with -DORDER=3 -DREAL=float
-   -DWHOLE=int32_t -DWIDTH=16. Only ORDER + 1 bases of an input differ from zero. They come from the local form
-   of the Cox-de Boor recursion (The NURBS Book, algorithms A2.2 and A2.3), for a vector of
+   -DWHOLE=int32_t -DWIDTH=16. Only ORDER + 1 bases of an input differ from zero. They come from the
+   local form of the Cox-de Boor recursion (The NURBS Book, algorithms A2.2 and A2.3), for a vector of
    neighbouring features at once: about 1 ns an input on one core. A feature's knots are picked while
    its cell is looked for; looked up afterwards, by a number that differs from lane to lane, they
    would take three times as long.

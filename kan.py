@@ -275,7 +275,7 @@ class Splines:
         elif self.fits(out):
             self._call("slopes", x, features, self.matrix(grad), self.count, self.matrix(out))
         else:
-            part = torch.empty_like(out, dtype=self.real)
+            part = out.new_empty(out.shape, dtype=self.real)
             self.slopes(x, grad, part, features)
             out.copy_(part)
 
@@ -299,12 +299,10 @@ class Splines:
 
     def product_backward(self, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x (N, I) and weight (O, I, K) from that of `product`'s result (N, O)."""
-        rows = (
-            8192  # in a part, as in `curves_backward`; but here a part is as large as the weights
-        )
+        rows = 8192  # in a part, which is as large as the weights
         table, wide = self._narrow_table(weight)
-        grad = F.pad(grad.to(self.real), (0, table.shape[-1] - len(weight)))
-        out = torch.empty_like(x, dtype=x.dtype if self.fits(x) else self.real)
+        grad = F.pad(grad.to(self.real), (0, table.shape[-1] - len(weight))).contiguous()
+        out = self.like(x)
         parts = self.grid.new_zeros(-(-len(x) // rows), *table.shape)
         self._call(
             "product_backward", x, slice(None), table, table.shape[1], grad, wide,
@@ -366,8 +364,13 @@ class Splines:
         """Whether kan.c can read and write x (N, F) in place."""
         return x.dtype in (self.real, torch.bfloat16) and x.stride(-1) == 1
 
+    def like(self, x: Tensor) -> Tensor:
+        """An uninitialised matrix for results, of x's shape and, where it can be, of its type."""
+        dtype = x.dtype if x.dtype == torch.bfloat16 else self.real
+        return x.new_empty(x.shape, dtype=dtype)
+
     def matrix(self, x: Tensor) -> Matrix:
-        """x (N, F), or a copy that fits, for kan.c."""
+        """x (N, F), or a copy that fits, for kan.c to read; what it writes fits from the start."""
         x = x if self.fits(x) else x.to(self.real).contiguous()
         matrix = Matrix(x.data_ptr(), x.stride(0), x.dtype == torch.bfloat16)
         matrix.numbers = x  # they must live as long
@@ -497,9 +500,10 @@ class SplineProduct(torch.autograd.Function):
                 grad_scaler = (grad_weight * weight).sum(-1)
                 grad_weight = grad_weight * scaler.unsqueeze(-1)
             return grad, grad_x.to(x.dtype), grad_weight, grad_scaler, None, None, None
-        grad_x = torch.empty_like(x) if want_x else None
-        grad_weight = torch.empty_like(weight) if want_weight or want_scaler else None
-        grad_scaler = torch.empty_like(scaler) if want_scaler else None
+        # Not empty_like, which would keep the strides of something transposed.
+        grad_x = x.new_empty(x.shape) if want_x else None
+        grad_weight = weight.new_empty(weight.shape) if want_weight or want_scaler else None
+        grad_scaler = scaler.new_empty(scaler.shape) if want_scaler else None
         for features, rows in chunks(x, splines.count * grad.element_size()):
             columns = splines.scaled(weight, scaler, features)
             for number, row in enumerate(rows):
@@ -617,7 +621,7 @@ class Groups:
         splines, order = self.splines, self.splines.order
         # Rows in a part: equal parts for every thread, so few parts that adding them is little.
         rows = -(-max(len(self.x), 1) // (8 * (1 + len(self.x) // 8192)))
-        out = torch.empty_like(self.x, dtype=self.x.dtype if splines.fits(self.x) else splines.real)
+        out = splines.like(self.x)
         (groups, count), parts = self.coef.shape, -(-len(out) // rows)
         moments = self.table.new_zeros(parts, groups, out.shape[1] // groups, self.cells, order + 1)
         matrices = (splines.matrix(m) for m in (grad, base, out))

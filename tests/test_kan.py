@@ -103,6 +103,31 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KANLinear(70, 90, init="glorot"),
+        lambda: KANLinear(70, 16, init="glorot"),  # as many outputs as a vector has numbers
+        lambda: KANLinear(70, 90, init="glorot", spline_rank=16),
+        lambda: GroupKANLinear(70, 9, 7),
+    ],
+)
+def test_transposed_inputs_and_gradients(path, make):
+    layer = make()
+    values, weights = torch.randn(33, 70), torch.randn(33, layer.out_features)
+    results = []
+    for transposed in (False, True):
+        x, g = values.clone(), weights.clone()
+        if transposed:
+            x, g = (v.t().contiguous().t() for v in (x, g))
+            assert not x.is_contiguous()
+        x.requires_grad_()
+        y = layer(x)
+        results.append([y, *torch.autograd.grad(y, [x, *layer.parameters()], g)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("outside", kan.OUTSIDE)
