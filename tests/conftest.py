@@ -40,3 +40,19 @@ def make_photos():
         return Path(root)
 
     return make
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Returns call(main, *words) -> (exit status, output, errors) of a command, in this process."""
+
+    from options import run_cli  # only now is the project on the path
+
+    def call(main, *words):
+        monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_cli(main)
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return call

@@ -1,7 +1,6 @@
 """--batch-size auto finds what fits; running out of memory ends in advice."""
 
 import mmap
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import memory
 import train
 from batch_size import find_batch_size, fitting_by_measurement, largest_that, peak_of, trial_step
 from memory import advice_on_memory, out_of_memory
-from options import run_cli
 from vit_model import create_model
 
 CPU = torch.device("cpu")
@@ -109,7 +107,7 @@ def test_a_trial_step_changes_nothing(optimizer):
 
 
 @pytest.fixture
-def run(tmp_path, make_photos, monkeypatch, capsys):
+def run(tmp_path, make_photos, monkeypatch, call):
     """Returns run(*flags) -> (exit status, standard output, standard error)."""
     photos = make_photos(tmp_path / "photos", size=20)
     monkeypatch.chdir(tmp_path)
@@ -120,11 +118,7 @@ def run(tmp_path, make_photos, monkeypatch, capsys):
         fast = ["--data-path", photos, "--model", "vit_micro_patch8_64", "--img-size", "16"]
         fast += ["--workers", "0", "--amp", "off", "--output", "out"]
         words = words if "--resume" in words else (*fast, *words)
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_cli(train.main)
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
+        return call(train.main, *words)
 
     return run
 

@@ -15,7 +15,6 @@ from conftest import ROOT
 
 import train
 import trainer
-from options import run_cli
 from vit_model import create_model
 
 FAST = ["--model", "vit_micro_patch8_64", "--img-size", "32", "--batch-size", "4"]
@@ -32,7 +31,7 @@ def photos(tmp_path, make_photos, monkeypatch):
 
 
 @pytest.fixture
-def run(photos, monkeypatch, capsys):
+def run(photos, monkeypatch, call):
     """Returns run(*flags) -> (exit status, standard output, standard error).
 
     Pictures and report, half of a tiny run's time, are made only with full=True.
@@ -43,11 +42,7 @@ def run(photos, monkeypatch, capsys):
             monkeypatch.setattr(train, "show_start", lambda *_: None)
             monkeypatch.setattr(train, "write_results", lambda *_: None)
         data_flags = ["--data-path", data] if data else []
-        monkeypatch.setattr(sys, "argv", ["train.py", *data_flags, *fast, *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_cli(train.main)
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
+        return call(train.main, *data_flags, *fast, *words)
 
     return run
 
