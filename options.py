@@ -573,6 +573,8 @@ def _check_together(parser: Parser, args: argparse.Namespace, typed: set[str]) -
         parser.error("--eval and --resume exclude each other: --eval trains nothing")
     if args.batch_size == "auto" and args.fsdp:
         parser.error("--batch-size auto tries the whole model on one device: with --fsdp give N")
+    if args.kan_reg and args.fsdp:
+        parser.error("--kan-reg needs whole splines, which --fsdp cuts: leave one of them out")
     if "teacher_weight" in typed and not args.teacher:
         parser.error("--teacher-weight needs --teacher FILE")
     if args.freeze_layers and not args.weights and not args.resume:

@@ -307,12 +307,16 @@ class Criterion:
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         weights = self.class_weights
-        return F.cross_entropy(
+        losses = F.cross_entropy(
             logits.float(),
             targets,
             weight=None if weights is None else weights.to(logits.device),
             label_smoothing=self.label_smoothing,
+            reduction="none",
         )
+        # Over the number of samples, not over their weights (which are 1 on average): so the mean
+        # of parts is the mean of the whole, whoever holds the parts.
+        return losses.mean()
 
     @staticmethod
     def _distance(logits: Tensor, teacher_logits: Tensor) -> Tensor:

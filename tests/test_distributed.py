@@ -157,6 +157,7 @@ KAN = ["--mlp", "kan", "--kan-rank", 4, "--epochs", 2, "--ema", 0.9, "--clip-gra
 def test_two_processes_copied_or_sharded_train_as_one_with_twice_the_batch(launch, alone):
     flags = [*KAN, "--accum-steps", 2]
     alone(*flags, "--batch-size", 4, "--output", "one")
+    flags.append("--grad-checkpointing")  # which must change no value
     statuses, out, err = launch(*flags, "--batch-size", 2, "--output", "two")
     assert (statuses, err) == ([0, 0], ""), out
     assert "2 processes, cpu" in out

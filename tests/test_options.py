@@ -79,6 +79,7 @@ def test_a_range_may_start_with_a_minus(words):
         (["--eval"], "--eval needs --weights"),
         (["--freeze-layers"], "--freeze-layers needs --weights"),
         (["--teacher-weight", "0.3"], "--teacher-weight needs --teacher"),
+        (["--kan-reg", "0.1", "--fsdp"], "--kan-reg needs whole splines"),
     ],
 )
 def test_a_wrong_flag_ends_in_one_sentence_and_status_2(words, message, capsys):

@@ -160,8 +160,16 @@ def test_the_loss_is_cross_entropy_with_smoothing_and_weights():
         fixed(logits), torch.zeros(6), labels, 0
     )
     expected = F.cross_entropy(logits, labels, weight=weights, label_smoothing=0.1)
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, expected)  # all labels are there, so the weights' sum is 6
     assert torch.equal(answer, logits)
+
+
+def test_the_weighted_losses_of_parts_of_a_batch_average_to_that_of_the_whole():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 0, 0, 0, 1, 2])
+    criterion = Criterion(3, class_weights=recipe.class_weights(labels.tolist(), 3))
+    parts = [criterion(fixed(logits[p]), p, labels[p], 0)[0] for p in torch.arange(6).split(3)]
+    whole, _ = criterion(fixed(logits), torch.zeros(6), labels, 0)
+    torch.testing.assert_close(sum(parts) / 2, whole)
 
 
 @pytest.mark.parametrize("mix", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
