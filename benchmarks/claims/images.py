@@ -26,6 +26,8 @@ MODELS = {
     "group-KAN-ViT": "--mlp gkan --kan-hidden match",
 }
 FINE_TUNED = ("ViT", "KAN rank 16", "KAN full", "GKAN")  # settings of benchmarks/kan_vit.py
+COLOURS = {"ViT": "#2c5f8a", "KAN-ViT": "#c0392b", "KAN rank 16": "#c0392b", "KAN full": "#e08e45"}
+COLOURS |= {"group-KAN-ViT": "#5f8a2c", "GKAN": "#5f8a2c"}
 RATES = (1e-3, 3e-3)
 EPOCHS = {"quick": (2, 5), "full": (40, 100)}  # of tuning and of the runs that count
 COMMON = (
@@ -131,14 +133,15 @@ def draw(store: Store, plt) -> object:
     figure, axes = plt.subplots(
         1, len(starts), figsize=(5.5 * len(starts), 4), layout="constrained", squeeze=False
     )
-    colours = ("#2c5f8a", "#c0392b", "#e08e45", "#5f8a2c")
     for panel, (title, curves) in zip(axes[0], starts.items(), strict=True):
-        for (name, seeds), colour in zip(curves.items(), colours, strict=False):
+        for name, seeds in curves.items():
+            colour = COLOURS[name]
             for number, accuracies in enumerate(seeds):
                 epochs = range(1, len(accuracies) + 1)
                 label = None if number else name
                 panel.plot(epochs, accuracies, "o-", color=colour, markersize=3, label=label)
         panel.set(title=title, xlabel="epoch", ylabel="validation accuracy")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
         panel.legend()
     return figure
