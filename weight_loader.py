@@ -58,7 +58,9 @@ class LoadReport:
         for item in self.adapted:
             sizes = f"{_size(item.before)} -> {_size(item.after)}"
             lines.append(f"  adapted {item.name}: {sizes} ({item.how})")
-        for word, tensors in (("new", self.new), ("ignored", self.ignored)):
+        # A replaced tensor is both, for one reason, which is said once.
+        ignored = {name: why for name, why in self.ignored.items() if self.new.get(name) != why}
+        for word, tensors in (("new", self.new), ("ignored", ignored)):
             for names, reason in _condense(tensors):
                 lines.append(f"  {word} {names}: {reason}")
         return lines
