@@ -26,6 +26,7 @@ from my_dataset import Preprocess
 from options import Parser, run_cli
 from utils import CHECKPOINT_VERSION, atomic_file, save_checkpoint
 from vit_model import VisionTransformer, create_model, find_variant
+from weight_files import parse_json
 from weight_loader import LoadReport, load_into
 from weight_reader import WeightsFile, read_weights
 
@@ -105,7 +106,7 @@ def _classes(class_indices: str | Path | None, weights: WeightsFile) -> list[str
             f"--class-indices names a file that does"
         )
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = parse_json(path.read_text(encoding="utf-8"))
         classes = [str(names[str(i)]) for i in range(len(names))]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(

@@ -7,11 +7,11 @@ weights/<model>-<data>-<n>/   best.pth last.pth class_indices.json args.json spl
 
 import contextlib
 import itertools
-import json
 import re
 from pathlib import Path
 
 from utils import clear_temporary, write_csv, write_json
+from weight_files import parse_json
 
 WEIGHTS = Path("weights")
 LOCK = ".lock"
@@ -106,7 +106,7 @@ def write_class_indices(classes: list[str], run_dir: Path, data_roots: list[str]
     here = Path("class_indices.json")
     try:
         _refuse_inside(here, data_roots)
-        old = json.loads(here.read_text(encoding="utf-8")) if here.exists() else None
+        old = parse_json(here.read_text(encoding="utf-8")) if here.exists() else None
     except ValueError:  # inside the data, or not JSON: then it is not ours to replace
         return None
     if old == indices:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distributed import World
 from sharding import gradient_sync
+from weight_files import open_pickle, parse_json
 
 CHECKPOINT_VERSION = 1
 ALONE = World()
@@ -272,7 +273,7 @@ def write_json(path: str | os.PathLike, value) -> None:
 def read_json(path: str | os.PathLike):
     """Returns what a JSON file holds; raises ValueError, naming it, where it is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError(f"{path} is not JSON: it was damaged or edited; restore it") from None
 
@@ -298,22 +299,22 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     Raises ValueError, naming the file, for anything that is not such a checkpoint; nothing in the
     file is executed.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds for one cause: not a file of ours
-        raise ValueError(
-            f"{path} is no checkpoint of this program, or damaged ({type(error).__name__})"
-        ) from None
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+    checkpoint = open_pickle(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(f"{path} is no checkpoint of this program: it holds no 'model'")
-    if checkpoint.get("version", 0) > CHECKPOINT_VERSION:
-        raise ValueError(
-            f"{path} was written by a newer version ({checkpoint['version']}) of this program; "
-            f"update it"
-        )
+    try:
+        check_version(checkpoint.get("version", 0))
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
     return checkpoint
+
+
+def check_version(version: object) -> None:
+    """Raises ValueError, worded to follow a file's name, where a later program wrote the file."""
+    if not isinstance(version, int):
+        raise ValueError(f"has a version that is no number: {version!r:.80}")
+    if version > CHECKPOINT_VERSION:
+        raise ValueError(f"was written by a newer version ({version}); update the program")
 
 
 # --- random states ------------------------------------------------------------------------------

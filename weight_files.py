@@ -7,13 +7,13 @@ sentence that names it.
 
 import argparse
 import json
+import mmap
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from torch import Tensor
 WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "model", "state_dict", "module")
 # What wrappers of modules put before each name: DistributedDataParallel, torch.compile, ...
 PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|backbone|teacher)\.)+")
+
+# A file may unpack to so many times its size, and so many bytes more; weights hardly shrink at all.
+MOST_UNPACKED, ROOM = 20, 1 << 28
+DEEPEST = 50  # containers within containers
 
 
 @dataclass
@@ -54,9 +58,19 @@ def open_weights(path: str | Path) -> RawWeights:
         return _open_safetensors(path)
     if kind == "npz":
         return RawWeights(_open_npz(path))
-    payload = _open_pickle(path)
-    tensors, extras = _unwrap(payload, path)
+    tensors, extras = _unwrap(_open_pickle(path), path)
     return RawWeights(tensors, extras)
+
+
+def open_pickle(path: str | Path) -> Any:
+    """Returns what torch.save wrote: tensors in plain dicts, lists and tuples, and plain values.
+
+    Raises FileNotFoundError or ValueError, each with one sentence naming the file.
+    """
+    path = Path(path)
+    if _recognise(path) != "pickle":
+        raise ValueError(f"{path} was not written by torch.save")
+    return _open_pickle(path)
 
 
 def _recognise(path: Path) -> str:
@@ -65,6 +79,8 @@ def _recognise(path: Path) -> str:
         raise ValueError(f"{path} is a folder; name a weights file{_inside(path)}")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():  # a pipe or a device may never end
+        raise ValueError(f"{path} is a pipe or a device, not a weights file")
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -107,17 +123,28 @@ def _recognise_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            _refuse_bomb(path, archive)
             if names and all(name.endswith(".npy") for name in names):
                 return "npz"
             checked = any(entry.CRC for entry in archive.infolist())  # torch can leave them out
             spoilt = archive.testzip() if checked else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise _damaged(path, error) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise _damaged(path, error) from None  # RuntimeError: encrypted, or an unknown compression
     if spoilt:
         raise _damaged(path, f"{spoilt} has another checksum than was written")
     if any(name.endswith("data.pkl") for name in names):
         return "pickle"
     raise ValueError(f"{path} is a zip archive without weights in it")
+
+
+def _refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises ValueError for an archive that unpacks to far more than weights ever do."""
+    packed, unpacked = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+    if unpacked > ROOM + MOST_UNPACKED * packed:
+        raise ValueError(
+            f"{path} has {packed:,} bytes and would unpack to {unpacked:,}, which is no weights "
+            f"file but made to fill the memory"
+        )
 
 
 def _damaged(path: Path, reason: object = "") -> ValueError:
@@ -158,13 +185,15 @@ def _open_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _open_pickle(path: Path) -> Any:
-    """Returns what torch.load finds, limited to tensors and plain values."""
+    """Returns what torch.load finds, limited to plain tensors and plain values."""
     try:
+        if _names_bytearray(path):  # torch.load would call it, with whatever length
+            raise pickle.UnpicklingError("GLOBAL bytearray")
         # The options of a run, which timm's and DeiT's scripts save beside the weights, are a
         # plain bag of values. The warnings are about protocols of pickles that are refused anyway.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         what = named[1] if named else _first_global(path)
@@ -176,6 +205,64 @@ def _open_pickle(path: Path) -> Any:
         ) from None
     except Exception as error:  # a cut pickle fails in as many ways as pickles have opcodes
         raise _damaged(path, error) from None
+    storages: dict[int, int] = {}
+    payload = _plain(payload, path, storages, {})
+    claimed = sum(storages.values())  # a pickle can ask for memory that the file does not fill
+    if claimed > ROOM + MOST_UNPACKED * path.stat().st_size:
+        raise ValueError(f"{path} claims tensors of {claimed:,} bytes, which it cannot hold")
+    return payload
+
+
+def _names_bytearray(path: Path) -> bool:
+    """Whether a pickle names the one function that torch.load calls and that takes a length."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return any(b"bytearray" in archive.read(name) for name in names)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b"bytearray") >= 0
+
+
+def _plain(value: Any, path: Path, storages: dict, done: dict[int, Any], depth: int = 0) -> Any:
+    """Returns a copy of nested containers in plain dicts, lists and tuples, each made once.
+
+    What a pickle builds may carry attributes in place of its methods, hold itself, or hold tensors
+    without the memory for them: such raise ValueError.
+
+    storages: takes the address and size of each tensor's memory.
+    """
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, path, storages)
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if depth > DEEPEST:
+        raise ValueError(f"{path} is nested more than {DEEPEST} deep, as no weights file is")
+    if id(value) not in done:
+        deeper = (path, storages, done, depth + 1)
+        if isinstance(value, dict):
+            copy = {key: _plain(item, *deeper) for key, item in dict.items(value)}
+        else:
+            copy = (tuple if isinstance(value, tuple) else list)(
+                _plain(item, *deeper) for item in value
+            )
+        done[id(value)] = copy
+    return done[id(value)]
+
+
+def _plain_tensor(value: Tensor, path: Path, storages: dict[int, int]) -> Tensor:
+    value = Tensor.detach(value)
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        raise ValueError(f"{path} holds a sparse, quantised or empty tensor; only plain ones load")
+    storage = value.untyped_storage()
+    claimed = value.numel() * value.element_size()
+    if claimed > storage.nbytes():
+        shape = " x ".join(map(str, value.shape))
+        raise ValueError(
+            f"{path} claims a tensor of {shape} numbers ({claimed:,} bytes) and holds "
+            f"{storage.nbytes():,} bytes of it"
+        )
+    storages[storage.data_ptr()] = storage.nbytes()
+    return value
 
 
 def _first_global(path: Path) -> str | None:
@@ -198,7 +285,7 @@ def _first_global(path: Path) -> str | None:
 def _unwrap(payload: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the state dict inside a checkpoint, and the plain values that stood beside it."""
     extras: dict[str, Any] = {}
-    while isinstance(payload, Mapping):
+    while isinstance(payload, dict):
         inner = next((k for k in WRAPPERS if _is_state(payload.get(k))), None)
         if inner is None:
             break
@@ -207,24 +294,30 @@ def _unwrap(payload: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
             inner = "model"
         extras |= {k: v for k, v in payload.items() if k != inner}
         payload = payload[inner]
-    if not isinstance(payload, Mapping):
+    if not isinstance(payload, dict):
         raise ValueError(f"{path} holds a {type(payload).__name__}, not a dict of named tensors")
     return _named(payload, path), extras
 
 
 def _is_state(value: Any) -> bool:
     """Whether `value` is a dict with tensors in it, or a wrapper round one."""
-    return isinstance(value, Mapping) and any(
-        isinstance(v, Tensor) or _is_state(v) for v in value.values()
-    )
+    waiting, seen = [value], set()
+    while waiting:  # each dict once, however many others hold it
+        inner = waiting.pop()
+        if isinstance(inner, dict) and id(inner) not in seen:
+            seen.add(id(inner))
+            if any(isinstance(v, Tensor) for v in inner.values()):
+                return True
+            waiting += inner.values()
+    return False
 
 
-def _named(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def _named(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a state dict without the prefixes of wrapping modules."""
     tensors = {
-        PREFIXES.sub("", str(name)): value
+        PREFIXES.sub("", name): value
         for name, value in state.items()
-        if isinstance(value, Tensor)
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
@@ -234,6 +327,14 @@ def _named(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> Any:
     """Returns what a JSON file beside the weights says, or None when there is none to be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError):
         return None
+
+
+def parse_json(text: str) -> Any:
+    """`json.loads` that raises ValueError, too, for what is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
