@@ -30,6 +30,21 @@ FAMILIES = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
 }
 MLP_KINDS = ("mlp", "kan", "gkan")
+# The sizes that are whole numbers, each with its lowest and highest value. A file may claim any:
+# the highest lie above every model that was built and below what nothing could hold.
+SIZES = {
+    "img_size": (1, 4096),
+    "patch_size": (1, 4096),
+    "in_chans": (1, 1024),
+    "num_classes": (0, 1_000_000),
+    "embed_dim": (1, 65536),
+    "depth": (1, 1000),
+    "num_heads": (1, 65536),
+    "reg_tokens": (0, 65536),
+    "kan_grid": (1, 1000),
+    "kan_order": (0, 10),
+    "kan_groups": (1, 65536),
+}
 
 
 class DropPath(nn.Module):
@@ -234,11 +249,17 @@ class ViTConfig:
     kan_groups: int = 8
 
     def __post_init__(self) -> None:
-        for field in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes must be 0 (no head) or more, got {self.num_classes}")
+        for field, (low, high) in SIZES.items():
+            self._require_whole(field, low, high)
+        if self.representation_size is not None:
+            self._require_whole("representation_size", 0, 65536)
+        if self.kan_rank not in (None, "full"):
+            self._require_whole("kan_rank", 1, 65536)
+        if self.kan_hidden not in ("full", "match"):
+            self._require_whole("kan_hidden", 1, 2**20, "full, match or ")
+        for field in ("qkv_bias", "distilled", "no_embed_class"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"{field} must be true or false, got {getattr(self, field)!r:.80}")
         if self.img_size % self.patch_size:
             near = max(1, round(self.img_size / self.patch_size)) * self.patch_size
             raise ValueError(
@@ -250,22 +271,35 @@ class ViTConfig:
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
         for field in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} must lie in [0, 1), got {getattr(self, field)}")
+            if not (is_number(getattr(self, field)) and 0 <= getattr(self, field) < 1):
+                raise ValueError(f"{field} must lie in [0, 1), got {getattr(self, field)!r:.80}")
+        if self.init_values is not None and not is_number(self.init_values):
+            raise ValueError(f"init_values must be None or a number, got {self.init_values!r:.80}")
         if self.mlp not in MLP_KINDS:
             raise ValueError(f"mlp must be one of {', '.join(MLP_KINDS)}, got {self.mlp!r}")
-        if isinstance(self.kan_hidden, str) and self.kan_hidden not in ("full", "match"):
-            raise ValueError(f"kan_hidden must be full, match or a number, got {self.kan_hidden!r}")
+        ends = self.kan_range
+        if ends != "auto" and not (
+            isinstance(ends, tuple) and len(ends) == 2 and all(map(is_number, ends))
+        ):
+            raise ValueError(f"kan_range must be auto or two numbers, got {ends!r:.80}")
         parse_blocks(self.kan_blocks, self.depth)
+
+    def _require_whole(self, field: str, low: int, high: int, words: str = "") -> None:
+        value = getattr(self, field)
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(
+                f"{field} must be {words}at least {low} and at most {high}, a whole number; got "
+                f"{value!r:.80}"
+            )
 
     @property
     def hidden(self) -> tuple[int, ...]:
         """The width inside the MLP of each block, before `kan_hidden` has its say."""
         hidden = 4 * self.embed_dim if self.mlp_hidden is None else self.mlp_hidden
-        widths = (hidden,) * self.depth if isinstance(hidden, int) else tuple(hidden)
-        if len(widths) != self.depth or min(widths) < 1:
+        widths = hidden if isinstance(hidden, tuple) else (hidden,) * self.depth
+        if len(widths) != self.depth or not all(type(w) is int and 0 < w <= 2**20 for w in widths):
             raise ValueError(
-                f"mlp_hidden must be one positive width or {self.depth} of them, got {hidden}"
+                f"mlp_hidden must be one positive width or {self.depth} of them, got {hidden!r:.80}"
             )
         return widths
 
@@ -286,6 +320,11 @@ class ViTConfig:
             # LayerNorm's output lies within 3 standard deviations; calibration replaces this.
             "grid_range": (-3.0, 3.0) if self.kan_range == "auto" else tuple(self.kan_range),
         }
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite int or float."""
+    return type(value) in (int, float) and abs(value) < float("inf")
 
 
 def parse_blocks(spec: str | Iterable[int], depth: int) -> tuple[int, ...]:
@@ -309,8 +348,10 @@ def parse_blocks(spec: str | Iterable[int], depth: int) -> tuple[int, ...]:
                 f"kan_blocks {spec!r} is not all, last:N (N from 1 to {depth}) or a list of block "
                 f"numbers such as 0,3,5"
             ) from None
-    else:
+    elif isinstance(spec, Iterable) and all(type(n) is int for n in spec):
         numbers = list(spec)
+    else:
+        raise ValueError(f"kan_blocks {spec!r:.80} is not all, last:N or a list of block numbers")
     outside = [n for n in numbers if not 0 <= n < depth]
     if outside or not numbers:
         raise ValueError(

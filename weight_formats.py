@@ -220,6 +220,8 @@ def sizes_of(state: State) -> dict:
     The number of heads leaves no trace in the shapes: it is that of the variant of this width and
     depth, else heads are 64 wide.
     """
+    if state["patch_embed.proj.weight"].ndim != 4:
+        raise ValueError("has a patch projection that is no convolution")
     width, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
     depth = 1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k)))
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
@@ -262,7 +264,7 @@ def _kan_sizes(state: State, depth: int) -> dict:
     layer = f"blocks.{blocks[0]}.mlp.fc1."
     low_rank = f"{layer}spline_down" in state
     splines = state[f"{layer}spline_{'down' if low_rank else 'weight'}"]
-    rows, knots = state[f"{layer}grid"].shape
+    rows, knots = state[f"{layer}grid"].flatten(1).shape
     order = knots - splines.shape[-1] - 1
     grouped = splines.ndim == 2  # one spline for each group: (groups, coefficients)
     return {

@@ -4,9 +4,8 @@
 find out what no tensor says: the normalisation, the names of the classes, the attention heads.
 """
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import CHECKPOINT_VERSION
+from preprocess import Preprocess
+from utils import check_version
 from vit_model import FAMILIES, VARIANTS, create_model, find_variant
-from weight_files import RawWeights, open_weights, read_json
+from weight_files import RawWeights, open_weights, parse_json, read_json
 from weight_formats import convert, sizes_of
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_ASKED = 4  # times the numbers in a file that its sizes may ask for, heads and blocks left out
 
 
 @dataclass
@@ -82,21 +85,19 @@ def read_weights(path: str | Path, model: str | None = None) -> WeightsFile:
 def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
     """Reads a checkpoint of train.py, or a .safetensors that `save_weights` wrote."""
     extras = raw.extras or {key: _parsed(text) for key, text in raw.metadata.items()}
-    if extras.get("version", 1) > CHECKPOINT_VERSION:
-        raise ValueError(
-            f"was written by a newer version ({extras['version']}); update the program"
-        )
-    config, preprocess = extras["config"], extras.get("preprocess")
-    if not isinstance(config, dict) or "name" not in config:
-        raise ValueError("has a `config` that is not one of ours")
-    with torch.device("meta"):  # fills in what the config leaves to the variant, and checks it
-        config = create_model(**config).config
-    classes = list(extras.get("classes") or [])
-    if len(classes) != config["num_classes"]:
-        raise ValueError(f"names {len(classes)} classes for a head of {config['num_classes']}")
+    check_version(extras.get("version", 1))
+    config = checked_config(extras["config"], raw.tensors)
+    classes = checked_classes(extras.get("classes"), config)
+    preprocess = extras.get("preprocess")
     mean, std = FAMILIES["half"]
     if preprocess:
-        mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+        checked = checked_preprocess(preprocess, config)
+        mean, std = checked.mean, checked.std
+    metrics = extras.get("metrics") or {}
+    if not isinstance(metrics, dict) or not all(
+        value is None or type(value) in (int, float) for value in metrics.values()
+    ):
+        raise ValueError(f"has `metrics` that are not numbers: {metrics!r:.80}")
     return WeightsFile(
         path=str(path),
         format="ours",
@@ -112,16 +113,73 @@ def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
     )
 
 
+def checked_config(config: object, tensors: Mapping[str, Tensor]) -> dict:
+    """Returns the whole config of the model that `config` and its tensors describe.
+
+    Raises ValueError, worded to follow a file's name, where the one contradicts the others. Nothing
+    of the size that they claim is allocated.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise ValueError("has a `config` that is not one of ours")
+    if not all(isinstance(key, str) for key in config):
+        raise ValueError("has a `config` that is not one of ours")
+    with torch.device("meta"):
+        model = create_model(**config)
+    wanted = model.state_dict()
+    for name in tensors.keys() & wanted.keys():
+        _check_tensor(name, tensors[name], wanted[name].shape)
+    held = {value.untyped_storage().data_ptr(): value for value in tensors.values()}
+    stored = sum(v.untyped_storage().nbytes() // v.element_size() for v in held.values())
+    asked = sum(value.numel() for value in wanted.values())
+    if asked > MOST_ASKED * stored:
+        raise ValueError(
+            f"is no complete Vision Transformer: it holds {stored:,} of the {asked:,} numbers that "
+            f"its sizes ask for"
+        )
+    return model.config
+
+
+def _check_tensor(name: str, value: Tensor, shape: torch.Size) -> None:
+    if value.shape != shape:
+        has, asked = (" x ".join(map(str, size)) or "one" for size in (value.shape, shape))
+        raise ValueError(f"holds {name} of {has} numbers where its other sizes ask for {asked}")
+    if value.dtype not in FLOATS:
+        raise ValueError(f"holds {name} as {str(value.dtype).removeprefix('torch.')}, not floats")
+
+
+def checked_classes(classes: object, config: dict) -> list[str]:
+    """Returns the names of a file's classes; raises ValueError where they do not fit its config."""
+    classes = [] if classes is None else classes
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"has `classes` that are not a list of names: {classes!r:.80}")
+    if len(classes) != config["num_classes"]:
+        raise ValueError(f"names {len(classes)} classes for a head of {config['num_classes']}")
+    return classes
+
+
+def checked_preprocess(values: object, config: dict) -> Preprocess:
+    """Returns a file's preprocessing; raises ValueError where it does not fit its config."""
+    preprocess = Preprocess.from_dict(values)
+    if preprocess.img_size != config["img_size"]:
+        raise ValueError(
+            f"prepares images of {preprocess.img_size} pixels for a model of {config['img_size']}"
+        )
+    return preprocess
+
+
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 
 
 def _read_foreign(path: Path, raw: RawWeights, model: str | None) -> WeightsFile:
-    name, state = convert(raw.tensors)
-    sizes = sizes_of(state)
+    try:
+        name, state = convert(raw.tensors)
+        sizes = sizes_of(state)
+    except (KeyError, IndexError, RuntimeError) as error:  # of tensors that others lack or misshape
+        raise ValueError(f"has tensors that do not fit together ({error})") from None
     beside = _sidecars(path, sizes["embed_dim"])
     if beside.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"has {beside['hidden_act']} activations; only gelu is supported")
@@ -129,6 +187,8 @@ def _read_foreign(path: Path, raw: RawWeights, model: str | None) -> WeightsFile
         sizes["num_heads"] = beside["num_attention_heads"]
     mean, std, reason = _normalisation(path, name, sizes, raw.metadata, beside, model)
     family = _family_of(mean, std)
+    config = {"name": variant_like(sizes, family), **sizes}
+    checked_config(config, state)
     return WeightsFile(
         path=str(path),
         format=name,
@@ -136,7 +196,7 @@ def _read_foreign(path: Path, raw: RawWeights, model: str | None) -> WeightsFile
         family_reason=reason,
         mean=mean,
         std=std,
-        config={"name": variant_like(sizes, family), **sizes},
+        config=config,
         state=state,
         classes=_class_names(beside, sizes["num_classes"]),
     )
@@ -183,10 +243,10 @@ def _sidecars(path: Path, width: int) -> dict:
     config = config if isinstance(config, dict) else {}
     if config.get("hidden_size", config.get("num_features", width)) != width:
         return {}
-    images = read_json(path.with_name("preprocessor_config.json"))
-    merged = (
-        config | config.get("pretrained_cfg", {}) | (images if isinstance(images, dict) else {})
-    )
+    more = config.get("pretrained_cfg"), read_json(path.with_name("preprocessor_config.json"))
+    merged = dict(config)
+    for said in more:
+        merged |= said if isinstance(said, dict) else {}
     # Hugging Face says image_mean, timm mean.
     return merged | {k: merged[f"image_{k}"] for k in ("mean", "std") if f"image_{k}" in merged}
 
@@ -196,8 +256,9 @@ def _normalisation(path: Path, format_name, sizes, metadata, beside, model) -> t
     for source, said in (("the config beside the file", beside), ("its metadata", metadata)):
         if "mean" in said and "std" in said:
             values = (_parsed(v) if isinstance(v, str) else v for v in (said["mean"], said["std"]))
-            mean, std = (tuple(float(x) for x in value) for value in values)
-            return mean, std, f"{source} says so"
+            said = dict(zip(("mean", "std"), values, strict=True))
+            preprocess = Preprocess.from_dict(said)
+            return preprocess.mean, preprocess.std, f"{source} says so"
     if format_name == "torchvision":
         return *FAMILIES["imagenet"], "it is in torchvision's format"
     if format_name == "DINOv2" or sizes["init_values"] is not None:
