@@ -2,7 +2,8 @@
 
 One loader serves training, validation and prediction, so that all see the same pixels. Whatever
 is wrong with a file ends in a `PhotoError`, nothing in it is executed, time and memory are bounded:
-a picture has at most 178,956,970 pixels (twice `PIL.Image.MAX_IMAGE_PIXELS`: Pillow's own limit).
+a picture has at most 178,956,970 pixels (twice `PIL.Image.MAX_IMAGE_PIXELS`: Pillow's own limit),
+none of its sides more than a million, its file at most a gibibyte.
 """
 
 import logging
@@ -16,10 +17,17 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# Never opened, whatever a file's name says: EPS runs Ghostscript, WMF asks the operating system,
-# FITS unpacks gzip without a limit in older Pillows, FPX and MIC parse OLE containers; the others
-# are recognised by Pillow but not decoded.
-SHUT_FORMATS = {"EPS", "WMF", "FITS", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"}
+# Never opened, whatever a file's name says: EPS runs Ghostscript, IPTC hands what it wraps to any
+# reader, EPS's too, WMF asks the operating system, FITS unpacks gzip without a limit in older
+# Pillows, FPX and MIC parse OLE containers; the others are recognised by Pillow but not decoded.
+SHUT_FORMATS = {"EPS", "IPTC", "WMF", "FITS", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"}
+
+# WebP and AVIF are read whole before anything is looked at, twice over, and a sparse file of any
+# size costs nothing to make. The largest picture in 16-bit RGB takes this much uncompressed.
+MAX_FILE_BYTES = 2**30
+
+# Pillow keeps a pointer for each row: a picture one pixel wide would take three times the memory.
+MAX_SIDE = 1_000_000
 
 # A JPEG has 1 to about 20 scans. libjpeg goes over the whole picture for each, so a file of 300 KB
 # with 1,000 empty scans of 64 megapixels takes 39 s (measured); libtiff refuses at 100, too.
@@ -119,6 +127,8 @@ def open_photo(path_or_file) -> Image.Image:
             raise OSError("not a regular file")
         if status.st_size == 0:
             raise OSError("the file is empty")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(f"too large: a file of {status.st_size / 1e9:.1f} GB is no photo")
     try:
         return Image.open(path_or_file, formats=readable_formats())
     except UnidentifiedImageError:
@@ -155,7 +165,9 @@ def load_heic_reader() -> None:
 
 def decode(image: Image.Image, min_size: int | None = None) -> Image.Image:
     """An opened picture, upright and in RGB."""
-    if image.format in ("JPEG", "MPO"):
+    if max(image.size) > MAX_SIDE:
+        raise Image.DecompressionBombError(f"a side has {max(image.size):,} pixels")
+    if image.format in ("JPEG", "MPO", "BLP"):  # BLP can hold a JPEG
         limit_scans(image.fp)
     if min_size:
         image.draft(None, (min_size, min_size))  # JPEG only; others ignore it
@@ -239,10 +251,12 @@ def narrow(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
         low, high = 0, 65535  # Pillow has 16-bit PNG and PGM files in mode I, too
     else:
-        values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+        values = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0, neginf=0)
         low, high = value_range(float(values.min()), float(values.max()), image.mode == "F")
-    scaled = (np.clip(values, low, high).astype(np.float32) - low) * (255 / (high - low))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    scaled = np.clip(values, low, high).astype(np.float32, copy=False)
+    scaled -= low  # in place: each copy of the largest picture takes 700 MB
+    scaled *= 255 / (high - low)
+    return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
 
 
 def value_range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]:
