@@ -61,7 +61,7 @@ def newest_checkpoint(folder: str = "weights") -> str:
 
 
 def open_classifier(path: str, class_indices: str | None, device: torch.device) -> Classifier:
-    """Loads a checkpoint of any format, or an .onnx or .pt2 that export.py wrote."""
+    """Loads a checkpoint of any format, or an .onnx that export.py wrote."""
     if path.lower().endswith(EXPORTED):
         from export import open_exported  # needs packages that nothing else here does
 

@@ -6,6 +6,7 @@ the range of its first grids, and compared with itself.
 """
 
 import csv
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,8 +109,9 @@ def print_formula(network: Network, x: Tensor, y: Tensor) -> None:
 
 
 def symbols(names: Sequence[str]) -> list[str]:
-    """`names` as sympy takes them: no spaces, none empty."""
-    return ["_".join(name.split()) or f"x_{number}" for number, name in enumerate(names)]
+    """`names` as sympy takes them: none empty, no spaces, none of the marks that it expands."""
+    kept = (re.sub(r"[^\w.]+", "_", name).strip("_") for name in names)
+    return [name or f"x_{number}" for number, name in enumerate(kept)]
 
 
 def explain_network(network: Network, args: Namespace) -> None:

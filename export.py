@@ -9,7 +9,7 @@ Every file is one file, is checked against the checkpoint at once, and carries w
 to use it: `classes`, `preprocess` (size, resize mode, mean, std), `config` and `metrics`, as JSON:
 in ONNX's metadata_props, in pt2's extra file `facts.json`, in the header of safetensors. `images`
 (batch, 3, S, S), normalised, go in, `logits` (batch, classes) come out; the batch may have any
-size. predict.py reads all three.
+size. predict.py reads ONNX and safetensors, but no pt2: torch.export unpickles whatever is in it.
 """
 
 import io
@@ -30,9 +30,10 @@ from find_photos import find_photos
 from options import Parser, run_cli
 from portable import portable
 from predict import score_photos
-from preprocess import Preprocess
 from pretrained import LoadedModel, load_model, save_weights
 from utils import CHECKPOINT_VERSION, atomic_file
+from weight_files import parse_json
+from weight_reader import checked_classes, checked_metrics, checked_preprocess
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 TOLERANCE = 1e-4  # of logits; both sides compute in float32, in another order
@@ -133,7 +134,11 @@ def session_forward(session) -> Callable[[Tensor], Tensor]:
     name = session.get_inputs()[0].name
 
     def forward(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+        try:
+            return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+        except Exception as error:  # the runtime raises classes of its own
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"the exported model cannot be run ({reason})") from None
 
     return forward
 
@@ -152,29 +157,33 @@ def pt2_bytes(model: nn.Module, images: Tensor, facts: dict) -> bytes:
     return buffer.getvalue()
 
 
+def pt2_forward(data: bytes) -> Callable[[Tensor], Tensor]:
+    """What an archive of our own computes; of others' it would run the code."""
+    with quietly():
+        return torch.export.load(io.BytesIO(data)).module()
+
+
 # ------------------------------------------------------------------------------ reading
 
 
 def open_exported(path: str) -> Classifier:
-    """Opens an .onnx or .pt2 file that export.py wrote.
+    """Opens an .onnx file that export.py wrote.
 
-    Raises ValueError with a sentence for any other file.
+    Raises ValueError with a sentence for any other file; a .pt2 is refused unread, for torch.export
+    would run the pickles that it may hold.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    if path.lower().endswith(".pt2"):
+        raise ValueError(
+            f"{path} is a program of torch.export, which can run any code when it is opened; "
+            f"predict from the checkpoint, or from .onnx or .safetensors of export.py"
+        )
     try:
-        if path.lower().endswith(".pt2"):
-            extra = {FACTS: ""}
-            with quietly():
-                forward = torch.export.load(path, extra_files=extra).module()
-            facts = json.loads(extra[FACTS])
-        else:
-            session = onnx_session(path)
-            forward = session_forward(session)
-            metadata = session.get_modelmeta().custom_metadata_map
-            facts = {key: json.loads(metadata[key]) for key in FACT_KEYS}  # tools add their own
-        preprocess = Preprocess.from_dict(facts["preprocess"])
-        return Classifier(forward, list(facts["classes"]), preprocess, facts)
+        session = onnx_session(path)
+        metadata = session.get_modelmeta().custom_metadata_map
+        facts = {key: parse_json(metadata[key]) for key in FACT_KEYS}  # tools add their own
+        return _classifier(session, facts)
     except ValueError as error:
         if "not installed" in str(error):
             raise
@@ -182,6 +191,21 @@ def open_exported(path: str) -> Classifier:
     except Exception as error:  # runtimes raise classes of their own
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a file that export.py wrote ({reason})") from None
+
+
+def _classifier(session, facts: dict) -> Classifier:
+    """The classifier of a session; raises ValueError where its facts do not fit its tensors."""
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    config = facts["config"]
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise ValueError("its config is not one of ours")
+    classes = checked_classes(facts["classes"], config)
+    preprocess = checked_preprocess(facts["preprocess"], config)
+    checked_metrics(facts["metrics"])
+    size = preprocess.img_size
+    if images.shape[1:] != [3, size, size] or logits.shape[1:] != [len(classes)]:
+        raise ValueError("its tensors have other sizes than its facts say")
+    return Classifier(session_forward(session), classes, preprocess, facts)
 
 
 # ------------------------------------------------------------------------------ checking
@@ -225,7 +249,7 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
         model, images = portable(loaded.model), sample_images(loaded, 2)
         data = (onnx_bytes if kind == "onnx" else pt2_bytes)(model, images, facts_of(loaded))
         write(path, data)
-        forward = open_exported(str(path)).forward
+        forward = pt2_forward(data) if kind == "pt2" else open_exported(str(path)).forward
     difference = largest_difference(loaded, forward)
     if not difference <= TOLERANCE:
         path.unlink()
@@ -286,7 +310,8 @@ def main() -> None:
         difference = export(loaded, kind, path)
         print(f"checked: logits differ by at most {difference:.1e} from the checkpoint's")
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    print(f"try: python predict.py PHOTO --weights {path}")
+    if kind != "pt2":
+        print(f"try: python predict.py PHOTO --weights {path}")
 
 
 if __name__ == "__main__":

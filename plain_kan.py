@@ -81,18 +81,26 @@ def read_network(path: str | Path, raw: RawWeights) -> Network | None:
         return None
     try:
         config = raw.extras.get("config") or config_of(state)
-        base = ACTIVATIONS[config.get("base_activation", "SiLU")]
-        model = KAN(**config | {"base_activation": base})
+        base = ACTIVATIONS[dict(config).get("base_activation", "SiLU")]
+        config = config | {"base_activation": base}
+        with torch.device("meta"):  # a config may lie about sizes: nothing is allocated for it
+            wanted = KAN(**config).state_dict()
+        if {n: v.shape for n, v in wanted.items()} != {n: v.shape for n, v in state.items()}:
+            raise ValueError("its config and its tensors differ in size")
+        if not all(value.isfinite().all() for value in state.values()):
+            raise ValueError("it has values that are NaN or infinite")
+        model = KAN(**config)
         model.to(next(iter(state.values())).dtype).load_state_dict(state)
-    except (KeyError, TypeError, IndexError, RuntimeError, ValueError) as error:
+        names = raw.extras.get("inputs") or default_names(model.layers[0].in_features)
+        if len(names) != model.layers[0].in_features or not all(isinstance(n, str) for n in names):
+            raise ValueError("its inputs are not a name for each")
+    except (KeyError, TypeError, IndexError, RuntimeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{path} looks like a plain KAN but cannot be rebuilt ({reason}); write it with "
             "plain_kan.save_network"
         ) from None
-    count = model.layers[0].in_features
-    names = raw.extras.get("inputs") or default_names(count)
-    return Network(model.eval(), [str(name) for name in names])
+    return Network(model.eval(), list(names))
 
 
 def config_of(state: dict[str, Tensor]) -> dict:
@@ -206,7 +214,7 @@ def draw_network(model: KAN, x: Tensor, names: Sequence[str] | None = None):
     for level, row in enumerate(places):
         axes.plot(row, [level] * len(row), "o", color="black", markersize=6)
     for place, name in zip(places[0], names or default_names(widths[0]), strict=True):
-        axes.text(place, -0.12, name, ha="center", va="center")
+        axes.text(place, -0.12, name, ha="center", va="center", parse_math=False)
     return figure
 
 

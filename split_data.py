@@ -62,6 +62,8 @@ class DataSplit:
             raise ValueError(f"not a split as train.py writes it: {error!r:.200}") from error
         if len(set(classes)) < 2 or len(set(classes)) < len(classes):
             raise ValueError("not a split as train.py writes it: its classes are not two or more")
+        if not all(train.values()) or not any(val.values()):
+            raise ValueError("not a split as train.py writes it: some side has no photos")
         return make_split(root, classes, train, val, problems=[])
 
 

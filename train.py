@@ -32,8 +32,9 @@ from photo_loader import PhotoLoader
 from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
 from results import show_start, write_results
 from run_dir import RunLog, find_run, locked, new_run_dir, write_class_indices
-from trainer import Trainer, load_state
-from utils import evaluate, read_json, seed_everything, write_json, write_text
+from saved_state import check_alike, load_state, read_split
+from trainer import Trainer
+from utils import evaluate, seed_everything, write_json, write_text
 from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model
 
 DEFAULT_MODEL = "vit_base_patch16_224_in21k"
@@ -263,7 +264,7 @@ def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
         setattr(saved, name, new)
     share_batch(saved, state["loader"].get("processes", 1), world.size)
     device = device_of(saved, world)
-    data = DataSplit.from_dict(read_json(folder / "split.json"), saved.data_path)
+    data = read_split(folder, saved.data_path, state["classes"])
     check_still_there(data)
     model = create_model(**state["config"])
     preprocess = Preprocess.from_dict(state["preprocess"])
@@ -272,7 +273,12 @@ def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
     trainer = Trainer(
         saved, folder, device, data, model, preprocess, state["trainable"], teacher, world
     )
-    trainer.restore(state)
+    stepper = trainer.stepper
+    try:
+        check_alike(state, stepper.optimizer, stepper.scheduler, stepper.scaler)
+        trainer.restore(state)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'last.pth'} cannot be resumed: it {error}") from None
     return trainer
 
 

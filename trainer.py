@@ -383,6 +383,9 @@ class Trainer:
     def finish_epoch(self, trained: EpochResult, seconds: float, waited: float) -> dict:
         """Validates, then writes best.pth and last.pth; returns the epoch's row of metrics."""
         result, _, _ = self.validate()
+        if not math.isfinite(result.loss):  # the last step can spoil what no training loss has seen
+            error = FloatingPointError(f"the validation loss became {result.loss} at the end")
+            raise ValueError(self.advice_on_nan(error))
         row = {
             "epoch": self.epoch + 1,
             "train_loss": trained.loss,
@@ -461,6 +464,8 @@ class Trainer:
             f"the loss is still at chance ({chance:.2f}) after the first epoch: try another --lr, "
             f"pretrained --weights, or --freeze-layers false": row["epoch"] == 1
             and row["train_loss"] > 0.97 * chance,
+            "gradients are too large for float16, so that steps are left out: try --amp bf16 or "
+            "--amp off": self.stepper.scaler.get_scale() < 1,
             "validation is more accurate than training, which is normal here: training photos are "
             "randomly cropped and harder": self.args.aug != "none"
             and row["val_acc"] > row["train_acc"],
@@ -478,14 +483,3 @@ class Trainer:
             f"{error} of epoch {self.epoch + 1}: try a smaller --lr (it was "
             f"{self.args.lr:g}) or --amp off{kept}"
         )
-
-
-def load_state(folder: Path) -> dict:
-    """Returns the state in a run's last.pth; raises ValueError where it is not a run's."""
-    state = load_checkpoint(folder / "last.pth")
-    missing = {"optimizer", "rng", "loader", "args", "trainable"} - set(state)
-    if missing:
-        raise ValueError(
-            f"{folder / 'last.pth'} cannot be resumed: it lacks {', '.join(sorted(missing))}"
-        )
-    return state

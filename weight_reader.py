@@ -93,11 +93,7 @@ def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
     if preprocess:
         checked = checked_preprocess(preprocess, config)
         mean, std = checked.mean, checked.std
-    metrics = extras.get("metrics") or {}
-    if not isinstance(metrics, dict) or not all(
-        value is None or type(value) in (int, float) for value in metrics.values()
-    ):
-        raise ValueError(f"has `metrics` that are not numbers: {metrics!r:.80}")
+    checked_metrics(extras.get("metrics"))
     return WeightsFile(
         path=str(path),
         format="ours",
@@ -155,6 +151,15 @@ def checked_classes(classes: object, config: dict) -> list[str]:
     if len(classes) != config["num_classes"]:
         raise ValueError(f"names {len(classes)} classes for a head of {config['num_classes']}")
     return classes
+
+
+def checked_metrics(metrics: object) -> None:
+    """Raises ValueError where a file's metrics are no numbers."""
+    metrics = {} if metrics is None else metrics
+    if not isinstance(metrics, dict) or not all(
+        value is None or type(value) in (int, float) for value in metrics.values()
+    ):
+        raise ValueError(f"has `metrics` that are not numbers: {metrics!r:.80}")
 
 
 def checked_preprocess(values: object, config: dict) -> Preprocess:
