@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from preprocess import Preprocess
-from pretrained import LoadedModel, load_model
+from pretrained import LoadedModel, class_names, load_model
 
 EXPORTED = (".onnx", ".pt2")
 KINDS = {"kan": ", KAN", "gkan": ", grouped KAN"}  # what a title says of config["mlp"]
@@ -61,12 +62,20 @@ def newest_checkpoint(folder: str = "weights") -> str:
 
 
 def open_classifier(path: str, class_indices: str | None, device: torch.device) -> Classifier:
-    """Loads a checkpoint of any format, or an .onnx that export.py wrote."""
+    """Loads a checkpoint of any format, or an .onnx that export.py wrote.
+
+    class_indices: names for weights that hold none; None takes the file that train.py leaves in the
+        current folder, if it names as many classes.
+    """
     if path.lower().endswith(EXPORTED):
         from export import open_exported  # needs packages that nothing else here does
 
         return open_exported(path)
-    return Classifier.of(load_model(path, class_indices=class_indices, device=device))
+    loaded = load_model(path, class_indices=class_indices, device=device)
+    if class_indices is None and not loaded.weights.classes:
+        with suppress(ValueError, OSError):
+            loaded = replace(loaded, classes=class_names("class_indices.json", loaded.weights))
+    return Classifier.of(loaded)
 
 
 @torch.inference_mode()

@@ -34,13 +34,14 @@ from classifier import Classifier, photos_per_second
 from edges import Curve
 from find_photos import Photo, find_photos
 from my_dataset import PhotoError, Preprocess, eval_transform, load_image
-from options import Parser, number, pick_device, run_cli
+from options import DEVICES, Parser, existing, number, pick_device, run_cli
 from plain_kan import read_network
 from predict import score_photos
 from pretrained import LoadedModel, load_model, save_weights
 from pruning import prune
 from weight_files import open_weights
 
+PHOTOS = 64  # looked at unless --photos says otherwise
 CURVES = 6  # drawn per layer
 VALUES = 1024  # inputs of each layer that are looked at
 GREY, LEARNED = "#9aa5b1", "#c0392b"
@@ -278,37 +279,47 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         prog="explain.py",
         description="Show what a trained model is made of, and make it smaller.",
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any format")
     parser.add_argument(
+        "checkpoint", type=existing, metavar="CKPT", help="a checkpoint of any format"
+    )
+    flag = parser.add_argument_group("what to look at").add_argument
+    flag(
         "--data",
+        type=existing,
         metavar="DIR",
         help="photos to look at; with class folders, accuracy is told before and after --prune "
         "(for a plain KAN: a CSV file of points, a column per input, then per output)",
     )
-    parser.add_argument(
-        "--photos", type=number(int, 1), default=64, help="of them, how many are looked at (64)"
+    flag(
+        "--photos",
+        type=number(int, 1),
+        metavar="N",
+        help=f"how many of --data are looked at (default: {PHOTOS})",
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="for pictures (explain/ beside the checkpoint)"
-    )
-    parser.add_argument(
+    flag("--device", default="auto", metavar="NAME", help=DEVICES)
+    flag = parser.add_argument_group("what to make").add_argument
+    flag("--output", metavar="DIR", help="for pictures (default: explain/ beside the checkpoint)")
+    flag(
         "--prune",
         type=number(float, 0, 0.99),
         metavar="P",
         help="remove this share of the hidden units of every block, those that matter least (of a "
         "plain KAN: the nodes with edges that vary less than this, compared to the largest)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (auto)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.photos and not args.data:
+        parser.error("--photos needs --data DIR")
+    args.output = Path(args.output or Path(args.checkpoint).parent / "explain")
+    return args
 
 
 def explain_vit(args: Namespace) -> None:
     """Draws the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
+    if args.prune is not None and not args.data:
+        raise ValueError("--prune needs --data DIR: photos tell which units matter")
     device = pick_device(args.device)
     loaded = load_model(args.checkpoint, device=device)
     has_kan = bool(edges.kan_layers(loaded.model))
-    if args.prune is not None and not args.data:
-        raise ValueError("--prune needs --data DIR: photos tell which units matter")
     if not has_kan and args.prune is None:
         raise ValueError(
             f"{args.checkpoint} has no KAN layers to draw; predict.py --explain shows where it "
@@ -318,7 +329,7 @@ def explain_vit(args: Namespace) -> None:
     photos, images = [], None
     if args.data:
         photos = [p for p in find_photos([args.data], loaded.classes) if not p.error]
-        images = sample_images(photos, args.photos, loaded.preprocess).to(device)
+        images = sample_images(photos, args.photos or PHOTOS, loaded.preprocess).to(device)
     if has_kan:
         explain_layers(loaded, images, args.output)
     if args.prune is not None:
@@ -327,7 +338,6 @@ def explain_vit(args: Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    args.output = args.output or Path(args.checkpoint).parent / "explain"
     network = read_network(args.checkpoint, open_weights(args.checkpoint))
     if network is None:
         explain_vit(args)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from classifier import Classifier, photos_per_second
 from find_photos import find_photos
-from options import Parser, run_cli
+from options import Parser, existing, run_cli
 from portable import portable
 from predict import score_photos
 from pretrained import LoadedModel, load_model, save_weights
@@ -277,29 +277,51 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(prog="export.py", description="Write a trained model for other programs.")
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any format")
-    parser.add_argument("--format", choices=FORMATS, help="onnx, pt2 or safetensors (onnx)")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="(beside the checkpoint, with another ending)"
+        "checkpoint", type=existing, metavar="CKPT", help="a checkpoint of any format"
     )
-    parser.add_argument(
-        "--int8", action="store_true", help="ONNX with 8-bit weights: a quarter of the size"
+    flag = parser.add_argument_group("output").add_argument
+    flag("--format", choices=FORMATS, help="of the file (default: as --output ends, else onnx)")
+    flag(
+        "--output",
+        metavar="FILE",
+        help="the file (default: beside the checkpoint, with the format's ending)",
     )
-    parser.add_argument(
-        "--data", metavar="DIR", help="with --int8: class folders to measure the accuracy on"
+    flag("--int8", action="store_true", help="ONNX with 8-bit weights: a quarter of the size")
+    flag = parser.add_argument_group("classes").add_argument
+    flag(
+        "--data",
+        type=existing,
+        metavar="DIR",
+        help="with --int8: class folders to measure the accuracy on",
     )
-    parser.add_argument("--class-indices", metavar="FILE", help="names for weights that hold none")
-    return parser.parse_args(argv)
+    flag(
+        "--class-indices",
+        type=existing,
+        metavar="FILE",
+        help="names for weights that hold none (default: numbers)",
+    )
+    args = parser.parse_args(argv)
+    endings = {ending: kind for kind, ending in FORMATS.items()}
+    ending = Path(args.output or "").suffix.lower()
+    if args.output and ending not in endings:
+        parser.error(f"--output {args.output} must end in {', '.join(endings)}: readers go by it")
+    kind = endings.get(ending)
+    if kind and args.format not in (None, kind):
+        parser.error(f"--format {args.format} and --output {args.output} contradict each other")
+    args.format = args.format or kind or "onnx"
+    if args.int8 and args.format != "onnx":
+        parser.error(f"--int8 writes ONNX, not {args.format}")
+    if args.data and not args.int8:
+        parser.error("--data needs --int8, whose accuracy it measures")
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    endings = {ending: kind for kind, ending in FORMATS.items()}
-    kind = args.format or endings.get(args.output.suffix if args.output else "", "onnx")
-    if args.int8 and kind != "onnx":
-        raise ValueError(f"--int8 writes ONNX, not {kind}")
+    kind = args.format
     name = f"{Path(args.checkpoint).stem}{'_int8' if args.int8 else ''}{FORMATS[kind]}"
-    path = args.output or Path(args.checkpoint).with_name(name)
+    path = Path(args.output or Path(args.checkpoint).with_name(name))
     if path.exists() and Path(args.checkpoint).exists() and path.samefile(args.checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
     loaded = load_model(args.checkpoint, class_indices=args.class_indices)

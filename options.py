@@ -7,11 +7,17 @@ was not typed is chosen later for the case at hand (recipe.py) and printed with 
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+LARGEST = 10**9  # whole number of a flag: what is computed from it still fits 64 bits
+DEVICES = "auto, cpu, cuda, cuda:1, mps (default: auto, the first there is of cuda, mps, cpu)"
+# What --eval takes from the checkpoint: the model, and what photos look like to it.
+OF_THE_CHECKPOINT = {"model", "img_size", "resize_mode", "mean", "std", "mlp", "freeze_layers"}
+OF_THE_CHECKPOINT |= {"kan_blocks", "kan_hidden", "kan_rank", "kan_grid", "kan_order", "kan_range"}
 
 
 def on_off(text: str) -> bool:
@@ -23,8 +29,27 @@ def on_off(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def number(kind: type, low: float, high: float = float("inf"), open_low=False) -> Callable:
-    """Returns a parser of one number in [low, high], or (low, high] with `open_low`."""
+def given(text: str) -> str:
+    """Returns `text`; refuses an empty one, which is what a shell makes of an unset variable."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
+
+
+def existing(text: str) -> str:
+    """Returns `text` where a file or folder has that name."""
+    if os.path.exists(given(text)):
+        return text
+    raise argparse.ArgumentTypeError(f"{text} does not exist")
+
+
+def number(kind: type, low: float, high: float | None = None, open_low=False) -> Callable:
+    """Returns a parser of one number in [low, high], or (low, high] with `open_low`.
+
+    Without `high`, whole numbers end at LARGEST, other numbers below infinity.
+    """
+    if high is None:
+        high = LARGEST if kind is int else float("inf")
 
     def parse(text: str):
         try:
@@ -36,7 +61,7 @@ def number(kind: type, low: float, high: float = float("inf"), open_low=False) -
         if not inside or value == float("inf"):  # nan is never inside
             bound = f"above {low:g}" if open_low else f"at least {low:g}"
             if high != float("inf"):
-                bound += f" and at most {high:g}"
+                bound += f" and at most {high if kind is int else f'{high:g}'}"
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bound}")
         return value
 
@@ -92,20 +117,41 @@ def value_range(text: str) -> str | tuple[float, float]:
     return low, high
 
 
+def block_list(text: str) -> str:
+    """Returns `text` if `vit_model.parse_blocks` takes it for some number of blocks."""
+    if re.fullmatch(r" *(all|last:0*[1-9]\d{0,3}|\d{1,4}( *, *\d{1,4})*) *", text, re.ASCII):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not all, last:N or a list of block numbers such as 0,3,5"
+    )
+
+
+class Help(argparse.HelpFormatter):
+    """Help of 98 columns in any terminal; every flag tells its default."""
+
+    def __init__(self, prog: str, **options) -> None:
+        super().__init__(prog, **options | {"max_help_position": 30, "width": 98})
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        is_help = action.default == argparse.SUPPRESS
+        if "(default" in text or is_help or action.required or not action.option_strings:
+            return text
+        value = action.default
+        words = {"None": "none", "False": "off", "True": "on"}
+        told = f"{value:g}" if isinstance(value, float) else words.get(str(value), "%(default)s")
+        return f"{text} (default: {told})"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one sentence, with the nearest flag for an unknown one."""
 
     def __init__(self, **options) -> None:
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(
-                prog, max_help_position=30, width=98
-            ),
-            **options,
-        )
+        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
+        self.register("type", None, given)  # what takes a name takes no empty one
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def parse_args(self, args=None, namespace=None):
         """Flags may be spelled with `_` or `-`, and `--kan-range -2,2` needs no equals sign."""
@@ -161,8 +207,7 @@ def _data_flags(group) -> None:
         "--data-path",
         metavar="DIR",
         default="flower_photos",
-        help="a folder per class, or train/ and val/ inside; 'sample' draws the sample flowers "
-        "(default: flower_photos)",
+        help="a folder per class, or train/ and val/ inside; 'sample' draws the sample flowers",
     )
     flag("--val-path", metavar="DIR", help="validation photos in a folder of their own")
     flag(
@@ -170,13 +215,12 @@ def _data_flags(group) -> None:
         type=number(float, 0, 0.9, open_low=True),
         default=0.2,
         metavar="SHARE",
-        help="share of each class kept for validation (default: 0.2)",
+        help="share of each class kept for validation",
     )
     flag(
         "--download",
         action="store_true",
-        help="fetch the flower_photos data set (229 MB) when --data-path does not exist "
-        "(default: off)",
+        help="fetch the flower_photos data set (229 MB) when --data-path does not exist",
     )
     flag(
         "--num-classes",
@@ -195,7 +239,7 @@ def _data_flags(group) -> None:
         choices=("crop", "squash", "pad"),
         default="crop",
         help="crop: short side to 256/224 of the size, then its centre; squash: both sides; pad: "
-        "long side, grey around (default: crop)",
+        "long side, grey around",
     )
     flag(
         "--mean",
@@ -223,6 +267,7 @@ def _model_flags(group) -> None:
     )
     flag(
         "--weights",
+        type=str,  # the reference's '' means none
         metavar="FILE|NAME",
         default="",
         help="pretrained weights: a file, or a model's name to download them; '' for none "
@@ -231,9 +276,10 @@ def _model_flags(group) -> None:
     flag(
         "--allow-partial",
         action="store_true",
-        help="accept weights that fill less than 90 %% of the model (default: off)",
+        help="accept weights that fill less than 90 %% of the model",
     )
-    flag(
+    freeze = group.add_mutually_exclusive_group()
+    freeze.add_argument(
         "--freeze-layers",
         nargs="?",
         const=True,
@@ -242,12 +288,12 @@ def _model_flags(group) -> None:
         help="keep what came from the weights file; train head and splines only (default: true "
         "with weights, false without)",
     )
-    flag(
+    freeze.add_argument(
         "--no-freeze-layers",
         dest="freeze_layers",
         action="store_false",
         default=None,
-        help="the same as --freeze-layers false",
+        help="the same as --freeze-layers false (default: as there)",
     )
     flag("--list-models", action="store_true", help="print the table of models and stop")
 
@@ -259,21 +305,21 @@ def _kan_flags(group) -> None:
         choices=("mlp", "kan", "gkan"),
         default="mlp",
         help="what stands in the blocks: mlp, kan (a spline per edge), gkan (one per group of "
-        "inputs) (default: mlp)",
+        "inputs)",
     )
     flag(
         "--kan-blocks",
+        type=block_list,
         default="all",
         metavar="all|last:N|0,3,5",
-        help="the blocks that become KAN (default: all)",
+        help="the blocks that become KAN",
     )
     flag(
         "--kan-hidden",
         type=number_or(("full", "match"), number(int, 1)),
         default="full",
         metavar="full|match|N",
-        help="width inside a KAN block: the MLP's, one of equal parameters, or a number "
-        "(default: full)",
+        help="width inside a KAN block: the MLP's, one of equal parameters, or a number",
     )
     flag(
         "--kan-rank",
@@ -287,28 +333,28 @@ def _kan_flags(group) -> None:
         type=number(int, 1, 1000),
         default=5,
         metavar="N",
-        help="grid intervals of each spline (default: 5)",
+        help="grid intervals of each spline",
     )
     flag(
         "--kan-order",
         type=number(int, 0, 10),
         default=3,
         metavar="N",
-        help="degree of the splines (default: 3)",
+        help="degree of the splines",
     )
     flag(
         "--kan-range",
         type=value_range,
         default="auto",
         metavar="auto|LOW,HIGH",
-        help="range of the grids; auto measures it on training photos (default: auto)",
+        help="range of the grids; auto measures it on training photos",
     )
     flag(
         "--kan-reg",
         type=number(float, 0),
         default=0.0,
         metavar="X",
-        help="weight of the splines' L1 and entropy penalty (default: 0)",
+        help="weight of the splines' L1 and entropy penalty",
     )
     flag(
         "--kan-lr-scale",
@@ -324,7 +370,7 @@ def _recipe_flags(group) -> None:
         "--epochs",
         type=number(int, 0),
         metavar="N",
-        help="0 only evaluates the start (default: 10)",
+        help="0 only evaluates the start",
         default=10,
     )
     flag(
@@ -338,9 +384,9 @@ def _recipe_flags(group) -> None:
         type=number(int, 1),
         default=1,
         metavar="N",
-        help="batches per update (default: 1)",
+        help="batches per update",
     )
-    flag("--opt", choices=("sgd", "adamw"), default="adamw", help="optimiser (default: adamw)")
+    flag("--opt", choices=("sgd", "adamw"), default="adamw", help="optimiser")
     flag(
         "--lr",
         type=number(float, 0),
@@ -352,7 +398,7 @@ def _recipe_flags(group) -> None:
         type=number(float, 0, 1),
         default=0.01,
         metavar="X",
-        help="final rate as a share of --lr, on a cosine (default: 0.01)",
+        help="final rate as a share of --lr, on a cosine",
     )
     flag(
         "--weight-decay",
@@ -364,7 +410,7 @@ def _recipe_flags(group) -> None:
         "--decay-all",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="weight decay on those, too, as in the reference (default: off)",
+        help="weight decay on those, too, as in the reference",
     )
     flag(
         "--warmup-epochs",
@@ -383,30 +429,29 @@ def _recipe_flags(group) -> None:
         type=number(float, 0),
         default=1.0,
         metavar="X",
-        help="largest norm of the gradient, 0 for no limit (default: 1)",
+        help="largest norm of the gradient, 0 for no limit",
     )
     flag(
         "--ema",
         type=number(float, 0, 0.999999),
         default=0.0,
         metavar="DECAY",
-        help="evaluate and save a moving average of the weights, e.g. 0.998; 0 for none "
-        "(default: 0)",
+        help="evaluate and save a moving average of the weights, e.g. 0.998; 0 for none",
     )
     flag(
         "--patience",
         type=number(int, 0),
         default=0,
         metavar="N",
-        help="stop after N epochs without a better one; 0 for never (default: 0)",
+        help="stop after N epochs without a better one; 0 for never",
     )
-    flag("--teacher", metavar="FILE", help="a checkpoint to distil from (default: none)")
+    flag("--teacher", type=existing, metavar="FILE", help="a checkpoint to distil from")
     flag(
         "--teacher-weight",
         type=number(float, 0, 1),
         default=0.5,
         metavar="X",
-        help="share of the teacher in the loss (default: 0.5)",
+        help="share of the teacher in the loss",
     )
 
 
@@ -423,21 +468,21 @@ def _regularisation_flags(group) -> None:
         type=number(float, 0, 1),
         default=0.0,
         metavar="P",
-        help="chance of random erasing (default: 0)",
+        help="chance of random erasing",
     )
     flag(
         "--mixup",
         type=number(float, 0),
         default=0.0,
         metavar="ALPHA",
-        help="mixup's alpha, 0 for none (default: 0)",
+        help="mixup's alpha, 0 for none",
     )
     flag(
         "--cutmix",
         type=number(float, 0),
         default=0.0,
         metavar="ALPHA",
-        help="CutMix's alpha, 0 for none (default: 0)",
+        help="CutMix's alpha, 0 for none",
     )
     flag(
         "--label-smoothing",
@@ -449,14 +494,14 @@ def _regularisation_flags(group) -> None:
         "--drop-path",
         type=number(float, 0, 0.99),
         metavar="P",
-        help="stochastic depth of the last block, less before it (default: 0)",
+        help="stochastic depth of the last block, less before it",
         default=0.0,
     )
     flag(
         "--class-weights",
         choices=("none", "balanced"),
         default="none",
-        help="balanced: rare classes weigh more (default: none)",
+        help="balanced: rare classes weigh more",
     )
 
 
@@ -466,14 +511,13 @@ def _machine_flags(group) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help="auto, cpu, cuda, cuda:1, mps (default: auto, the first there is)",
+        help=DEVICES,
     )
     flag(
         "--amp",
         choices=("auto", "off", "bf16", "fp16"),
         default="auto",
-        help="mixed precision; auto: bf16 where the hardware has it, fp16 on older CUDA "
-        "(default: auto)",
+        help="mixed precision; auto: bf16 where the hardware has it, fp16 on older CUDA",
     )
     flag(
         "--cache-views",
@@ -481,16 +525,16 @@ def _machine_flags(group) -> None:
         default=1,
         metavar="N",
         help="views of each photo for which the frozen layers run, once; with more than one, "
-        "photos are augmented (default: 1)",
+        "photos are augmented",
     )
     flag(
         "--cache-images",
         choices=("auto", "ram", "disk", "off"),
         default="auto",
         help="decode each photo once and keep its pixels: in memory, in a file in the run's "
-        "folder, or not; auto: in memory if a quarter of what is free holds them (default: auto)",
+        "folder, or not; auto: in memory if a quarter of what is free holds them",
     )
-    flag("--compile", action="store_true", help="compile the model first (default: off)")
+    flag("--compile", action="store_true", help="compile the model first")
     flag(
         "--grad-checkpointing",
         "--grad-checkpoint",
@@ -499,14 +543,14 @@ def _machine_flags(group) -> None:
         default=False,
         type=on_off,
         metavar="true|false",
-        help="save memory by computing activations again (default: off)",
+        help="save memory by computing activations again",
     )
     flag(
         "--fsdp",
         action=argparse.BooleanOptionalAction,
         default=False,
         help="with several processes (torchrun): cut the model into shards instead of copying it "
-        "to each device (default: off)",
+        "to each device",
     )
     flag(
         "-j",
@@ -520,7 +564,7 @@ def _machine_flags(group) -> None:
         type=number(int, 0, 2**32 - 1),
         default=0,
         metavar="N",
-        help="of split, weights and augmentation (default: 0)",
+        help="of split, weights and augmentation",
     )
 
 
@@ -543,8 +587,7 @@ def _run_flags(group) -> None:
         type=number(int, 0),
         default=0,
         metavar="N",
-        help="write last.pth every N updates as well as after each epoch; 0: epochs only "
-        "(default: 0)",
+        help="write last.pth every N updates as well as after each epoch; 0: epochs only",
     )
     flag("--eval", action="store_true", help="evaluate --weights on the data and stop")
     flag(
@@ -567,18 +610,61 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, s
 
 def _check_together(parser: Parser, args: argparse.Namespace, typed: set[str]) -> None:
     """Ends with a sentence where two flags contradict each other."""
+    new_run = not args.resume and not args.eval
     if args.eval and not args.weights:
         parser.error("--eval needs --weights FILE, the model to evaluate")
     if args.eval and args.resume:
         parser.error("--eval and --resume exclude each other: --eval trains nothing")
+    for name in sorted(typed & OF_THE_CHECKPOINT) if args.eval else ():
+        parser.error(f"{_flag(name)} and --eval exclude each other: --weights FILE says it")
+    for name in ("dry_run", "output"):
+        if args.resume and name in typed:
+            parser.error(f"{_flag(name)} and --resume exclude each other: a run keeps its folder")
+    if args.eval and args.dry_run:
+        parser.error("--dry-run and --eval exclude each other: --eval writes nothing anyway")
+    if args.val_path and "val_split" in typed:
+        parser.error("--val-split and --val-path exclude each other: all of DIR is for validation")
+    if args.download and args.data_path == "sample":
+        parser.error("--download and --data-path sample exclude each other: they are other photos")
     if args.batch_size == "auto" and args.fsdp:
         parser.error("--batch-size auto tries the whole model on one device: with --fsdp give N")
     if args.kan_reg and args.fsdp:
         parser.error("--kan-reg needs whole splines, which --fsdp cuts: leave one of them out")
+    if args.mlp == "gkan" and args.kan_rank not in (None, "full"):
+        parser.error("--kan-rank and --mlp gkan exclude each other: a group's spline has no rank")
     if "teacher_weight" in typed and not args.teacher:
         parser.error("--teacher-weight needs --teacher FILE")
-    if args.freeze_layers and not args.weights and not args.resume:
+    if args.amp == "fp16" and args.device == "cpu":
+        parser.error("--amp fp16 needs a GPU: with --device cpu give --amp bf16 or auto")
+    if new_run and args.freeze_layers and not args.weights:
         parser.error("--freeze-layers needs --weights FILE: without it all weights are random")
+    if new_run and args.allow_partial and not args.weights:
+        parser.error("--allow-partial needs --weights FILE")
+    if new_run and args.epochs and (args.warmup_epochs or 0) > args.epochs:
+        parser.error(
+            f"--warmup-epochs {args.warmup_epochs:g} is longer than --epochs {args.epochs}: the "
+            f"full rate would never be reached"
+        )
+    if args.cache_views > 1:
+        _check_views(parser, args)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_views(parser: Parser, args: argparse.Namespace) -> None:
+    """Ends with a sentence where --cache-views would keep nothing (`Trainer.skip_frozen`)."""
+    if args.freeze_layers is False or not (args.weights or args.resume):
+        parser.error("--cache-views needs frozen layers: --weights FILE, --freeze-layers true")
+    if args.aug == "none" and not args.reprob:
+        parser.error("--cache-views and --aug none exclude each other: all views would be equal")
+    for name in ("mixup", "cutmix", "teacher", "fsdp"):
+        if getattr(args, name):
+            parser.error(
+                f"--cache-views and {_flag(name)} exclude each other: with {_flag(name)} the "
+                f"frozen layers run in every epoch"
+            )
 
 
 def pick_device(name: str):
@@ -625,6 +711,8 @@ def run_cli(main: Callable[[], int | None]) -> None:
     KAN_VIT_TRACEBACK=1 in the environment shows the traceback behind the sentence.
     """
     prog = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes, whatever the encoding
+        stream.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
         sys.stdout.flush()

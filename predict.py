@@ -29,7 +29,7 @@ import answers
 from answers import Answer
 from classifier import Classifier, newest_checkpoint, open_classifier
 from find_photos import Photo, find_photos
-from options import Parser, default_workers, number, pick_device, run_cli
+from options import DEVICES, Parser, default_workers, existing, number, pick_device, run_cli
 from photos import load_image
 from preprocess import eval_transform
 
@@ -215,10 +215,13 @@ def write_all(found: Iterable[Answer], writers: Sequence) -> tuple[int, int]:
 def check_outputs(args: argparse.Namespace) -> None:
     """Raises ValueError where an output would lie among the photos: nothing is written there."""
     inputs = [Path(os.path.realpath(path)) for path in args.inputs]
+    table = args.csv and os.path.realpath(args.csv)
     for flag in ("save", "sort", "explain", "csv"):
         if not getattr(args, flag):
             continue
         output = Path(os.path.realpath(getattr(args, flag)))
+        if flag != "csv" and table == str(output):
+            raise ValueError(f"--csv {args.csv} would be a file and --{flag} a folder there")
         if any(output.is_relative_to(path) or path.is_relative_to(output) for path in inputs):
             raise ValueError(
                 f"--{flag} {getattr(args, flag)} lies among the photos to predict; "
@@ -243,38 +246,38 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--weights",
+        type=existing,
         metavar="FILE",
         help="checkpoint of any format, or what export.py wrote (default: the newest best.pth "
         "under weights/)",
     )
     model.add_argument(
         "--class-indices",
+        type=existing,
         metavar="FILE",
         help="index-to-name file for weights that hold no names (default: class_indices.json)",
     )
     model.add_argument("--tta", action="store_true", help="average over each photo and its mirror")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (auto)")
+    model.add_argument("--device", default="auto", metavar="NAME", help=DEVICES)
     model.add_argument(
-        "--batch-size", type=number(int, 1), default=16, metavar="N", help="photos (16)"
+        "--batch-size", type=number(int, 1), default=16, metavar="N", help="photos at a time"
     )
     model.add_argument(
         "--workers",
         "-j",
-        type=number(int, 1),
+        type=number(int, 1, 256),
         default=default_workers(),
         metavar="N",
-        help="threads (one per core, at most 8): they decode photos and, on a CPU, predict them",
+        help="threads that decode photos and, on a CPU, predict them (default: cores, at most 8)",
     )
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--topk", type=number(int, 1), default=5, metavar="K", help="classes shown (5)"
-    )
+    output.add_argument("--topk", type=number(int, 1), default=5, metavar="K", help="classes shown")
     output.add_argument(
         "--threshold",
         type=number(float, 0, 1),
         default=0.0,
         metavar="P",
-        help=f'below this probability the answer is "{answers.UNSURE}" (0)',
+        help=f'below this probability the answer is "{answers.UNSURE}"',
     )
     output.add_argument("--json", action="store_true", help="one JSON object per line, no tables")
     output.add_argument("--csv", metavar="FILE", help="also write a table for spreadsheets")
@@ -284,16 +287,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--explain", metavar="DIR", help="also save a figure per photo: where the model looked, why"
     )
     output.add_argument(
-        "--explain-class", metavar="NAME", help="explain this class instead of the predicted one"
+        "--explain-class",
+        metavar="NAME",
+        help="with --explain: explain this class (default: the predicted one)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.explain_class and not args.explain:
+        parser.error("--explain-class needs --explain DIR")
+    return args
 
 
 def main() -> int:
     args = parse_args()
     started = time.perf_counter()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names that no encoding holds, in any locale
     check_outputs(args)
     device = pick_device(args.device)
     weights = args.weights or newest_checkpoint()

@@ -23,7 +23,7 @@ import torch
 from calibration import calibrate
 from downloads import fetch_file, fetch_flower_photos
 from my_dataset import Preprocess
-from options import Parser, run_cli
+from options import Parser, existing, run_cli
 from utils import CHECKPOINT_VERSION, atomic_file, save_checkpoint
 from vit_model import VisionTransformer, create_model, find_variant
 from weight_files import parse_json
@@ -71,7 +71,7 @@ def load_model(
             f"(train.py --weights {path})"
         )
     model = _build(weights)
-    classes = weights.classes or _classes(class_indices, weights)
+    classes = weights.classes or class_names(class_indices, weights)
     return LoadedModel(model.to(device).eval(), classes, _preprocess(weights), weights)
 
 
@@ -94,7 +94,7 @@ def _preprocess(weights: WeightsFile) -> Preprocess:
     return Preprocess(img_size=weights.config["img_size"], mean=weights.mean, std=weights.std)
 
 
-def _classes(class_indices: str | Path | None, weights: WeightsFile) -> list[str]:
+def class_names(class_indices: str | Path | None, weights: WeightsFile) -> list[str]:
     """Returns the class names in a class_indices.json, {"0": "daisy", ...}, in order."""
     count = weights.config["num_classes"]
     if class_indices is None:
@@ -185,20 +185,28 @@ def _some(names: list[str], most: int = 10) -> str:
 
 def main() -> None:
     parser = Parser(prog="pretrained.py", description="Describes and converts weights files.")
-    parser.add_argument("file", help="a weights file of any supported format")
     parser.add_argument(
+        "file", type=existing, metavar="FILE", help="a weights file of any supported format"
+    )
+    flag = parser.add_argument_group("output").add_argument
+    flag(
         "--save",
         metavar="OUT",
         help="write it in our format (config, classes, preprocessing), or as OUT.safetensors",
     )
-    parser.add_argument(
-        "--class-indices", metavar="FILE", help="JSON with the class names, for --save"
+    flag(
+        "--class-indices",
+        type=existing,
+        metavar="FILE",
+        help="with --save: JSON with the class names (default: numbers)",
     )
     args = parser.parse_args()
+    if args.class_indices and not args.save:
+        parser.error("--class-indices needs --save OUT")
     weights = read_weights(args.file)
     print(*describe(weights), sep="\n")
     if args.save:
-        classes = weights.classes or _classes(args.class_indices, weights)
+        classes = weights.classes or class_names(args.class_indices, weights)
         loaded = LoadedModel(_build(weights), classes, _preprocess(weights), weights)
         save_weights(args.save, loaded)
         print(f"wrote {args.save}")

@@ -20,26 +20,35 @@ LOCK = ".lock"
 def new_run_dir(output: str | None, model: str, data_path: str, data_roots: list[str]) -> Path:
     """Returns the folder for a new run, made if absent: `output`, or weights/<model>-<data>-<n>.
 
-    Raises ValueError where a run already stands there, or where the folder would lie in the data.
+    Raises ValueError as `check_output` does.
     """
+    check_output(output, data_roots)
     if output is not None:
         path = Path(output)
-        _refuse_inside(path, data_roots)
-        if (path / "last.pth").exists():
-            raise ValueError(
-                f"{path} already holds a run (last.pth): continue it with --resume {path}, or "
-                f"give another --output"
-            )
         path.mkdir(parents=True, exist_ok=True)
         return path
-    data = re.sub(r"[^\w.-]+", "_", Path(data_path).resolve().name) or "data"
-    _refuse_inside(WEIGHTS, data_roots)
+    # A name may have 255 bytes, of which a character takes up to four.
+    data = re.sub(r"[^\w.-]+", "_", Path(data_path).resolve().name)[:50] or "data"
     for n in itertools.count(1):
         path = WEIGHTS / f"{model}-{data}-{n}"
         with contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
             return path
     raise AssertionError("itertools.count never ends")
+
+
+def check_output(output: str | None, data_roots: list[str]) -> None:
+    """Raises ValueError where no run can be written: in the data, over a file or another run."""
+    path = WEIGHTS if output is None else Path(output)
+    _refuse_inside(path, data_roots)
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"--output {path}: {there} is a file where a folder should be")
+    if output is not None and (path / "last.pth").exists():
+        raise ValueError(
+            f"{path} already holds a run (last.pth): continue it with --resume {path}, or "
+            f"give another --output"
+        )
 
 
 def _refuse_inside(path: Path, data_roots: list[str]) -> None:

@@ -8,7 +8,6 @@ ground and light vary. Its shape is what tells a flower: a mean colour or a line
 thumbnails does not get far (tests/test_sample_flowers.py measures both).
 """
 
-import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -428,15 +427,19 @@ def _holds(root: Path, files: list[str], note: str) -> bool:
 
 
 def main() -> int:
-    from options import number
+    from options import Parser, number  # only the command needs them
 
-    parser = argparse.ArgumentParser(description="Draw the sample flowers.")
-    parser.add_argument("--output", default="sample_flowers", metavar="DIR", help="(%(default)s)")
-    count = number(int, 2, 9999)
-    parser.add_argument(
-        "--per-class", type=count, default=PER_CLASS, metavar="N", help="pictures (%(default)s)"
+    parser = Parser(prog="sample_flowers.py", description="Draw the sample flowers.")
+    flag = parser.add_argument_group("output").add_argument
+    flag("--output", default="sample_flowers", metavar="DIR", help="a new folder")
+    flag(
+        "--per-class",
+        type=number(int, 2, 9999),
+        default=PER_CLASS,
+        metavar="N",
+        help="pictures of each flower",
     )
-    parser.add_argument("--seed", type=number(int, 0), default=0, metavar="N", help="(0)")
+    flag("--seed", type=number(int, 0), default=0, metavar="N", help="of what is drawn")
     args = parser.parse_args()
     root = draw_samples(args.output, args.per_class, seed=args.seed)
     print(f"{root}: {args.per_class} pictures in each of {len(FLOWERS)} classes")

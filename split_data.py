@@ -104,12 +104,14 @@ def prepare_data(
     val_split: float = 0.2,
     seed: int = 0,
     workers: int = 1,
+    num_classes: int | None = None,
 ) -> DataSplit:
     """Scans, checks and splits the photos of `data_path`.
 
     A validation folder (`val_path`, or val, valid, validation or test beside train in `data_path`)
     is used as it is; without one, `val_split` of each class is kept for validation, chosen by
-    `seed`. `workers` threads decode. Raises ValueError or OSError with a sentence.
+    `seed`. `workers` threads decode. Raises ValueError or OSError with a sentence, also where there
+    are not `num_classes` class folders.
     """
     if not 0 < val_split < 1:
         raise ValueError(f"--val-split must lie between 0 and 1, not {val_split}")
@@ -118,6 +120,12 @@ def prepare_data(
     train_root, val_root = find_sides(data_path, val_path, problems)
     found = scan_classes(train_root, problems)
     require_classes(train_root, found, problems)
+    if num_classes not in (None, len(found)):
+        raise ValueError(
+            f"--num-classes {num_classes} contradicts the {len(found)} class folders of "
+            f"{printable(train_root)} ({', '.join(map(printable, sorted(found)[:10]))}); leave the "
+            f"flag out"
+        )
     found_val = {name: [] for name in found}
     if val_root is not None:
         found_val |= match_classes(found, scan_classes(val_root, problems), val_root, problems)

@@ -31,11 +31,12 @@ from options import default_workers, parse_args, pick_device, run_cli
 from photo_loader import PhotoLoader
 from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
 from results import show_start, write_results
-from run_dir import RunLog, find_run, locked, new_run_dir, write_class_indices
+from run_dir import RunLog, check_output, find_run, locked, new_run_dir, write_class_indices
 from saved_state import check_alike, load_state, read_split
+from scan import find_sides
 from trainer import Trainer
 from utils import evaluate, seed_everything, write_json, write_text
-from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model
+from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model, find_variant
 
 DEFAULT_MODEL = "vit_base_patch16_224_in21k"
 CALIBRATION_IMAGES = 256
@@ -62,13 +63,10 @@ def find_data(data_path: str, download: bool) -> str:
 
 def load_data(args: argparse.Namespace) -> DataSplit:
     """Scans, checks and splits the data, and prints what was found."""
-    data = prepare_data(args.data_path, args.val_path, args.val_split, args.seed, args.workers)
+    data = prepare_data(
+        args.data_path, args.val_path, args.val_split, args.seed, args.workers, args.num_classes
+    )
     print("\n".join(data.report.lines()))
-    if args.num_classes not in (None, len(data.classes)):
-        raise ValueError(
-            f"--num-classes {args.num_classes} contradicts the {len(data.classes)} class folders "
-            f"of {args.data_path} ({', '.join(data.classes[:10])}); leave the flag out"
-        )
     return data
 
 
@@ -81,23 +79,30 @@ def find_weights(args: argparse.Namespace, world: World) -> WeightsFile | None:
     return read_weights(args.weights, model=args.model)
 
 
-def build_model(
-    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, classes: list[str]
-) -> tuple[VisionTransformer, set[str]]:
-    """Returns the model and the names of the parameters that came from the weights file."""
+def model_config(
+    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, num_classes: int
+) -> dict:
+    """Returns what `create_model` takes: the flags' before the weights file's before defaults."""
     if args.model or weights is None:
         config: dict = {"name": args.model or DEFAULT_MODEL}
     else:
         config = dict(weights.config)
-        if config["num_classes"] != len(classes):  # a pre-logits layer belongs to the old head
+        if config["num_classes"] != num_classes:  # a pre-logits layer belongs to the old head
             config["representation_size"] = None
     kan = ("mlp", "kan_blocks", "kan_hidden", "kan_rank", "kan_grid", "kan_order", "kan_range")
     # A KAN checkpoint keeps its own sizes unless the flag was typed.
     config |= {name: getattr(args, name) for name in kan if name in typed or name not in config}
-    config |= {"num_classes": len(classes), "drop_path_rate": args.drop_path}
+    config |= {"num_classes": num_classes, "drop_path_rate": args.drop_path}
     if args.img_size:
         config["img_size"] = args.img_size
-    model = create_model(**config)
+    return config
+
+
+def build_model(
+    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, classes: list[str]
+) -> tuple[VisionTransformer, set[str]]:
+    """Returns the model and the names of the parameters that came from the weights file."""
+    model = create_model(**model_config(args, typed, weights, len(classes)))
     ignored = sorted(name for name in typed if name.startswith("kan_"))
     if model.sizes.mlp == "mlp" and ignored:
         flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
@@ -141,6 +146,14 @@ def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Prepr
     batches = [dataset.collate_fn(dataset.__getitems__(part.tolist())) for part in some.split(32)]
     report = calibrate(model, [batch.images for batch in batches])
     print("\n".join(report.lines()))
+
+
+def check_flags(args: argparse.Namespace, device: torch.device) -> None:
+    """Raises ValueError for what the flags of a new run alone can tell, before any work is done."""
+    recipe.amp_dtype(args.amp, device)
+    check_output(args.output, data_roots(args))
+    if args.model:
+        find_variant(args.model)
 
 
 # --- the story of a run -------------------------------------------------------------------------
@@ -188,11 +201,17 @@ def try_batch_sizes(args, model: VisionTransformer, device, train_images: int, w
 def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | None:
     """Prepares a new run: data, model, recipe, folder. None with --dry-run."""
     device = device_of(args, world)
+    check_flags(args, device)
     args.data_path = world.first_does(find_data, args.data_path, args.download)
+    find_sides(args.data_path, args.val_path, [])  # refuses what are no folders of class folders
     weights = find_weights(args, world)
+    with torch.device("meta"):  # sizes that do not fit are refused before photos are looked at
+        create_model(**model_config(args, typed, weights, num_classes=2))
+    teacher = args.teacher and load_model(args.teacher)
     data = world.first_does(load_data, args)
     model, pretrained = build_model(args, typed, weights, data.classes)
     preprocess = choose_preprocess(args, model, weights)
+    teacher = teacher and recipe.Teacher(teacher, preprocess, data.classes)
     frozen = bool(weights) if args.freeze_layers is None else args.freeze_layers
     trainable = recipe.freeze(model, pretrained if frozen else ())
     args.reasons = {}
@@ -211,7 +230,7 @@ def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | 
         new_run_dir, args.output, model.name, args.data_path, data_roots(args)
     )
     args.output = str(folder)
-    teacher = load_teacher(args.teacher, preprocess, data.classes, device)
+    teacher = teacher and teacher.to(device)
     return Trainer(args, folder, device, data, model, preprocess, trainable, teacher, world)
 
 
@@ -241,10 +260,6 @@ def data_roots(args: argparse.Namespace) -> list[str]:
     return [path for path in (args.data_path, args.val_path) if path]
 
 
-def load_teacher(path: str | None, preprocess: Preprocess, classes: list[str], device):
-    return path and recipe.Teacher(load_model(path), preprocess, classes).to(device)
-
-
 def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
     """Prepares the continuation of a run; flags that would make it another run are refused."""
     folder = world.first_does(find_run, args.resume)
@@ -268,7 +283,8 @@ def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
     check_still_there(data)
     model = create_model(**state["config"])
     preprocess = Preprocess.from_dict(state["preprocess"])
-    teacher = load_teacher(saved.teacher, preprocess, data.classes, device)
+    teacher = saved.teacher and load_model(saved.teacher)
+    teacher = teacher and recipe.Teacher(teacher, preprocess, data.classes).to(device)
     saved.output = str(folder)
     trainer = Trainer(
         saved, folder, device, data, model, preprocess, state["trainable"], teacher, world
@@ -360,9 +376,10 @@ def first_log(trainer: Trainer):
 
 def evaluate_only(args: argparse.Namespace, world: World) -> int:
     """Evaluates --weights on the validation photos of --data-path and prints the accuracy."""
-    args.data_path = world.first_does(find_data, args.data_path, args.download)
     device = device_of(args, world)
     args.batch_size = 32 if args.batch_size in (None, "auto") else args.batch_size
+    args.data_path = world.first_does(find_data, args.data_path, args.download)
+    find_sides(args.data_path, args.val_path, [])
     loaded = load_model(args.weights, device=device)
     data = world.first_does(load_data, args)
     unknown = sorted(set(data.classes) - set(loaded.classes))

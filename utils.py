@@ -241,7 +241,12 @@ def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
     A program killed while writing leaves a hidden `.NAME.*.tmp`, which `clear_temporary` removes.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+    except OSError as error:  # of the file that was asked for, not of the temporary one
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

@@ -203,10 +203,10 @@ def test_frozen_layers_run_once_each_process_its_part(launch, alone):
 
 
 @pytest.mark.slow
-def test_evaluation_alone_counts_each_photo_once(launch, alone):
+def test_evaluation_alone_counts_each_photo_once(launch, alone, photos):
     alone("--epochs", 1, "--batch-size", 4, "--output", "one")
     accuracy = load("one")["metrics"]["val_acc"]
-    statuses, out, _ = launch("--eval", "--weights", "one/best.pth")
+    statuses, out, _ = launch("--eval", "--weights", "one/best.pth", "--data-path", photos)
     assert statuses == [0, 0]
     assert f"on 6 validation photos of {Path.cwd().parent / 'photos'}: " in out
     assert f"accuracy {accuracy:.4f}" in out

@@ -18,7 +18,6 @@ from options import (
     parse_args,
     pick_device,
     spell,
-    train_parser,
     value_range,
 )
 
@@ -89,22 +88,6 @@ def test_a_wrong_flag_ends_in_one_sentence_and_status_2(words, message, capsys):
     assert end.value.code == 2
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_help_is_grouped_fits_100_columns_and_tells_every_default():
-    parser = train_parser()
-    text = parser.format_help()
-    assert max(map(len, text.splitlines())) <= 100
-    for title in ("data:", "model and weights:", "training:", "machine:", "the run:"):
-        assert f"\n{title}" in text
-    silent = [
-        action.option_strings[0]
-        for action in parser._actions
-        if "default" not in (action.help or "")
-        and action.dest not in ("help", "val_path", "list_models", "resume", "eval", "dry_run")
-        and action.option_strings != ["--no-freeze-layers"]
-    ]
-    assert silent == []
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))

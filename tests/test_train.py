@@ -153,7 +153,7 @@ def test_epochs_0_writes_the_start_as_a_checkpoint(run):
 def test_eval_repeats_the_accuracy_of_the_log(run):
     run("--epochs", 2, "--output", "out", "--mlp", "kan")
     accuracy = load("out/best.pth")["metrics"]["val_acc"]
-    _, out, _ = run("--eval", "--weights", "out/best.pth")
+    _, out, _ = run("--eval", "--weights", "out/best.pth", fast=[])
     assert f"accuracy {accuracy:.4f}" in out
 
 
@@ -163,7 +163,7 @@ def test_the_average_is_what_is_evaluated_and_saved(run):
     assert not same(last["model"], last["raw_model"])
     averaged = {key.removeprefix("module."): value for key, value in last["ema"].items()}
     assert all(same(averaged[key], value) for key, value in last["model"].items())
-    _, out, _ = run("--eval", "--weights", "out/last.pth")
+    _, out, _ = run("--eval", "--weights", "out/last.pth", fast=[])
     assert f"accuracy {last['metrics']['val_acc']:.4f}" in out
 
 
