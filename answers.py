@@ -183,7 +183,9 @@ def make_output_folder(folder: Path) -> None:
         ) from error
 
 
-RESERVED = {"con", "prn", "aux", "nul"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)}
+# Names of devices, which no file on Windows may have, whatever its ending.
+RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+RESERVED |= {f"{device}{n}" for device in ("com", "lpt") for n in "0123456789¹²³"}
 
 
 def folder_name(class_name: str) -> str:
@@ -193,7 +195,8 @@ def folder_name(class_name: str) -> str:
     kept = (
         kept.encode("utf-8", "replace")[:200].decode("utf-8", "ignore").strip().strip(".").strip()
     )
-    return f"_{kept}" if not kept or kept.lower().split(".")[0] in RESERVED else kept
+    device = kept.lower().split(".")[0].rstrip() in RESERVED
+    return f"_{kept}" if device or not kept else kept
 
 
 class SortedCopies(Writer):
@@ -210,7 +213,7 @@ class SortedCopies(Writer):
         folders = {}
         for index, name in enumerate(classes):
             folder = folder_name(name)
-            if folder.lower() in taken:
+            while folder.lower() in taken:
                 folder = f"{folder}_{index}"
             taken.add(folder.lower())
             folders.setdefault(name, folder)

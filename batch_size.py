@@ -141,7 +141,7 @@ def fitting_by_measurement(step: Step, free: int) -> int:
 def peak_of(function: Callable[[], None]) -> int:
     """Returns by how many bytes this process grew while `function` ran; 0 where it is not told."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak starts anew
     before = _resident("VmRSS")
     function()
     return max(0, _resident("VmHWM") - before)
@@ -149,6 +149,6 @@ def peak_of(function: Callable[[], None]) -> int:
 
 def _resident(field: str) -> int:
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith(field))) << 10
     return 0

@@ -160,7 +160,7 @@ def _plan(order: int, real: torch.dtype) -> Build | None:
     flags += f" -DORDER={order} {REALS[real]}"
     try:
         source = Path(__file__).with_name("kan.c")
-        key = "\n".join([source.read_text(), compiler, flags, _cpu()])
+        key = "\n".join([source.read_text("utf-8"), compiler, flags, _cpu()])
         name = f"kan-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
         return Build((*compiler.split(), *flags.split()), source, _cache_folder() / name)
     except OSError:
@@ -206,7 +206,7 @@ def _cache_folder() -> Path:
 def _cpu() -> str:
     """What -march=native depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor() + platform.machine()
@@ -712,10 +712,10 @@ class SplineLayer(nn.Module):
         k, g = self.spline_order, self.grid_size
         if low.is_meta:  # torch would import its compiler (2 s) to compute nothing
             return low.new_empty(self.curves, g + 2 * k + 1)
-        steps = torch.arange(-k, g + k + 1, device=low.device, dtype=torch.float64) / g
-        low, high = low.unsqueeze(1), high.unsqueeze(1)
+        steps = torch.arange(-k, g + k + 1, dtype=torch.float64) / g  # on the CPU: MPS has none
+        first, last = low.cpu().unsqueeze(1), high.cpu().unsqueeze(1)
         # This form gives low and high exactly, where low + step * (high - low) / g may not.
-        return (low * (1 - steps) + high * steps).to(low.dtype)
+        return (first * (1 - steps) + last * steps).to(low)
 
     @property
     def low(self) -> Tensor:
@@ -761,7 +761,7 @@ class SplineLayer(nn.Module):
     def coverage(self, x: Tensor) -> float:
         """The share of the values of x (..., I) that lie within [low, high] of their feature."""
         x = self.per_curve(self.checked(x))
-        return ((x >= self.low) & (x <= self.high)).double().mean().item()
+        return ((x >= self.low) & (x <= self.high)).sum().item() / max(1, x.numel())
 
     @torch.no_grad()
     def set_range(self, low: Tensor | float, high: Tensor | float) -> None:

@@ -24,7 +24,7 @@ def free_memory() -> int:
 
 
 def _available() -> int:
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return int(kib) << 10
 
@@ -32,8 +32,8 @@ def _available() -> int:
 def _below_limit() -> int:
     """Returns what a container (control groups, version 2) leaves; without a limit, plenty."""
     try:
-        limit = int((CGROUP / "memory.max").read_text())
-        used = int((CGROUP / "memory.current").read_text())
+        limit = int((CGROUP / "memory.max").read_text("utf-8"))
+        used = int((CGROUP / "memory.current").read_text("utf-8"))
     except (OSError, ValueError):  # no such group, or no limit: "max"
         return 1 << 62
     return max(0, limit - used)

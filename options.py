@@ -668,9 +668,9 @@ def _check_views(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def pick_device(name: str):
-    """Returns the torch.device called `name`; a missing accelerator becomes the CPU, with a line.
+    """Returns the torch.device called `name`; missing CUDA becomes the CPU, with a line.
 
-    Raises ValueError for a name that torch does not know.
+    Raises ValueError for a name that torch does not know, and for missing MPS.
     """
     import torch
 
@@ -690,6 +690,8 @@ def pick_device(name: str):
     }
     if device.type not in there:
         raise ValueError(f"--device {name!r} is not auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and not there["mps"]:
+        raise ValueError(f"--device {name}: torch finds no GPU of Apple here; give auto or cpu")
     if not there[device.type]:
         print(f"warning: there is no {name} here; using the CPU", file=sys.stderr)
         return torch.device("cpu")

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from utils import clear_temporary, write_csv, write_json
 from weight_files import parse_json
@@ -86,23 +87,33 @@ def find_run(where: str) -> Path:
 def locked(run_dir: Path):
     """Holds the run's lock; raises ValueError when another process trains into the same folder.
 
-    A POSIX record lock belongs to the process, not to the open file: the loader's workers do not
-    inherit it, and it ends with the process however that dies.
+    The lock ends with the process however that dies, and its loader's workers do not inherit it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no fcntl; there two runs in one folder go unnoticed
-        yield
-        return
-    with open(run_dir / LOCK, "a+") as file:
+    with open(run_dir / LOCK, "ab") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError:
             raise ValueError(
                 f"another process is training into {run_dir}: wait for it or give another --output"
             ) from None
         clear_temporary(run_dir)
         yield
+
+
+def _lock(file: BinaryIO) -> None:
+    """Takes the lock of an open file without waiting; OSError where another process has it.
+
+    A POSIX record lock belongs to the process, not to the open file. On Windows the handle has it,
+    which only processes started with it share.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        return
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_class_indices(classes: list[str], run_dir: Path, data_roots: list[str]) -> str | None:

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from sharding import gradient_sync
 from weight_files import open_pickle, parse_json
 
 CHECKPOINT_VERSION = 1
+REPLACE_TRIES = 20  # of 0.1 s each
 ALONE = World()
 
 
@@ -253,11 +255,24 @@ def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's files are private, a result is not
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _replace(temporary: str, path: Path) -> None:
+    """os.replace, which Windows refuses while another program reads `path`: some are soon done."""
+    for _ in range(REPLACE_TRIES):
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError as error:
+            refusal = error
+            time.sleep(0.1)
+    reason = f"{refusal.strerror} (is it open in another program?)"
+    raise PermissionError(refusal.errno, reason, str(path))
 
 
 def clear_temporary(folder: str | os.PathLike) -> None:

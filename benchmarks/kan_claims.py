@@ -42,10 +42,10 @@ def run(store: Store, parts: list[str], device: torch.device, data: str | None) 
 
 def show(store: Store, page: Path, folder: Path) -> None:
     """Writes the tables of all parts between their marks in the page, and the figures."""
-    text = page.read_text()
+    text = page.read_text("utf-8")
     for letter, part in PARTS.items():
         text = replaced(text, letter, part.tables(store))
-    page.write_text(text)
+    page.write_text(text, "utf-8")
     for name, figure in figures(store):
         figure.savefig(folder / f"kan_claims_{name}.png", dpi=100)
         print(f"wrote kan_claims_{name}.png")

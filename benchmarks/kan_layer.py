@@ -246,7 +246,7 @@ def peak_gib(label: str, args: argparse.Namespace, answer: multiprocessing.Queue
         answer.put(torch.cuda.max_memory_allocated() / 2**30)
     else:
         # Not getrusage, whose figure begins with that of the process that started this one.
-        status = Path("/proc/self/status").read_text().split()
+        status = Path("/proc/self/status").read_text("utf-8").split()
         answer.put(int(status[status.index("VmHWM:") + 1]) / 2**20)
 
 
@@ -280,7 +280,7 @@ def compare_vits(args: argparse.Namespace) -> None:
 
 def cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -34,14 +34,14 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
     if resumed:
         command = [sys.executable, "train.py", "--resume", str(folder)]
     work.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
+    with log.open("a", encoding="utf-8") as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"{name} failed: see {log}")
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         epochs = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     if keep:
         os.replace(folder / "last.pth", keep)
@@ -64,13 +64,15 @@ def provenance() -> dict:
 
 
 def append_line(path: Path, result: dict) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
 
 
 def read_lines(path: Path) -> list[dict]:
     """Returns the results in a file of JSON lines; none where it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    )
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -86,7 +86,7 @@ class Worker:
         words = [f"--{name}={value}" for name, value in options.items()]
         command = [sys.executable, __file__, "work", *words]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8")
 
     def step(self) -> float:
         print("step", file=self.process.stdin, flush=True)

@@ -133,7 +133,7 @@ def test_what_auto_found_is_kept_for_resume(run):
     assert "--batch-size 2  (auto: it fits; 18 photos make too few steps of more)" in out
     assert "at batch 16, now 2)" in out
     assert load("out/last.pth")["args"]["batch_size"] == 2
-    assert '"batch_size": 2' in Path("out/args.json").read_text()
+    assert '"batch_size": 2' in Path("out/args.json").read_text("utf-8")
     status, out, _ = run("--resume", "out", "--epochs", 2, "--batch-size", "auto")
     assert status == 0, out
     assert load("out/last.pth")["args"]["batch_size"] == 2
@@ -202,7 +202,7 @@ def test_sharded_models_are_not_tried(run):
 
 
 def test_a_containers_limit_counts(monkeypatch, tmp_path):
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
+    (tmp_path / "memory.max").write_text("1000000\n", "utf-8")
+    (tmp_path / "memory.current").write_text("400000\n", "utf-8")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert memory.free_memory() == 600000

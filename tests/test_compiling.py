@@ -95,7 +95,7 @@ def run_compiled(tmp_path, photos, **environment):
         env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")} | environment,
         check=False,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
 
 

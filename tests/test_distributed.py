@@ -97,7 +97,7 @@ def launch(server, photos):
         for process in late:
             process.kill()
         out, err = (
-            "".join(Path(f"{name}{rank}").read_text() for rank in range(size))
+            "".join(Path(f"{name}{rank}").read_text("utf-8") for rank in range(size))
             for name in ("out", "err")
         )
         assert not late, f"{len(late)} processes hang: {out}{err}"
@@ -368,7 +368,7 @@ def test_torchrun_trains_and_passes_on_a_signal(photos):
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     end = time.monotonic() + 300

@@ -351,14 +351,16 @@ def test_config_beside_the_file_outweighs_its_name(tmp_path):
     path = tmp_path / "deit.safetensors"
     safetensors.torch.save_file(timm_vit().state_dict(), path)
     half = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    (tmp_path / "config.json").write_text(json.dumps({"num_features": 128, "pretrained_cfg": half}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"num_features": 128, "pretrained_cfg": half}), "utf-8"
+    )
     assert read_weights(path).family == "half"
 
 
 def test_preprocessor_config_of_hugging_face_sets_mean_and_std(tmp_path):
     safetensors.torch.save_file(timm_vit().state_dict(), tmp_path / "model.safetensors")
     images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images), "utf-8")
     weights = read_weights(tmp_path / "model.safetensors")
     assert (weights.family, weights.mean, weights.std) == (
         "custom",
@@ -371,7 +373,7 @@ def test_preprocessor_config_of_hugging_face_sets_mean_and_std(tmp_path):
 def test_config_of_another_model_is_not_believed(tmp_path):
     safetensors.torch.save_file(timm_vit().state_dict(), tmp_path / "model.safetensors")
     config = {"hidden_size": 768, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     assert read_weights(tmp_path / "model.safetensors").family == "half"
 
 
@@ -386,7 +388,7 @@ def test_class_names_of_hugging_face_are_found(tmp_path):
     safetensors.torch.save_file(timm_vit().state_dict(), tmp_path / "model.safetensors")
     names = [f"flower {i}" for i in range(CLASSES)]
     config = {"hidden_size": 128, "id2label": {str(i): n for i, n in enumerate(names)}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     assert load_model(tmp_path / "model.safetensors").classes == names
 
 

@@ -26,7 +26,9 @@ def test_a_piece_that_has_a_line_is_not_measured_again(tmp_path):
         row = Store(path, scale).once({"part": "x"}, lambda: calls.append(1) or {"value": (1, 2)})
         assert row["value"] == [1, 2]
     assert len(calls) == 2  # the full scale is another matter
-    assert {"date", "torch", "machine"} <= json.loads(path.read_text().splitlines()[0]).keys()
+    assert {"date", "torch", "machine"} <= json.loads(
+        path.read_text("utf-8").splitlines()[0]
+    ).keys()
 
 
 @pytest.mark.parametrize("name", fitting.TASKS)
@@ -124,16 +126,16 @@ def test_the_page_shows_what_was_measured(tmp_path, capsys):
     """`show` would change nothing: tables and their data stay together."""
     page, images = tmp_path / "page.md", tmp_path / "images"
     images.mkdir()
-    wanted = kan_claims.PAGE.read_text()
-    page.write_text(wanted)
+    wanted = kan_claims.PAGE.read_text("utf-8")
+    page.write_text(wanted, "utf-8")
     kan_claims.show(Store(kan_claims.RESULTS, "quick"), page, images)
     # Part e also shows what benchmarks/kan_vit.py measures, in its own time.
     last = "<!-- part e -->"
-    assert page.read_text().split(last)[0] == wanted.split(last)[0]
+    assert page.read_text("utf-8").split(last)[0] == wanted.split(last)[0]
     for figure in images.iterdir():
         committed = kan_claims.IMAGES / figure.name
         assert committed.stat().st_size < 300_000
-        assert figure.name in page.read_text()
+        assert figure.name in page.read_text("utf-8")
 
 
 def test_a_page_without_marks_is_refused():

@@ -205,7 +205,7 @@ def test_without_a_compiler_all_works_in_silence(setting, tmp_path):
         cwd=Path(kan.__file__).parent,
         check=False,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout + run.stderr == ""

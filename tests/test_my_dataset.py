@@ -97,7 +97,7 @@ def test_workers_do_not_change_the_batches(dataset, context, workers):
 
 def test_a_bad_photo_is_named_and_never_replaced(dataset, tmp_path):
     bad = tmp_path / "bad.jpg"
-    bad.write_text("no photo")
+    bad.write_text("no photo", "utf-8")
     dataset.images_path[2] = str(bad)
     dataset.images_path[4] = str(tmp_path / "gone.jpg")
     assert dataset[2] == Failed(str(bad), "not a picture of any format that can be read here", 2)

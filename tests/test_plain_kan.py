@@ -128,7 +128,7 @@ def lines(tmp_path):
     plain_kan.save_network(tmp_path / "kan.pth", model)
     x = torch.rand(40, 2)
     rows = [f"{a},{b},{2 * a - 3 * b}" for a, b in x.tolist()]
-    (tmp_path / "points.csv").write_text("\n".join(["width,height,answer", *rows]))
+    (tmp_path / "points.csv").write_text("\n".join(["width,height,answer", *rows]), "utf-8")
     return tmp_path
 
 
@@ -162,7 +162,7 @@ def test_explain_needs_no_points(lines, monkeypatch, capsys):
 def test_bad_points_are_named(lines, monkeypatch, capsys, text, sentence):
     path = lines / "bad.csv"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, "utf-8")
     assert run(monkeypatch, lines / "kan.pth", "--data", path) == 2
     error = capsys.readouterr().err
     assert sentence in error

@@ -77,7 +77,7 @@ def run_json(monkeypatch, capsys, *argv) -> list[dict]:
 def test_folders_are_searched_recursively_and_in_order(tmp_path):
     for name in ("b/two.PNG", "a/one.jpg", "a/.hidden.jpg", ".cache/x.jpg", "three.jpeg"):
         photo(tmp_path / name)
-    (tmp_path / "a" / "notes.txt").write_text("no photo")
+    (tmp_path / "a" / "notes.txt").write_text("no photo", "utf-8")
     found = [os.path.relpath(p.path, tmp_path) for p in find_photos.expand(str(tmp_path))]
     assert found == ["a/one.jpg", "b/two.PNG", "three.jpeg"]
 
@@ -171,7 +171,7 @@ def test_bad_photos_do_not_stop_the_others(monkeypatch, capsys, checkpoint, tmp_
     whole = (tmp_path / "0.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("no photo at all")
+    (tmp_path / "text.jpg").write_text("no photo at all", "utf-8")
     write_bomb(tmp_path / "bomb.jpg")
     bad = [str(tmp_path / f"{name}.jpg") for name in ("cut", "empty", "text", "bomb")]
     order = [good[0], bad[0], bad[1], good[1], bad[2], bad[3], good[2]]
@@ -203,7 +203,7 @@ def write_bomb(path: Path) -> None:
 
 @pytest.mark.parametrize("extra", [[], ["--json"]])
 def test_a_failed_photo_gives_exit_status_one(monkeypatch, capsys, checkpoint, tmp_path, extra):
-    (tmp_path / "text.jpg").write_text("no photo")
+    (tmp_path / "text.jpg").write_text("no photo", "utf-8")
     assert run(monkeypatch, tmp_path / "text.jpg", "--weights", checkpoint, *extra) == 1
     captured = capsys.readouterr()
     assert "text.jpg" in captured.out + captured.err
@@ -293,7 +293,7 @@ def test_a_bare_state_dict_takes_its_names_from_class_indices(monkeypatch, capsy
     full = torch.load(write_checkpoint(tmp_path / "full.pth", CLASSES), weights_only=True)
     torch.save(full["model"], tmp_path / "model-9.pth")
     names = {str(index): name.upper() for index, name in enumerate(CLASSES)}
-    (tmp_path / "names.json").write_text(json.dumps(names))
+    (tmp_path / "names.json").write_text(json.dumps(names), "utf-8")
     (record,) = run_json(
         monkeypatch,
         capsys,
@@ -418,7 +418,7 @@ def test_a_listed_photo_in_the_output_folder_stops_the_run(tmp_path):
 def test_an_output_that_cannot_be_written_is_named_at_once(
     monkeypatch, capsys, checkpoint, tmp_path, flag
 ):
-    (tmp_path / "file").write_text("not a folder")  # root may write into read-only folders
+    (tmp_path / "file").write_text("not a folder", "utf-8")  # root may write into read-only folders
     options = ("--weights", checkpoint, flag, tmp_path / "file" / "out")
     assert run(monkeypatch, photo(tmp_path / "in" / "x.jpg"), *options) == 2
     captured = capsys.readouterr()
@@ -500,7 +500,7 @@ def test_one_photo_needs_no_plotting_library_nor_torchvision(checkpoint, tmp_pat
         [sys.executable, "-X", "importtime", "predict.py", photo(tmp_path / "x.jpg"), *weights],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     imported = {line.split("|")[-1].strip().split(".")[0] for line in running.stderr.splitlines()}

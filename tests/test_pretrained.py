@@ -423,9 +423,9 @@ def test_file_without_a_head_is_described_and_saved_but_cannot_predict(tmp_path,
 
 
 def test_mistakes_of_the_command_line_are_one_sentence(tmp_path):
-    (tmp_path / "x.pth").write_text("nothing of use")
+    (tmp_path / "x.pth").write_text("nothing of use", "utf-8")
     command = [sys.executable, ROOT / "pretrained.py", tmp_path / "x.pth"]
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    run = subprocess.run(command, check=False, capture_output=True, encoding="utf-8")
     assert run.returncode == 2
     assert (
         run.stderr
@@ -436,13 +436,13 @@ def test_mistakes_of_the_command_line_are_one_sentence(tmp_path):
 def test_class_names_come_from_class_indices_where_the_file_has_none(tmp_path):
     torch.save(vit().state_dict(), tmp_path / "model-9.pth")
     names = tmp_path / "class_indices.json"
-    names.write_text(json.dumps({"0": "daisy", "1": "roses", "2": "tulips"}))
+    names.write_text(json.dumps({"0": "daisy", "1": "roses", "2": "tulips"}), "utf-8")
     assert load_model(tmp_path / "model-9.pth", names).classes == CLASSES
     assert load_model(tmp_path / "model-9.pth").classes == ["0", "1", "2"]
-    names.write_text(json.dumps({"0": "daisy", "1": "roses"}))
+    names.write_text(json.dumps({"0": "daisy", "1": "roses"}), "utf-8")
     with pytest.raises(ValueError, match=r"names 2 classes, but .*model-9\.pth has 3"):
         load_model(tmp_path / "model-9.pth", names)
-    names.write_text("[")
+    names.write_text("[", "utf-8")
     with pytest.raises(ValueError, match=r"class_indices\.json is not a table of class names"):
         load_model(tmp_path / "model-9.pth", names)
     with pytest.raises(FileNotFoundError, match="does not name its 3 classes and there is no"):
@@ -452,7 +452,7 @@ def test_class_names_come_from_class_indices_where_the_file_has_none(tmp_path):
 def test_names_in_a_checkpoint_win_over_class_indices(tmp_path):
     checkpoint(vit(), tmp_path / "best.pth")
     names = tmp_path / "class_indices.json"
-    names.write_text(json.dumps({"0": "a", "1": "b", "2": "c"}))
+    names.write_text(json.dumps({"0": "a", "1": "b", "2": "c"}), "utf-8")
     assert load_model(tmp_path / "best.pth", names).classes == CLASSES
 
 

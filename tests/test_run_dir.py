@@ -108,9 +108,9 @@ def test_class_indices_are_rewritten_only_when_they_change():
 
 def test_a_file_of_that_name_that_is_no_json_stays():
     Path("run").mkdir()
-    Path("class_indices.json").write_text("my notes")
+    Path("class_indices.json").write_text("my notes", "utf-8")
     assert write_class_indices(["a"], Path("run"), []) is None
-    assert Path("class_indices.json").read_text() == "my notes"
+    assert Path("class_indices.json").read_text("utf-8") == "my notes"
 
 
 def events(folder):
@@ -135,7 +135,7 @@ def test_a_resumed_log_has_each_epoch_once(tmp_path):
     history.append({"epoch": 3, "train_loss": 0.25, "val_acc": 0.5})
     log.epoch()
     log.close()
-    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    lines = (tmp_path / "metrics.csv").read_text("utf-8").splitlines()
     assert lines == ["epoch,train_loss,val_acc", "1,1.0,0.5", "2,0.5,0.5", "3,0.25,0.5"]
     scalars = events(tmp_path).Scalars("train_loss")
     assert [(s.step, s.value) for s in scalars] == [(1, 1.0), (2, 0.5), (3, 0.25)]

@@ -87,12 +87,20 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 def test_command_line_draws_and_says_where(tmp_path):
     command = [sys.executable, str(ROOT / "sample_flowers.py"), "--output", "out"]
     done = subprocess.run(
-        [*command, "--per-class", "2"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [*command, "--per-class", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     assert "2 pictures in each of 5 classes" in done.stdout
     assert len(contents(tmp_path / "out")) == 10
     refused = subprocess.run(
-        [*command, "--per-class", "3"], check=False, cwd=tmp_path, capture_output=True, text=True
+        [*command, "--per-class", "3"],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert refused.returncode == 2
     assert refused.stderr.startswith("sample_flowers.py: error: out exists")

@@ -115,7 +115,7 @@ def test_bad_and_odd_photos_are_named(make_photos, tmp_path):
     content = (roses / "roses_00.jpg").read_bytes()
     (roses / "short.jpg").write_bytes(content[: len(content) // 2])
     (roses / "empty.jpg").touch()
-    (roses / "page.jpg").write_text("<html>not found</html>")
+    (roses / "page.jpg").write_text("<html>not found</html>", "utf-8")
     Image.new("RGB", (300, 7), (9, 9, 9)).save(roses / "thin.png")
     Image.new("CMYK", (30, 30)).save(roses / "ink.jpg")
     Image.new("RGBA", (30, 30)).save(roses / "glass.png")
@@ -223,7 +223,7 @@ def test_validating_on_the_training_photos_is_refused(make_photos, tmp_path):
 def test_unreadable_validation_photos_are_refused(make_photos, tmp_path):
     data = make_photos(tmp_path / "data")
     (tmp_path / "val" / "roses").mkdir(parents=True)
-    (tmp_path / "val" / "roses" / "1.jpg").write_text("no")
+    (tmp_path / "val" / "roses" / "1.jpg").write_text("no", "utf-8")
     with pytest.raises(ValueError, match="none of the validation photos can be read"):
         prepare_data(data, val_path=tmp_path / "val")
 
@@ -261,7 +261,7 @@ def test_names_that_are_no_utf8_survive_json_and_can_be_printed(make_photos, tmp
     try:
         (root / "roses" / "roses_00.jpg").rename(root / "roses" / os.fsdecode(b"\xff.jpg"))
         (root / "tulips").rename(root / os.fsdecode(b"t\xfclips"))
-        (root / "daisy" / "daisy_00.jpg").write_text("no")
+        (root / "daisy" / "daisy_00.jpg").write_text("no", "utf-8")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     (root / os.fsdecode(b"t\xfclips") / "bad.jpg").touch()

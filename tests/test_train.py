@@ -97,11 +97,11 @@ def test_a_run_learns_and_leaves_what_the_contract_says(run, kind):
     assert best["metrics"]["val_acc"] >= 0.6
     model = create_model(**best["config"])
     model.load_state_dict(best["model"])
-    rows = (folder / "metrics.csv").read_text().splitlines()
+    rows = (folder / "metrics.csv").read_text("utf-8").splitlines()
     assert len(rows) == 5
     columns = "epoch,train_loss,train_acc,val_loss,val_acc,learning_rate,images_per_second,seconds"
     assert rows[0].startswith(columns)
-    assert json.loads(Path("class_indices.json").read_text())["2"] == "tulips"
+    assert json.loads(Path("class_indices.json").read_text("utf-8"))["2"] == "tulips"
 
 
 def test_tensorboard_has_every_scalar_picture_and_table(run):
@@ -253,7 +253,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(run, monkeypatch):
         whole, resumed = (without_times(load(f"{n}/last.pth")) for n in ("whole", folder))
         assert {key for key in whole if not same(whole[key], resumed[key])} <= {"args"}
         whole, resumed = (
-            [line.split(",")[:6] for line in Path(n, "metrics.csv").read_text().splitlines()]
+            [line.split(",")[:6] for line in Path(n, "metrics.csv").read_text("utf-8").splitlines()]
             for n in ("whole", folder)
         )
         assert whole == resumed
@@ -279,7 +279,7 @@ def start_process(photos, *words, workers=0):
         [*command, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,
     )
 
@@ -377,7 +377,7 @@ def test_a_photo_that_breaks_during_the_run_is_named_and_counted(run, photos, mo
 
 
 def load_paths(folder):
-    split = json.loads(Path(folder, "split.json").read_text())
+    split = json.loads(Path(folder, "split.json").read_text("utf-8"))
     return [path for paths in split["train"].values() for path in paths]
 
 
@@ -431,7 +431,9 @@ def test_the_models_are_listed(monkeypatch, capsys):
 def test_train_and_predict_from_the_command_line(photos):
     def command(*words):
         words = [sys.executable, *map(str, words)]
-        return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            words, check=False, capture_output=True, encoding="utf-8", timeout=120
+        )
 
     trained = command(ROOT / "train.py", "--data-path", photos, *FAST, "--epochs", 3)
     assert trained.returncode == 0, trained.stderr

@@ -178,17 +178,17 @@ def test_stopping_after_a_step_returns_none_but_not_at_the_very_end():
 
 def test_an_interrupted_file_leaves_the_old_one_and_no_rest(tmp_path):
     path = tmp_path / "file.txt"
-    path.write_text("old")
+    path.write_text("old", "utf-8")
     with pytest.raises(RuntimeError), atomic_file(path) as file:  # noqa: PT012
         file.write(b"half")
         raise RuntimeError
-    assert path.read_text() == "old"
+    assert path.read_text("utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_leftovers_of_a_killed_writer_are_cleared(tmp_path):
-    (tmp_path / ".last.pth.abc.tmp").write_text("half")
-    (tmp_path / "last.pth").write_text("whole")
+    (tmp_path / ".last.pth.abc.tmp").write_text("half", "utf-8")
+    (tmp_path / "last.pth").write_text("whole", "utf-8")
     clear_temporary(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
 
@@ -224,8 +224,8 @@ def test_json_and_csv_keep_any_script(tmp_path):
     assert "鬱金香" in (tmp_path / "a.json").read_text(encoding="utf-8")
     assert read_json(tmp_path / "a.json") == {"0": "鬱金香"}
     write_csv(tmp_path / "a.csv", [{"epoch": 1, "x": 0.5}, {"epoch": 2, "x": 0.25}])
-    assert (tmp_path / "a.csv").read_text() == "epoch,x\n1,0.5\n2,0.25\n"
-    (tmp_path / "b.json").write_text("{")
+    assert (tmp_path / "a.csv").read_text("utf-8") == "epoch,x\n1,0.5\n2,0.25\n"
+    (tmp_path / "b.json").write_text("{", "utf-8")
     with pytest.raises(ValueError, match=r"b\.json is not JSON"):
         read_json(tmp_path / "b.json")
 
