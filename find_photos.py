@@ -8,9 +8,11 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from photos import readable_extensions
+from scan import identity, is_folder
 
 
 class Photo(NamedTuple):
@@ -88,27 +90,30 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def walk(folder: str, above: frozenset = frozenset()) -> Iterator[tuple[str, str | None]]:
+def walk(folder: str) -> Iterator[tuple[str, str | None]]:
     """Yields (path, error) for the images below `folder`, sorted by name.
 
-    Links to folders are followed, except back to a folder `above`: (device, inode) of the way down.
-    Hidden entries (thumbnails, macOS's ._photo.jpg) are passed over.
+    Links to folders are followed; each real folder is entered once, however many links lead to it,
+    and none that holds `folder`. Hidden entries (thumbnails, macOS's ._photo.jpg) are passed over.
     """
-    try:
-        here = os.stat(folder)
-        with os.scandir(folder) as entries:
-            names = sorted((entry.name, entry.is_dir()) for entry in entries)
-    except OSError as error:
-        yield folder, f"cannot open this folder: {error.strerror}"
-        return
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:
-        return
-    for name, is_folder in names:
-        path = os.path.join(folder, name)
-        if name.startswith("."):
-            continue
-        if is_folder:
-            yield from walk(path, above | {identity})
-        elif os.path.splitext(name)[1].lower() in readable_extensions():
+    seen = {identity(parent) for parent in Path(folder).resolve().parents}
+    waiting = [(folder, True)]
+    while waiting:
+        path, may_be_entered = waiting.pop()
+        if not may_be_entered:
             yield path, None
+            continue
+        if (here := identity(path)) in seen:
+            continue
+        seen.add(here)
+        try:
+            with os.scandir(path) as entries:
+                found = [(e.path, is_folder(e)) for e in entries if not e.name.startswith(".")]
+        except OSError as error:
+            yield path, f"cannot open this folder: {error.strerror}"
+            continue
+        waiting += sorted((e for e in found if e[1] or is_photo(e[0])), reverse=True)
+
+
+def is_photo(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in readable_extensions()

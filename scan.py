@@ -35,6 +35,8 @@ def find_sides(
     _require_folder(data_path, "--data-path")
     if val_path is not None:
         _require_folder(val_path, "--val-path")
+        if os.path.samefile(data_path, val_path):
+            raise ValueError("--val-path is --data-path itself: name other photos, or leave it out")
     folders = {name.lower(): os.path.join(data_path, name) for name in _folder_names(data_path)}
     train = folders.get(TRAIN_NAME)
     val = val_path or next((folders[name] for name in VAL_NAMES if name in folders), None)
@@ -63,7 +65,7 @@ def _require_folder(path: str, flag: str) -> None:
 def _folder_names(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return [e.name for e in entries if _is_folder(e) and not _is_hidden(e)]
+            return [e.name for e in entries if is_folder(e) and not _is_hidden(e)]
     except OSError as error:
         raise OSError(f"{printable(folder)} cannot be opened: {error.strerror}") from error
 
@@ -71,11 +73,11 @@ def _folder_names(folder: str) -> list[str]:
 def scan_classes(root: str, problems: list[Problem]) -> dict[str, list[File]]:
     """The photos of each class folder of `root`, both sorted; what else is there is noted."""
     classes = {}
-    above = {_identity(folder) for folder in (root, *Path(root).resolve().parents)}
+    above = {identity(folder) for folder in (root, *Path(root).resolve().parents)}
     for entry in _entries(root, problems):
         if _is_hidden(entry):
             problems.append(Problem("hidden", entry.path))
-        elif not _is_folder(entry):
+        elif not is_folder(entry):
             if (photo := _photo(entry, problems)) is not None:
                 problems.append(Problem("loose", photo.path))
         elif entry.name.lower() in NEVER_A_CLASS:
@@ -97,21 +99,21 @@ def scan_folder(folder: str, above: Collection, problems: list[Problem]) -> Iter
     waiting, seen = [folder], set(above)
     while waiting:
         current = waiting.pop()
-        identity = _identity(current)
-        if identity in seen:
+        here = identity(current)
+        if here in seen:
             problems.append(Problem("loop", current))
             continue
-        seen.add(identity)
+        seen.add(here)
         for entry in _entries(current, problems):
             if _is_hidden(entry):
                 problems.append(Problem("hidden", entry.path))
-            elif _is_folder(entry):
+            elif is_folder(entry):
                 waiting.append(entry.path)
             elif (photo := _photo(entry, problems)) is not None:
                 yield photo
 
 
-def _identity(folder: str | Path) -> tuple:
+def identity(folder: str | Path) -> tuple:
     """What two paths of one folder have in common."""
     try:
         status = os.stat(folder)
@@ -134,7 +136,8 @@ def _is_hidden(entry: os.DirEntry) -> bool:
     return entry.name.startswith(".")
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
+    """Tells whether the entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
