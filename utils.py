@@ -282,8 +282,9 @@ def clear_temporary(folder: str | os.PathLike) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8; bytes of a file's name that are none become \\udcNN, as JSON escapes them."""
     with atomic_file(path) as file:
-        file.write(text.encode("utf-8", "surrogateescape"))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value) -> None:
