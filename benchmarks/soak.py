@@ -9,9 +9,9 @@ metrics and TensorBoard's scalars must be, bit for bit, those of the same run le
 where the fault changed the photos). Exit status 1 when anything was lost.
 
 Every run is a process forked from this one, which has imported torch once: its death, its lock, its
-loader's workers and its signals are real. Disk, clock and memory are stood in for by shims inside
-it: a disk that refuses its n-th change and all that follow, whichever of open, write, fsync, rename
-it is; a clock that jumps; an allocation that fails. Needs Linux (os.fork and /proc).
+loader's workers and its signals are real. Plots are drawn once and written by all. Disk, clock and
+memory are stood in for by shims: a disk that refuses its n-th change and all that follow, whichever
+of open, write, fsync and rename it is; a clock that jumps; an allocation that fails. Needs Linux.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import builtins
 import contextlib
 import csv
 import errno
+import gc
 import io
 import itertools
 import json
@@ -34,7 +35,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -42,11 +43,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import plots  # noqa: F401 (imported once here, not in each run)
+import plots
 import recipe
+import report
+import results
 import train
 from options import run_cli
 
@@ -55,7 +59,10 @@ TIMES = ("images_per_second", "seconds", "data_wait")
 RESULTS = {"best.pth", "last.pth", "class_indices.json", "args.json", "split.json", "metrics.csv"}
 RESULTS |= {"data_report.txt", "samples.png", "curves.png", "confusion.png", "report.html"}
 
-COMMON = "--data-path ../photos --output run --model vit_micro_patch8_64 --img-size 16 --amp off"
+COMMON = (
+    "--data-path ../photos --output run --model vit_micro_patch8_64 --img-size 16 --amp off "
+    "--val-split 0.25"
+)
 SETTINGS = {
     "all layers": "--epochs 3 --batch-size 4 --aug trivial --mixup 0.2 --save-steps 2 --workers 0",
     "KAN": "--epochs 2 --batch-size 8 --mlp kan --kan-rank 2 --kan-blocks last:1 --ema 0.9 "
@@ -159,7 +166,7 @@ class Run:
 
 
 def children_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
 
 
 class Tally:
@@ -202,9 +209,9 @@ def break_disk(below: Path, after: int | None, number: int, count: Tally, failed
         if isinstance(file, int) or not set(mode) & set("wax+"):
             return open_file(file, mode, *words, **options)
         change(file)
-        if not os.path.abspath(os.fsdecode(file)).startswith(f"{below}/") or "b" not in mode:
-            return open_file(file, mode, *words, **options)
-        return io.BufferedWriter(Raw(file, mode.replace("b", "")))
+        if mode in ("wb", "ab") and os.path.abspath(os.fsdecode(file)).startswith(f"{below}/"):
+            return io.BufferedWriter(Raw(file, mode[0]))
+        return open_file(file, mode, *words, **options)
 
     def opened_fd(fd, mode="r", *words, **options):
         if mode == "wb":
@@ -252,14 +259,14 @@ def jump_clock(calls: int, seconds: float, jumped: Tally) -> None:
     time.time = jumping
 
 
-def run_out_of_memory(step: int, error: Exception, failed: Tally) -> None:
-    """Lets the n-th training step raise `error`."""
+def run_out_of_memory(step: int, error: Callable[[], Exception], failed: Tally) -> None:
+    """Lets the n-th training step raise what `error` makes."""
     real, count = recipe.Criterion.__call__, itertools.count(1)
 
     def call(self, *words):
         if next(count) == step:
             failed.add()
-            raise error
+            raise error()
         return real(self, *words)
 
     recipe.Criterion.__call__ = call
@@ -367,7 +374,7 @@ def load(path: Path) -> dict:
 
 
 def read_csv(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, strict=True))
     return [{name: float(value) for name, value in row.items()} for row in rows]
 
@@ -505,7 +512,7 @@ def exhaust_memory(story: Story) -> bool:
     text = (
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
     )
-    error = story.rng.choice([MemoryError(), RuntimeError(text)])
+    error = story.rng.choice([MemoryError, lambda: RuntimeError(text)])
     step = story.rng.randint(1, story.peace.steps)
     run = story.launch(lambda: run_out_of_memory(step, error, failed))
     run.wait()
@@ -617,23 +624,53 @@ def difference(a, b, where: str = "") -> str:
 # --- the table ----------------------------------------------------------------------------------
 
 
-def soak(work: Path, faults: int, seed: int) -> tuple[Counter, Counter]:
+def soak(work: Path, faults: int, seed: int, jobs: int) -> tuple[Counter, Counter]:
     """Returns by kind how many faults were injected and how many lost something."""
-    rng = random.Random(seed)
     draw_photos(work / "photos", seed)
-    start = Story(work / "start", "all layers", rng)
-    first = Run(start.folder, f"{COMMON} --epochs 0 --workers 0")
-    if first.wait():
-        raise SystemExit(f"a run of --epochs 0 fails without a fault:\n{first.said()}")
+    warm_up(work / "start")
     peace = {name: peaceful_run(work / f"peace {i}", name) for i, name in enumerate(SETTINGS)}
     queue = list(itertools.islice(itertools.cycle(FAULTS), faults))
-    rng.shuffle(queue)
+    random.Random(seed).shuffle(queue)
+    tellers = []
+    for job in range(jobs):
+        sys.stdout.flush()
+        if (pid := os.fork()) == 0:
+            with ending():
+                rng = random.Random(f"{seed}/{job}")
+                result = tell_all(work, f"story {job}", queue[job::jobs], peace, rng)
+                (work / f"result {job}").write_text(json.dumps(result))
+        tellers.append(pid)
+    results = []
+    for job, pid in enumerate(tellers):
+        os.waitpid(pid, 0)
+        results.append(json.loads((work / f"result {job}").read_text()))
+    injected, lost = zip(*results, strict=True)
+    return sum(map(Counter, injected), Counter()), sum(map(Counter, lost), Counter())
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Ends this process with the block, whatever happens in it."""
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def tell_all(
+    work: Path, title: str, queue: list[str], peace: dict, rng: random.Random
+) -> tuple[Counter, Counter]:
+    """Tells stories until all faults of the queue have happened; returns what `soak` does."""
     injected, lost = Counter(), Counter()
+    Run.groups.clear()
     for number in itertools.count(1):
         if not queue:
             break
         setting = rng.choice(list(SETTINGS))
-        story = Story(work / f"story {number}", setting, random.Random(rng.random()))
+        story = Story(work / f"{title}-{number}", setting, random.Random(rng.random()))
         story.peace = peace[setting]
         came, loss = tell(story, queue)
         injected.update(came)
@@ -642,11 +679,43 @@ def soak(work: Path, faults: int, seed: int) -> tuple[Counter, Counter]:
         else:
             lost[story.faults[-1]] += 1
             print(f"LOST, see {story.folder}: {loss}")
-        print(f"{injected.total():4} {setting}: {', '.join(story.faults)}", flush=True)
+        print(f"{len(queue):4} to go; {title}: {setting}: {', '.join(story.faults)}", flush=True)
     if left := orphans():
         lost["kill -9"] += 1
         print(f"LOST: processes {left} live on though their runs ended")
     return injected, lost
+
+
+def warm_up(folder: Path) -> None:
+    """Runs train.py once in this process, without a step: what it imports, the others find here."""
+    (folder / "work").mkdir(parents=True)
+    tqdm.monitor_interval, interval = 0, tqdm.monitor_interval  # else it leaves a thread
+    words = COMMON.replace("../photos", "../../photos") + " --epochs 0 --workers 0"
+    with contextlib.chdir(folder / "work"), (folder / "output.txt").open("w") as output:
+        sys.argv = ["train.py", *words.split()]
+        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+            run_cli(train.main)
+    if not (folder / "work" / "run" / "report.html").exists():
+        raise SystemExit(f"a run of --epochs 0 fails without a fault: see {folder}")
+    png = (folder / "work" / "run" / "confusion.png").read_bytes()
+    plots.png_bytes = report.png_bytes = lambda figure: png
+    for module, name in ((plots, "curve_figure"), (plots, "confusion_figure")):
+        setattr(module, name, lambda *_: Plot)
+        setattr(report, name, lambda *_: Plot)
+    plots.plot_curves = results.plot_curves = lambda rows, path: plots._save(Plot, path)
+    tqdm.monitor_interval = interval
+    gc.collect()
+    gc.freeze()  # or each process would copy what it only looks at
+    if (threads := len(os.listdir("/proc/self/task"))) > 1:
+        raise SystemExit(f"this process has {threads} threads and cannot be forked safely")
+
+
+class Plot:
+    """Stands for a figure that is not drawn again."""
+
+    @staticmethod
+    def get_figwidth() -> float:
+        return 1.0
 
 
 def tell(story: Story, queue: list[str]) -> tuple[list[str], Lost | None]:
@@ -683,7 +752,7 @@ def orphans() -> list[int]:
         left = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+                state, _, group = path.read_text("utf-8").rpartition(")")[2].split()[:3]
                 if int(group) in Run.groups and state != "Z":
                     left.append(int(path.parent.name))
         if not left or time.monotonic() > end:
@@ -691,7 +760,7 @@ def orphans() -> list[int]:
         time.sleep(0.5)
 
 
-def draw_photos(root: Path, seed: int, per_class: int = 20, size: int = 24) -> None:
+def draw_photos(root: Path, seed: int, per_class: int = 16, size: int = 24) -> None:
     """Draws noisy photos of three classes: red, green, blue."""
     rng = np.random.default_rng(seed)
     for colour, name in enumerate(("roses", "leaves", "violets")):
@@ -715,13 +784,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--faults", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the faults (default: 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="stories at a time (default: 1)")
     parser.add_argument("--work", type=Path, help="where to keep what was lost (default: new)")
     args = parser.parse_args()
     torch.set_num_threads(1)  # processes are forked from this one: it must have no other threads
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     work = args.work or Path(tempfile.mkdtemp(prefix="soak-"))
     start = time.monotonic()
-    injected, lost = soak(work.resolve(), args.faults, args.seed)
+    injected, lost = soak(work.resolve(), args.faults, args.seed, args.jobs)
     show(injected, lost)
     print(
         f"\n{time.strftime('%Y-%m-%d')}, seed {args.seed}, {time.monotonic() - start:.0f} s, "
