@@ -45,7 +45,7 @@ def short(path):
 # --- text is UTF-8 ------------------------------------------------------------------------------
 
 
-OF_IMAGES_AND_ARCHIVES = {"Image", "tarfile", "zipfile", "os", "webbrowser"}
+OF_IMAGES_AND_ARCHIVES = {"Image", "tarfile", "zipfile", "os"}
 
 
 def mode_of(call, position):
@@ -71,7 +71,7 @@ def lacks_encoding(call):
         if name == "open" and owner in OF_IMAGES_AND_ARCHIVES:
             return False
         mode = mode_of(call, 0 if method and owner != "os" else 1)
-        return mode is not None and "b" not in mode
+        return mode is not None and set(mode) <= set("rwaxt+")  # not a name inside an archive
     return name in ("run", "Popen", "check_output") and "text" in given
 
 

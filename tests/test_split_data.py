@@ -216,8 +216,9 @@ def test_leaking_photos_are_named_and_not_trained_on(make_photos, tmp_path):
 
 def test_validating_on_the_training_photos_is_refused(make_photos, tmp_path):
     data = make_photos(tmp_path / "data")
+    copy = shutil.copytree(data, tmp_path / "copy")
     with pytest.raises(ValueError, match="'daisy' has no photo to train on"):
-        prepare_data(data, val_path=data)
+        prepare_data(data, val_path=copy)
 
 
 def test_unreadable_validation_photos_are_refused(make_photos, tmp_path):
