@@ -293,7 +293,7 @@ def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
     try:
         check_alike(state, stepper.optimizer, stepper.scheduler, stepper.scaler)
         trainer.restore(state)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder / 'last.pth'} cannot be resumed: it {error}") from None
     return trainer
 
