@@ -162,8 +162,8 @@ class RunLog:
         """Adds lines as preformatted text: names from the data must not become markup."""
         import html
 
-        text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # names may be any bytes
-        body = html.escape(text)
+        text = "\n".join(lines).encode("utf-8", "backslashreplace")  # names may be any bytes
+        body = html.escape(text.decode())
         self.writer.add_text(tag, f"<pre>{body}</pre>")
 
     def picture(self, tag: str, path: Path, step: int = 0) -> None:
