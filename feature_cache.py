@@ -6,6 +6,7 @@ comes out of them, and `Tail` is the rest of the model, sharing its parameters.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -147,6 +148,10 @@ def allocate(
         return torch.zeros(shape, dtype=dtype)
     number = len(list(folder.glob(f".features-{world.rank}-*.tmp")))
     path = folder / f".features-{world.rank}-{number}.tmp"
+    if hasattr(os, "posix_fallocate"):
+        # Takes the room now: a disk that fills up later would kill whoever writes to the mapping.
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
     return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
 
 

@@ -48,10 +48,19 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def advice_on_memory(args) -> Iterator[None]:
-    """Turns running out of memory into a ValueError that says which flags of train.py help."""
+    """Turns running out of memory into a ValueError that says which flags of train.py help.
+
+    So does the death of a loader's worker, which the system kills when memory ends.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):
+            raise ValueError(
+                f"a process that loads photos died ({' '.join(str(error).split())}), as it happens "
+                f"when memory runs out: try fewer --workers than {args.workers}; what was saved "
+                f"before is whole"
+            ) from None
         if not out_of_memory(error):
             raise
         advice = [] if args.grad_checkpointing else ["--grad-checkpointing"]

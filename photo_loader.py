@@ -1,5 +1,6 @@
 """Batches of photos on the device where the model is, decoded by workers, normalised there."""
 
+import contextlib
 import signal
 from collections.abc import Iterator
 
@@ -42,7 +43,9 @@ class PhotoLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.on_device, super().__iter__())
+        with held_back_signals():
+            batches = super().__iter__()
+        return map(self.on_device, batches)
 
     def on_device(self, batch: Batch) -> Batch:
         """Returns the batch as the model takes it."""
@@ -56,6 +59,19 @@ class PhotoLoader(DataLoader):
         return PhotoLoader(
             self.dataset, batch_size, sampler, self.num_workers, self.device, self.preprocess
         )
+
+
+@contextlib.contextmanager
+def held_back_signals() -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM wait while workers start, who inherit this until they ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_signals(_worker: int) -> None:

@@ -6,8 +6,12 @@ weights/<model>-<data>-<n>/   best.pth last.pth class_indices.json args.json spl
 """
 
 import contextlib
+import errno
 import itertools
+import os
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +20,7 @@ from weight_files import parse_json
 
 WEIGHTS = Path("weights")
 LOCK = ".lock"
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def new_run_dir(output: str | None, model: str, data_path: str, data_roots: list[str]) -> Path:
@@ -45,10 +50,15 @@ def check_output(output: str | None, data_roots: list[str]) -> None:
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
         raise ValueError(f"--output {path}: {there} is a file where a folder should be")
-    if output is not None and (path / "last.pth").exists():
+    if output is not None:
+        _refuse_run(path)
+
+
+def _refuse_run(path: Path) -> None:
+    if (path / "last.pth").exists():
         raise ValueError(
-            f"{path} already holds a run (last.pth): continue it with --resume {path}, or "
-            f"give another --output"
+            f"{path} already holds a run (last.pth): continue it with --resume {path}, or give "
+            f"another --output"
         )
 
 
@@ -84,10 +94,11 @@ def find_run(where: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path):
+def locked(run_dir: Path, new: bool = False) -> Iterator[None]:
     """Holds the run's lock; raises ValueError when another process trains into the same folder.
 
-    The lock ends with the process however that dies, and its loader's workers do not inherit it.
+    With `new` also when one has done so since the folder was chosen. The lock ends with the process
+    however that dies, and its loader's workers do not inherit it.
     """
     with open(run_dir / LOCK, "ab") as file:
         try:
@@ -96,8 +107,26 @@ def locked(run_dir: Path):
             raise ValueError(
                 f"another process is training into {run_dir}: wait for it or give another --output"
             ) from None
+        if new:
+            _refuse_run(run_dir)
         clear_temporary(run_dir)
         yield
+
+
+@contextlib.contextmanager
+def advice_on_disk(run_dir: Path) -> Iterator[None]:
+    """Turns a full, read-only or broken disk into a ValueError that says how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        saved = (run_dir / "last.pth").exists()
+        go_on = f"go on with: python train.py --resume {run_dir}" if saved else "start again"
+        raise ValueError(
+            f"{os.fsdecode(error.filename or run_dir)}: {error.strerror}; what was saved before is "
+            f"whole: once the disk can be written again, {go_on}"
+        ) from error
 
 
 def _lock(file: BinaryIO) -> None:
@@ -131,10 +160,22 @@ def write_class_indices(classes: list[str], run_dir: Path, data_roots: list[str]
         return None
     if old == indices:
         return None
-    write_json(here, indices)
+    try:
+        write_json(here, indices)
+    except OSError as error:  # the run's own is what counts
+        return (
+            f"class_indices.json was written into {run_dir} alone, for {here.absolute()} cannot be "
+            f"written: {error.strerror}"
+        )
     return f"class_indices.json now lists {len(classes)} classes" + (
         f", {', '.join(classes)}" if len(classes) <= 10 else ""
     )
+
+
+def _hush(failure) -> None:
+    """Hook for threads: what the disk refuses to TensorBoard's is raised at its next call, too."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 class RunLog:
@@ -144,6 +185,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.run_dir, self.history = run_dir, history
+        threading.excepthook = _hush
         if history:
             write_csv(run_dir / "metrics.csv", history)
         # After a kill, events of epochs that will be trained again are struck out.

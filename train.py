@@ -9,7 +9,7 @@ can be killed at any moment and resumed bit for bit. `--help` explains every fla
 """
 
 import argparse
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,7 +31,15 @@ from options import default_workers, parse_args, pick_device, run_cli
 from photo_loader import PhotoLoader
 from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
 from results import show_start, write_results
-from run_dir import RunLog, check_output, find_run, locked, new_run_dir, write_class_indices
+from run_dir import (
+    RunLog,
+    advice_on_disk,
+    check_output,
+    find_run,
+    locked,
+    new_run_dir,
+    write_class_indices,
+)
 from saved_state import check_alike, load_state, read_split
 from scan import find_sides
 from trainer import Trainer
@@ -198,8 +206,10 @@ def try_batch_sizes(args, model: VisionTransformer, device, train_images: int, w
     print(f"--batch-size {args.batch_size}  ({why})")
 
 
-def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | None:
-    """Prepares a new run: data, model, recipe, folder. None with --dry-run."""
+def start(
+    args: argparse.Namespace, typed: set[str], world: World, held: ExitStack
+) -> Trainer | None:
+    """Prepares a new run: data, model, recipe, folder, lock. None with --dry-run."""
     device = device_of(args, world)
     check_flags(args, device)
     args.data_path = world.first_does(find_data, args.data_path, args.download)
@@ -229,9 +239,18 @@ def start(args: argparse.Namespace, typed: set[str], world: World) -> Trainer | 
     folder = world.first_does(
         new_run_dir, args.output, model.name, args.data_path, data_roots(args)
     )
+    hold(folder, world, held, new=True)
     args.output = str(folder)
     teacher = teacher and teacher.to(device)
     return Trainer(args, folder, device, data, model, preprocess, trainable, teacher, world)
+
+
+def hold(folder: Path, world: World, held: ExitStack, new: bool = False) -> None:
+    """Takes the run's lock into `held` before what the run has saved is read."""
+    if world.first:
+        held.enter_context(locked(folder, new))
+    held.enter_context(advice_on_disk(folder))
+    world.wait()  # leftovers of a killed run are cleared
 
 
 def device_of(args: argparse.Namespace, world: World) -> torch.device:
@@ -260,9 +279,10 @@ def data_roots(args: argparse.Namespace) -> list[str]:
     return [path for path in (args.data_path, args.val_path) if path]
 
 
-def resume(args: argparse.Namespace, typed: set[str], world: World) -> Trainer:
+def resume(args: argparse.Namespace, typed: set[str], world: World, held: ExitStack) -> Trainer:
     """Prepares the continuation of a run; flags that would make it another run are refused."""
     folder = world.first_does(find_run, args.resume)
+    hold(folder, world, held)
     state = load_state(folder)
     saved = argparse.Namespace(**vars(parse_args([])[0]) | state["args"])  # older runs know fewer
     for name in sorted(typed - {"resume", "output"}):
@@ -341,22 +361,25 @@ def write_start(trainer: Trainer, roots: list[str]) -> None:
 
 def train(args: argparse.Namespace, typed: set[str], world: World) -> int:
     """Trains a new run, or goes on with one; returns the exit status."""
-    trainer = (resume if args.resume else start)(args, typed, world)
-    if trainer is None:
-        return 0
-    with locked(trainer.folder) if world.first else nullcontext():
-        world.wait()  # leftovers of a killed run are cleared
-        if args.resume:
-            left = trainer.args.epochs - trainer.epoch
-            if left <= 0 or trainer.out_of_patience():
-                print(f"{trainer.folder} is finished: {trainer.epoch} epochs were trained")
+    with ExitStack() as held:
+        trainer = (resume if args.resume else start)(args, typed, world, held)
+        if trainer is None:
+            return 0
+        report = trainer.folder / "report.html"  # written last, when a run is finished
+        left = trainer.args.epochs - trainer.epoch
+        if args.resume and (left <= 0 or trainer.out_of_patience()):
+            print(f"{trainer.folder} is finished: {trainer.epoch} epochs were trained")
+            if report.exists():
                 return 0
+        elif args.resume:
             print(f"resuming {trainer.folder} at epoch {trainer.epoch + 1}: {left} epochs to go")
         elif world.first:
             write_start(trainer, data_roots(args))
         with first_log(trainer) as log:
-            if log and not args.resume:
-                show_start(trainer, log)
+            if log:
+                report.unlink(missing_ok=True)
+                if not args.resume:
+                    show_start(trainer, log)
             stopped_by = trainer.fit(log)
             if stopped_by:
                 print(f"stopped and saved; go on with: python train.py --resume {trainer.folder}")

@@ -247,9 +247,13 @@ class Trainer:
                     return interrupt.signal
                 seconds = timer.seconds
                 row = self.finish_epoch(trained, seconds, timer.waited)
+                # The state last: a run killed before it goes over this epoch again and writes the
+                # rest anew, one killed after it has left nothing out.
                 if log is not None:
                     log.epoch()
-                print(self.line(row), *self.notes(row), sep="\n", flush=True)
+                notes = self.notes(row)
+                self.save()
+                print(self.line(row), *notes, sep="\n", flush=True)
                 if interrupt.agreed() and self.epoch < args.epochs:
                     return interrupt.signal
         return 0
@@ -381,7 +385,7 @@ class Trainer:
         return self.criterion(model, images, labels, step)
 
     def finish_epoch(self, trained: EpochResult, seconds: float, waited: float) -> dict:
-        """Validates, then writes best.pth and last.pth; returns the epoch's row of metrics."""
+        """Validates, then writes best.pth if it is; returns the epoch's row of metrics."""
         result, _, _ = self.validate()
         if not math.isfinite(result.loss):  # the last step can spoil what no training loss has seen
             error = FloatingPointError(f"the validation loss became {result.loss} at the end")
@@ -403,7 +407,6 @@ class Trainer:
         self.batches_done, self.meter, self.failed = 0, None, []
         self.skipped = trained.failed + result.failed
         self.keep_best(row)
-        self.save()
         return row
 
     def validate(self) -> tuple[EpochResult, Tensor, Tensor]:

@@ -241,24 +241,25 @@ def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
     """Opens a file that appears whole or not at all: temporary name, flush, rename.
 
     A program killed while writing leaves a hidden `.NAME.*.tmp`, which `clear_temporary` removes.
+    What the disk refuses is an OSError with the name of the file that was to appear.
     """
-    path = Path(path)
+    path, temporary = Path(path), None
     try:
         handle, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
         )
-    except OSError as error:  # of the file that was asked for, not of the temporary one
-        raise type(error)(error.errno, error.strerror, str(path)) from None
-    try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's files are private, a result is not
         _replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and str(error.filename or ".tmp").endswith(".tmp"):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
 
 
@@ -311,7 +312,11 @@ def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
 def save_checkpoint(path: str | os.PathLike, checkpoint: dict) -> None:
     """Writes a checkpoint, a dict of tensors and plain Python, whole or not at all."""
     with atomic_file(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # After a failed write torch closes its archive and fails again: the first one counts.
+            raise (error.__context__ or error) from None
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:

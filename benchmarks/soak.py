@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --faults 200 --seed 0
 
-A story is one run of train.py in a fresh folder, hit by up to four faults drawn by the seed, each
+A story is one run of train.py in a fresh folder, hit by up to six faults drawn by the seed, each
 followed by a resume. After each fault no file may be half written or gone, no lock may stop the
 resume, and what is said must be a sentence with the right exit status; at the end the weights, the
 metrics and TensorBoard's scalars must be, bit for bit, those of the same run left in peace (except
@@ -64,8 +64,8 @@ COMMON = (
     "--val-split 0.25"
 )
 SETTINGS = {
-    "all layers": "--epochs 3 --batch-size 4 --aug trivial --mixup 0.2 --save-steps 2 --workers 0",
-    "KAN": "--epochs 2 --batch-size 8 --mlp kan --kan-rank 2 --kan-blocks last:1 --ema 0.9 "
+    "all layers": "--epochs 2 --batch-size 6 --aug trivial --mixup 0.2 --save-steps 3 --workers 0",
+    "KAN": "--epochs 2 --batch-size 9 --mlp kan --kan-rank 2 --kan-blocks last:1 --ema 0.9 "
     "--aug basic --accum-steps 2 --save-steps 1 --cache-images disk --workers 2",
     "frozen": "--weights ../../start/work/run/best.pth --epochs 4 --batch-size 8 --workers 1",
 }
@@ -638,12 +638,12 @@ def soak(work: Path, faults: int, seed: int, jobs: int) -> tuple[Counter, Counte
             with ending():
                 rng = random.Random(f"{seed}/{job}")
                 result = tell_all(work, f"story {job}", queue[job::jobs], peace, rng)
-                (work / f"result {job}").write_text(json.dumps(result))
+                (work / f"result {job}").write_text(json.dumps(result), "utf-8")
         tellers.append(pid)
     results = []
     for job, pid in enumerate(tellers):
         os.waitpid(pid, 0)
-        results.append(json.loads((work / f"result {job}").read_text()))
+        results.append(json.loads((work / f"result {job}").read_text("utf-8")))
     injected, lost = zip(*results, strict=True)
     return sum(map(Counter, injected), Counter()), sum(map(Counter, lost), Counter())
 
@@ -725,7 +725,7 @@ def tell(story: Story, queue: list[str]) -> tuple[list[str], Lost | None]:
     """
     came = []
     try:
-        for _ in range(story.rng.randint(1, 4)):
+        for _ in range(story.rng.randint(2, 6)):
             kind = next((kind for kind in queue if possible(kind, story.setting)), None)
             if kind is None or story.finished:
                 break
