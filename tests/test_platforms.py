@@ -1,7 +1,6 @@
 """Windows, macOS and odd locales: what differs there is met by design, and simulated here."""
 
 import ast
-import inspect
 import io
 import multiprocessing
 import ntpath
@@ -9,7 +8,6 @@ import os
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -246,7 +244,8 @@ def windows_locks(monkeypatch):
     def locking(descriptor, mode, count):
         assert (mode, count) == ("no waiting", 1)
         file = os.fstat(descriptor)
-        if any(is_open(d, f) and os.path.samestat(f, file) for d, f in held):
+        others = [(d, f) for d, f in held if d != descriptor]  # the same number: long closed
+        if any(is_open(d, f) and os.path.samestat(f, file) for d, f in others):
             raise PermissionError(13, "Permission denied")
         held.append((descriptor, file))
 
@@ -417,13 +416,3 @@ def test_a_kan_layer_sets_its_range_and_computes_without_float64_on_mps():
         assert utils.Meter("mps").sums.dtype == torch.float32
         with pytest.raises(TypeError):
             low.double()
-
-
-def test_the_signal_handlers_of_a_run_exist_everywhere():
-    from progress import Interrupt
-
-    assert "signal.SIGINT, signal.SIGTERM" in inspect.getsource(Interrupt.__enter__)
-
-
-def test_paths_of_the_tests_own_modules_are_inside_the_project():
-    assert all(Path(path).is_file() for path in TREES)
