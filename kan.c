@@ -2,7 +2,7 @@
    them.
 
    Compiled once for each spline order and type, by kan.py, for instance with -DORDER=3 -DREAL=float
-   -DWHOLE=int32_t -DWIDTH=16. Only ORDER + 1 bases of an input differ from zero. They come from the
+   -DWHOLE=int32_t -DSIZE=4. Only ORDER + 1 bases of an input differ from zero. They come from the
    local form of the Cox-de Boor recursion (The NURBS Book, algorithms A2.2 and A2.3), for a vector of
    neighbouring features at once: about 1 ns an input on one core. A feature's knots are picked while
    its cell is looked for; looked up afterwards, by a number that differs from lane to lane, they
@@ -21,9 +21,19 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #define inline inline __attribute__((always_inline))
 
-typedef REAL vec __attribute__((vector_size(64), may_alias, aligned(sizeof(REAL))));
+/* As wide as the processor's registers: wider vectors compile, but live in memory. */
+#if defined __AVX512F__
+#define BYTES 64
+#elif defined __AVX2__
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define WIDTH (BYTES / SIZE)
+
+typedef REAL vec __attribute__((vector_size(BYTES), may_alias, aligned(SIZE)));
 /* Vectors of WIDTH numbers; `lanes`: whole ones, or -1 for true and 0 for false. */
-typedef WHOLE lanes __attribute__((vector_size(64), may_alias, aligned(sizeof(REAL))));
+typedef WHOLE lanes __attribute__((vector_size(BYTES), may_alias, aligned(SIZE)));
 
 typedef uint16_t halves __attribute__((vector_size(2 * WIDTH), may_alias, aligned(2)));
 typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
@@ -31,8 +41,12 @@ typedef float singles __attribute__((vector_size(4 * WIDTH)));
 
 #if WIDTH == 16
 #define COUNT ((lanes){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
-#else
+#elif WIDTH == 8
 #define COUNT ((lanes){0, 1, 2, 3, 4, 5, 6, 7})
+#elif WIDTH == 4
+#define COUNT ((lanes){0, 1, 2, 3})
+#else
+#define COUNT ((lanes){0, 1})
 #endif
 
 /* K + 1 neighbours, in one register where their number allows. */
@@ -58,6 +72,8 @@ struct local { /* what is known of a vector of inputs */
   lanes cell;
   vec value[K + 1], slope[K + 1];
 };
+
+long width(void) { return WIDTH; }
 
 static inline long smaller(long a, long b) { return a < b ? a : b; }
 
@@ -465,6 +481,7 @@ void product(struct matrix *x, long rows, long features, struct knots *knots, co
         const struct local b = evaluate(get(in, r, f, width), f, t);
         const vec *block = table + f * padded * wide;
         if (wide == 1) product_row(b, width, block, padded, 1, y + r);
+        else if (wide == 2) product_row(b, width, block, padded, 2, y + r * 2);
         else product_row(b, width, block, padded, wide, y + r * wide);
       }
   }
@@ -488,8 +505,9 @@ void product_backward(struct matrix *x, long rows, long features, struct knots *
         const struct local b = evaluate(get(in, r, f, width), f, t);
         const vec *g = grad + r * wide;
         put(to, r, f, width,
-            wide == 1 ? product_row_backward(b, width, block, padded, 1, g, grad_block)
-                      : product_row_backward(b, width, block, padded, wide, g, grad_block));
+            wide == 1   ? product_row_backward(b, width, block, padded, 1, g, grad_block)
+            : wide == 2 ? product_row_backward(b, width, block, padded, 2, g, grad_block)
+                        : product_row_backward(b, width, block, padded, wide, g, grad_block));
       }
     }
 }

@@ -128,8 +128,8 @@ def among_all(values: Tensor, cell: Tensor, count: int) -> Tensor:
 # --- Splines in C --------------------------------------------------------------------------------
 
 REALS = {
-    torch.float32: "-DREAL=float -DWHOLE=int32_t -DWIDTH=16",
-    torch.float64: "-DREAL=double -DWHOLE=int64_t -DWIDTH=8",
+    torch.float32: "-DREAL=float -DWHOLE=int32_t -DSIZE=4",
+    torch.float64: "-DREAL=double -DWHOLE=int64_t -DSIZE=8",
 }
 LANES = 16  # the widest vector of kan.c, in numbers: tables have this much room behind them
 # Fewer inputs than the first are not worth the calls, and than the second not worth starting a
@@ -314,7 +314,7 @@ class Splines:
 
     def _narrow_table(self, weight: Tensor) -> tuple[Tensor, int]:
         """Weights (O, I, K) as (I, K + 2k, O rounded up to whole vectors), and vectors in a row."""
-        lanes = LANES * 4 // self.grid.element_size()
+        lanes = self.library.width()
         wide = -(-len(weight) // lanes)
         room = 0, wide * lanes - len(weight), self.order, self.order
         return F.pad(weight.to(self.real).permute(1, 2, 0), room).contiguous(), wide

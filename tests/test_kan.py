@@ -1,6 +1,7 @@
 """The KAN layers: exact bases and gradients, what they keep, and how they begin."""
 
 import math
+import platform
 import shutil
 
 import pytest
@@ -128,15 +129,9 @@ def test_transposed_inputs_and_gradients(path, make):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("order", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("outside", kan.OUTSIDE)
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled_and_torch_paths_agree(monkeypatch, kind, outside, order, amp):
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler")
-    layer = KINDS[kind](outside=outside, spline_order=order)
-    layer.grid = random_grid(len(layer.grid), 5, order, torch.float32)
+def agree(monkeypatch, layer, amp):
+    """Holds the compiled path's results and gradients against those of torch."""
+    layer.grid = random_grid(len(layer.grid), 5, layer.spline_order, torch.float32)
     x = torch.randn(2, 70, 33).transpose(1, 2) * 3  # rows with gaps between their numbers
     results = []
     monkeypatch.setattr(kan, "COMPILE_FROM", 0)
@@ -151,6 +146,34 @@ def test_compiled_and_torch_paths_agree(monkeypatch, kind, outside, order, amp):
         assert ours.dtype == plain.dtype
         error = (ours - plain).float().norm() / plain.float().norm().clamp_min(1e-9)
         assert error < (1e-2 if amp else 3e-6)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("outside", kan.OUTSIDE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_and_torch_paths_agree(monkeypatch, kind, outside, order, amp):
+    agree(monkeypatch, KINDS[kind](outside=outside, spline_order=order), amp)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of x86")
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("without", "most"), [("avx512f", 32), ("avx2", 16)])
+def test_compiled_and_torch_paths_agree_on_processors_of_old(
+    monkeypatch, without, most, kind, order
+):
+    monkeypatch.setattr(kan, "COMPILE_FROM", 0)
+    monkeypatch.setattr(kan, "COMPILED_FROM", 0)
+    monkeypatch.setenv("CC", f"cc -mno-{without}")
+    kan._plan.cache_clear()
+    try:
+        assert kan.compiled(order, torch.float32, 1).width() <= most // 4
+        agree(monkeypatch, KINDS[kind](spline_order=order), amp=False)
+    finally:
+        kan._plan.cache_clear()
 
 
 @pytest.mark.parametrize("scaler", [True, False])
