@@ -1,6 +1,7 @@
 # make demo      train a small KAN-ViT on drawn flowers and predict one of them
 # make test      every test that a commit must pass, with the linter
 # make test-all  the long tests as well
+# make test-lowest   the tests with the oldest versions that the requirements allow
 # Each makes the environment in .venv first and skips what is done.
 
 PYTHON ?= python3
@@ -48,11 +49,11 @@ test: lint
 test-all: lint
 	$(PY) -m pytest -m ""
 
-# The oldest versions that requirements.txt allows, in an environment of its own.
+# The oldest versions that the requirements allow, in an environment of its own (some GB).
 test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet -r requirements-dev.txt \
-	    $$(sed -n 's/^\([a-z]*\)>=\(.*\)$$/\1==\2/p' requirements.txt)
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $$(sed -n 's/^\([a-z-]*\)>=\([0-9.]*\)\( .*\)*$$/\1==\2/p' requirements.txt requirements-dev.txt)
 	.venv-lowest/bin/python -m pytest
 
 clean:

@@ -18,6 +18,7 @@ import answers
 import find_photos
 import predict
 from answers import Answer
+from classifier import open_classifier
 from kan import KAN
 from preprocess import Preprocess
 from vit_model import create_model
@@ -301,6 +302,20 @@ def test_a_bare_state_dict_takes_its_names_from_class_indices(monkeypatch, capsy
         *("--weights", "model-9.pth", "--class-indices", "names.json"),
     )
     assert {entry["class"] for entry in record["predictions"]} == {"DAISY", "ROSES", "TULIPS"}
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(3, "DAISY"), (5, "0")])
+def test_the_names_in_the_current_folder_are_taken_if_there_are_as_many(
+    monkeypatch, tmp_path, count, wanted
+):
+    monkeypatch.chdir(tmp_path)
+    full = torch.load(write_checkpoint(tmp_path / "full.pth", CLASSES), weights_only=True)
+    torch.save(full["model"], tmp_path / "model-9.pth")
+    names = [*(name.upper() for name in CLASSES), "X", "Y"][:count]
+    text = json.dumps(dict(enumerate(names)))
+    (tmp_path / "class_indices.json").write_text(text, "utf-8")
+    assert open_classifier("model-9.pth", None, torch.device("cpu")).classes[0] == wanted
+    assert open_classifier("full.pth", None, torch.device("cpu")).classes == CLASSES
 
 
 def test_checkpoints_of_other_models_are_refused_with_a_sentence(monkeypatch, capsys, tmp_path):
