@@ -1,7 +1,9 @@
 """Batches of photos on the device where the model is, decoded by workers, normalised there."""
 
+import atexit
 import contextlib
 import signal
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from my_dataset import Batch, MyDataSet, SeededSampler
 from preprocess import Normalise, Preprocess
+
+LOADERS: weakref.WeakSet = weakref.WeakSet()
 
 
 class PhotoLoader(DataLoader):
@@ -41,6 +45,7 @@ class PhotoLoader(DataLoader):
             # A generator of its own: drawing the workers' seed must not move the model's.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
+        LOADERS.add(self)
 
     def __iter__(self) -> Iterator[Batch]:
         with held_back_signals():
@@ -59,6 +64,17 @@ class PhotoLoader(DataLoader):
         return PhotoLoader(
             self.dataset, batch_size, sampler, self.num_workers, self.device, self.preprocess
         )
+
+
+@atexit.register
+def end_workers() -> None:
+    """Ends workers that are still there, held by the traceback of an error, when the program ends.
+
+    Python would send them SIGTERM, which they ignore, and wait for them for ever.
+    """
+    for loader in list(LOADERS):
+        if loader.num_workers and loader._iterator is not None:
+            loader._iterator._shutdown_workers()
 
 
 @contextlib.contextmanager

@@ -254,6 +254,25 @@ def test_a_loaders_worker_outlives_a_signal_that_comes_while_it_starts(photos, m
     assert sum(len(batch.labels) for batch in loader) == len(paths)
 
 
+KEPT = """
+import sys
+sys.path.insert(0, {root!r})
+from my_dataset import MyDataSet, Preprocess, SeededSampler, eval_transform
+from photo_loader import PhotoLoader
+paths = sys.argv[1:]
+dataset = MyDataSet(paths, [0] * len(paths), eval_transform(Preprocess(16)))
+batches = iter(PhotoLoader(dataset, 4, SeededSampler(len(paths), 0), workers=1))
+print(len(next(batches).labels))
+"""
+
+
+def test_the_program_ends_though_a_loader_is_still_held(photos):
+    script = KEPT.format(root=str(ROOT))
+    command = [sys.executable, "-c", script, *map(str, photos.glob("*/*.jpg"))]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.stderr) == ("4\n", "")
+
+
 def workers_of(pid: int) -> list[int]:
     return [int(child) for child in soak.children_of(pid)]
 
