@@ -124,14 +124,17 @@ def test_prediction_answers_what_training_used_and_names_the_rest(watched, corpu
         assert found[f"tulips/{name}{'.png' if name == 'bomb_PNG' else '.jpg'}"]["error"], name
 
 
-def test_every_writable_mode_of_a_readable_format_is_a_photo(watched):
-    trained = usable(watched)
-    lost = []
-    for name, _ in hostile_photos.every_mode_and_format():
-        readable = os.path.splitext(name)[1] in photos.readable_extensions()
-        assert not readable or name.split("_")[0] not in photos.SHUT_FORMATS
-        if readable and f"roses/{name}" not in trained:
-            lost.append(name)
+def test_every_writable_mode_of_a_readable_format_is_a_photo(watched, corpus):
+    trained, lost, formats = usable(watched), [], set()
+    for path in (corpus / "roses").iterdir():
+        kind = path.name.split("_")[0]
+        if kind not in Image.SAVE or path.suffix not in photos.readable_extensions():
+            continue
+        formats.add(kind)
+        if f"roses/{path.name}" not in trained:
+            lost.append(path.name)
+    assert len(formats) > 18
+    assert not formats & photos.SHUT_FORMATS
     assert set(lost) <= {"ICNS_P.icns"}  # which Pillow itself does not read
 
 
@@ -154,7 +157,7 @@ def test_memory_and_time_are_bounded(watched):
 def test_bombs_and_giants_are_called_too_large(watched, corpus):
     found = answers(watched, corpus)
     large = {name for name, record in found.items() if "too large" in record.get("error", "")}
-    kinds = ("PNG.png", "BMP.bmp", "TGA.tga", "SGI.bw", "PPM.ppm", "JPEG.jpg", "TIFF.tif")
+    kinds = ("PNG.png", "BMP.bmp", "TGA.tga", "SGI.sgi", "PPM.ppm", "JPEG.jpg", "TIFF.tif")
     assert {f"tulips/bomb_{kind}" for kind in kinds} <= large
     assert {"tulips/sparse.webp", "tulips/shape_one_column.png"} <= large
 
@@ -166,7 +169,8 @@ def test_names_in_what_is_printed_and_written_are_harmless(watched):
     assert not any("\x1b[2J" in text for text in written)
     html = written[3]
     assert "<script>.jpg" not in html
-    assert "<b>" not in html.replace("<b>", "", 0).split("<body>")[0]
+    assert "$x^2$ <b>" not in html
+    assert "$x^2$ &lt;b&gt;" in html
     with open(watched["output"] / "answers.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "@", "-"))]
@@ -195,7 +199,7 @@ def test_a_giant_file_is_refused_unread(tmp_path):
         load_image(path)
     assert time.perf_counter() - started < 0.5
     os.truncate(path, 120)
-    with pytest.raises(PhotoError, match="decoder|truncated|not a picture"):
+    with pytest.raises(PhotoError, match=r"decoder|truncated|not a picture"):
         load_image(path)
 
 
