@@ -161,7 +161,9 @@ def test_explain_needs_no_points(lines, monkeypatch, capsys):
 )
 def test_bad_points_are_named(lines, monkeypatch, capsys, text, sentence):
     path = lines / "bad.csv"
-    if text is not None:
+    if text is None:
+        path.mkdir()
+    else:
         path.write_text(text, "utf-8")
     assert run(monkeypatch, lines / "kan.pth", "--data", path) == 2
     error = capsys.readouterr().err
