@@ -24,6 +24,7 @@ import gc
 import io
 import itertools
 import json
+import logging
 import mmap
 import os
 import platform
@@ -601,6 +602,7 @@ def epochs(last: dict, _best: dict, rows: list[dict]) -> tuple:
 def event_steps(run_dir: Path) -> list[int]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of what a resume purges
     return [scalar.step for scalar in EventAccumulator(str(run_dir)).Reload().Scalars("val_loss")]
 
 
