@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from options import train_parser
+from options import existing, train_parser
 from split_data import DataSplit
 from utils import load_checkpoint, read_json
 from weight_reader import checked_classes, checked_config, checked_preprocess
@@ -119,7 +119,7 @@ def _comes_from(action: argparse.Action, value: object) -> bool:
     """Whether the flag `action` gives `value` for some text."""
     if action.nargs == 0:
         return isinstance(value, bool)
-    if action.type is None:
+    if action.type in (None, existing):  # what is gone by now is named where it is opened
         return isinstance(value, str) and (not action.choices or value in action.choices)
     if type(value) not in (str, int, float, bool, tuple):
         return False

@@ -201,6 +201,15 @@ def test_every_training_flag_works_together(run):
     assert load("out/best.pth")["preprocess"]["resize_mode"] == "pad"
 
 
+def test_resuming_names_a_teacher_that_is_gone(run):
+    run("--epochs", 1, "--output", "teacher")
+    run("--epochs", 1, "--teacher", "teacher/best.pth", "--output", "pupil")
+    Path("teacher/best.pth").unlink()
+    status, _, err = run("--resume", "pupil", "--epochs", 2, data=None)
+    assert status == 2
+    assert "there is no file teacher/best.pth" in err
+
+
 def test_early_stopping_ends_after_epochs_without_a_better_one(run):
     _, out, _ = run("--epochs", 30, "--patience", 2, "--lr", "0")
     assert sum(line.startswith("epoch ") for line in out.splitlines()) == 3
