@@ -738,4 +738,6 @@ def one_line(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error)
-    return " ".join(text.split()) or type(error).__name__
+    from photos import printable  # names of files and classes must not steer the terminal
+
+    return printable(" ".join(text.split())) or type(error).__name__

@@ -73,7 +73,10 @@ def printable(text: str) -> str:
     Bytes that are no UTF-8 (Python keeps them as surrogates) and control characters, which could
     steer a terminal or begin a new line, are written as \\xNN.
     """
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair of surrogates, as JSON can hold
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if text.isprintable():
         return text
     escaped = {"Cc", "Zl", "Zp"}  # control characters, line and paragraph separators

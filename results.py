@@ -5,7 +5,7 @@ from pathlib import Path
 
 import feature_cache
 from fonts import font_advice
-from my_dataset import PhotoError, eval_transform, load_image
+from my_dataset import PhotoError, eval_transform, load_image, printable
 from plots import image_grid, plot_confusion, plot_curves
 from report import class_lines, confusion_matrix, most_confused, worst_mistakes, write_report
 from run_dir import RunLog
@@ -58,7 +58,7 @@ def write_results(trainer: Trainer, log: RunLog, answers: tuple) -> None:
         print(advice)
     if confused:
         pairs = "; ".join(f"{true} taken for {said} {n} times" for true, said, n in confused)
-        print(f"most confused: {pairs}")
+        print(f"most confused: {printable(pairs)}")
     feature_cache.remove(folder)
     print(f"written to {folder}/: best.pth, last.pth, metrics.csv, report.html and more")
     for what, command in commands(folder):

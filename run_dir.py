@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from photos import printable
 from utils import clear_temporary, write_csv, write_json
 from weight_files import parse_json
 
@@ -168,7 +169,7 @@ def write_class_indices(classes: list[str], run_dir: Path, data_roots: list[str]
             f"written: {error.strerror}"
         )
     return f"class_indices.json now lists {len(classes)} classes" + (
-        f", {', '.join(classes)}" if len(classes) <= 10 else ""
+        f", {', '.join(map(printable, classes))}" if len(classes) <= 10 else ""
     )
 
 

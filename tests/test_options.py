@@ -149,3 +149,10 @@ def test_an_operating_systems_error_names_its_file_on_one_line():
     with pytest.raises(OSError, match="No such file") as caught:
         Path("no/such\nfile").read_bytes()
     assert one_line(caught.value) == "no/such file: No such file or directory"
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\u2028b", "a\udcffb", "a\ud800b"])  # noqa: PT014 - half surrogates differ
+def test_a_name_in_an_error_cannot_steer_the_terminal(name):
+    line = one_line(ValueError(f"{name} is not there"))
+    assert line.isprintable()
+    assert line.startswith("a\\") or line.startswith("a b")  # u2028 is white space
