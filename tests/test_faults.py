@@ -275,7 +275,7 @@ print(len(next(batches).labels))
 def test_the_program_ends_though_a_loader_is_still_held(photos):
     script = KEPT.format(root=str(ROOT))
     command = [sys.executable, "-c", script, *map(str, photos.glob("*/*.jpg"))]
-    ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=120)
     assert (ended.stdout, ended.stderr) == ("4\n", "")
 
 
@@ -285,7 +285,7 @@ def workers_of(pid: int) -> list[int]:
 
 def lives(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
     return False
 
 
@@ -315,12 +315,12 @@ def test_a_run_that_begins_while_another_ends_in_its_folder_overwrites_nothing(r
 
     def then_another_ends(*words):
         folder = real(*words)
-        (folder / "last.pth").write_text("of another run")
+        (folder / "last.pth").write_text("of another run", "utf-8")
         return folder
 
     monkeypatch.setattr(train, "new_run_dir", then_another_ends)
     assert_one_sentence(*run("--output", "run")[::2], "run already holds a run")
-    assert Path("run/last.pth").read_text() == "of another run"
+    assert Path("run/last.pth").read_text("utf-8") == "of another run"
     assert {path.name for path in Path("run").iterdir()} == {"last.pth", run_dir.LOCK}
 
 
@@ -376,6 +376,29 @@ def test_a_photo_that_changes_after_the_scan_is_counted_if_it_cannot_be_read(
     assert [row["failed_photos"] for row in rows] == [failed] * 2
 
 
+def test_a_run_stopped_after_a_photo_failed_goes_on_and_counts_it_once(
+    run, make_photos, tmp_path, monkeypatch
+):
+    data, real = make_photos(tmp_path / "photos", per_class=10, size=24), train.load_data
+
+    def then_break(args):
+        found = real(args)
+        Path(found.train.paths[0]).write_bytes(b"no photo")
+        return found
+
+    def killed(*_words):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "load_data", then_break)
+        patch.setattr(trainer.Trainer, "validate", killed)  # all but the last batch are saved
+        with pytest.raises(Killed):
+            run("--output", "run", "--save-steps", 1, data=data)
+    status, _, errors = run("--resume", "run")
+    assert (status, errors) == (0, "")
+    assert soak.read_csv(Path("run/metrics.csv"))[0]["failed_photos"] == 1
+
+
 @pytest.mark.parametrize("jump", [-1e6, 1e9])
 def test_a_clock_that_jumps_changes_nothing(run, monkeypatch, jump):
     assert run("--output", "peace")[0] == 0
@@ -427,7 +450,7 @@ def test_memory_that_ends_is_one_sentence_and_the_run_goes_on(run, monkeypatch, 
 @pytest.mark.slow
 def test_a_short_soak_loses_nothing():
     command = [sys.executable, ROOT / "benchmarks" / "soak.py", "--faults", "22", "--seed", "1"]
-    soaked = subprocess.run(command, check=False, capture_output=True, text=True)
+    soaked = subprocess.run(command, check=False, capture_output=True, encoding="utf-8")
     assert soaked.returncode == 0, soaked.stdout + soaked.stderr
     assert "| all | 22 | 22 | 0 |" in soaked.stdout
 
@@ -471,7 +494,7 @@ def test_50_epochs_take_no_more_memory_or_files_than_3(run, photos, words):
     command = [sys.executable, "-c", script, "--data-path", photos, *FLAGS.split()]
     command += ["--epochs", "50", "--output", "run", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    epochs = [json.loads(line) for line in Path("watched.jsonl").read_text().splitlines()]
+    epochs = [json.loads(line) for line in Path("watched.jsonl").read_text("utf-8").splitlines()]
     assert len(epochs) == 50
     pages, files = zip(*epochs, strict=True)
     for process in zip(*pages[2:], strict=True):
@@ -493,7 +516,7 @@ def test_the_soak_would_notice_a_difference_and_a_half_written_file(tmp_path):
     story.run_dir.mkdir()
     for name in ("best.pth", "args.json", "curves.png", "report.html"):
         path = story.run_dir / name
-        path.write_text("{")
+        path.write_text("{", "utf-8")
         with pytest.raises(soak.Lost, match=name):
             soak.inspect(story)
         path.unlink()

@@ -55,7 +55,7 @@ def watched(corpus, folder):
     output = folder / "output"
     (output / "bin").mkdir(parents=True)
     trap = output / "bin" / "gs"  # Ghostscript, which Pillow would call
-    trap.write_text(f"#!/bin/sh\ntouch {output}/executed\nexit 1\n")
+    trap.write_text(f"#!/bin/sh\ntouch {output}/executed\nexit 1\n", "utf-8")
     trap.chmod(0o755)
     before = hostile_photos.snapshot(corpus)
     running = subprocess.run(
@@ -67,7 +67,7 @@ def watched(corpus, folder):
         check=False,
     )
     assert running.returncode == 0, running.stderr.decode(errors="replace")[-3000:]
-    found = json.loads((output / "watched.json").read_text())
+    found = json.loads((output / "watched.json").read_text("utf-8"))
     found |= {"before": before, "after": hostile_photos.snapshot(corpus), "output": output}
     return found | {"printed": running.stdout.decode(), "errors": running.stderr.decode()}
 
@@ -182,7 +182,7 @@ def test_names_in_what_is_printed_and_written_are_harmless(watched):
 
 def test_a_record_around_postscript_is_never_opened(tmp_path, monkeypatch):
     trap = tmp_path / "gs"
-    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\nexit 1\n")
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\nexit 1\n", "utf-8")
     trap.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "x.jpg").write_bytes(hostile_photos.iptc(encoded(picture(8, 8), "EPS")))
