@@ -394,6 +394,7 @@ def test_a_run_stopped_after_a_photo_failed_goes_on_and_counts_it_once(
         patch.setattr(trainer.Trainer, "validate", killed)  # all but the last batch are saved
         with pytest.raises(Killed):
             run("--output", "run", "--save-steps", 1, data=data)
+    assert len(load_checkpoint("run/last.pth")["loader"]["failed"]) == 1
     status, _, errors = run("--resume", "run")
     assert (status, errors) == (0, "")
     assert soak.read_csv(Path("run/metrics.csv"))[0]["failed_photos"] == 1
