@@ -693,7 +693,10 @@ def warm_up(folder: Path) -> None:
     (folder / "work").mkdir(parents=True)
     tqdm.monitor_interval, interval = 0, tqdm.monitor_interval  # else it leaves a thread
     words = COMMON.replace("../photos", "../../photos") + " --epochs 0 --workers 0"
-    with contextlib.chdir(folder / "work"), (folder / "output.txt").open("w") as output:
+    with (
+        contextlib.chdir(folder / "work"),
+        (folder / "output.txt").open("w", encoding="utf-8") as output,
+    ):
         sys.argv = ["train.py", *words.split()]
         with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             run_cli(train.main)

@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch, call):
 
 
 def metrics() -> list[dict[str, float]]:
-    with Path("run/metrics.csv").open() as file:
+    with Path("run/metrics.csv").open(encoding="utf-8") as file:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
