@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from weight_files import parse_json
 
 WEIGHTS = Path("weights")
 LOCK = ".lock"
+EVENTS = "events.out.tfevents"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
@@ -179,6 +181,21 @@ def _hush(failure) -> None:
         threading.__excepthook__(failure)
 
 
+def _date_back(run_dir: Path) -> None:
+    """Gives events from the future, if the clock was set back since, names that come before now.
+
+    TensorBoard reads a run's files in the order of the times in their names.
+    """
+    now = int(time.time())
+    times = {path: path.name.split(".")[3] for path in sorted(run_dir.glob(f"{EVENTS}.*"))}
+    later = [path for path, said in times.items() if said.isdecimal() and int(said) >= now]
+    for left, path in zip(range(len(later), 0, -1), later, strict=True):
+        words = path.name.split(".")
+        words[3] = f"{now - left:010d}"
+        with contextlib.suppress(OSError):  # only the order of curves depends on it
+            path.rename(path.with_name(".".join(words)))
+
+
 class RunLog:
     """Writes metrics.csv and TensorBoard's events, a row and a set of scalars per epoch."""
 
@@ -189,6 +206,7 @@ class RunLog:
         threading.excepthook = _hush
         if history:
             write_csv(run_dir / "metrics.csv", history)
+            _date_back(run_dir)
         # After a kill, events of epochs that will be trained again are struck out.
         self.writer = SummaryWriter(str(run_dir), purge_step=len(history) + 1)
 
