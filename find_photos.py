@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from photos import readable_extensions
-from scan import identity, is_folder
+from scan import as_text, identity, is_folder
 
 
 class Photo(NamedTuple):
@@ -29,15 +29,16 @@ def find_photos(inputs: Iterable[str], classes: Sequence[str] = ()) -> Iterator[
     A photo in a folder given as an input gets as its `truth` the class that the first folder on
     the way down to it is named after, a photo of a list that of the folder it lies in.
     """
+    index_of = {composed(name): index for index, name in enumerate(classes)}
     for text in inputs:
         if text != "-":
             yield from expand(text, classes)
             continue
         for path in read_list(sys.stdin.buffer):
             for photo in expand(path, classes):
-                folder = os.path.basename(os.path.dirname(photo.path))
-                known = photo.truth is not None or folder not in classes
-                yield photo if known else photo._replace(truth=list(classes).index(folder))
+                folder = composed(as_text(os.path.basename(os.path.dirname(photo.path))))
+                known = photo.truth is not None or folder not in index_of
+                yield photo if known else photo._replace(truth=index_of[folder])
 
 
 def read_list(stream: BinaryIO) -> Iterator[str]:
@@ -78,7 +79,7 @@ def photos_below(folder: str, classes: Sequence[str] = ()) -> Iterator[Photo]:
     found = False
     for path, error in walk(folder):
         found = True
-        folders = map(composed, os.path.relpath(path, folder).split(os.sep)[:-1])
+        folders = composed(as_text(os.path.relpath(path, folder))).split(os.sep)[:-1]
         truth = next((index_of[name] for name in folders if name in index_of), None)
         yield Photo(path, truth, error)
     if not found:

@@ -83,7 +83,7 @@ def scan_classes(root: str, problems: list[Problem]) -> dict[str, list[File]]:
         elif entry.name.lower() in NEVER_A_CLASS:
             problems.append(Problem("not a class", entry.path))
         elif photos := sorted(scan_folder(entry.path, above, problems)):
-            classes[entry.name] = photos
+            classes[as_text(entry.name)] = photos
             _look_at_level(entry, photos, problems)
         else:
             problems.append(Problem("empty class", entry.path))
@@ -111,6 +111,11 @@ def scan_folder(folder: str, above: Collection, problems: list[Problem]) -> Iter
                 waiting.append(entry.path)
             elif (photo := _photo(entry, problems)) is not None:
                 yield photo
+
+
+def as_text(name: str) -> str:
+    """A name of the file system as it was meant: UTF-8, also where the locale says otherwise."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def identity(folder: str | Path) -> tuple:
