@@ -12,7 +12,7 @@ ViT paper's (arXiv 2010.11929, appendix B.1.1).
 `run` calls train.py once for each setting and seed and appends a line to benchmarks/recipe.jsonl;
 what has a line is skipped and an interrupted run goes on where it stopped. A seed chooses the
 split, the order and the augmentation, the same for all settings. `show` prints a table for each
-image size and split and draws docs/recipe.png. At 128 pixels a run takes half a minute to two
+image size and split and draws docs/recipe.png. At 128 pixels a run takes one to six
 minutes of processor time; the head's are shorter.
 """
 
@@ -179,7 +179,7 @@ def print_table(table: dict[str, list]) -> None:
         times = [r["cpu_seconds"] for r in results if r["cpu_seconds"]]
         print(
             f"| {name} | {len(results)} | {accuracy} | {difference(table, name, parent)} | {loss} "
-            f"| {statistics.median(times) if times else 0:.0f} "
+            f"| {f'{statistics.median(times):.0f}' if times else '-'} "
             f"| {max(r['peak_mb'] for r in results):.0f} |"
         )
 

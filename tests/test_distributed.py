@@ -291,7 +291,7 @@ def run_out_of_disk(rank):
 
 
 OF_TORCH = re.compile(
-    r"(\[rank\d\]:)?\[W\d+ .*\[c10d\]|frame #\d|Exception raised from|<unknown function>"
+    r"(\[rank\d\]:)?\[W\d+ .*\[c10d\]|frame #\d|Exception raised from|<unknown function>|<omitting"
 )
 
 
