@@ -68,7 +68,7 @@ SETTINGS = {
     "all layers": "--epochs 2 --batch-size 6 --aug trivial --mixup 0.2 --save-steps 3 --workers 0",
     "KAN": "--epochs 2 --batch-size 9 --mlp kan --kan-rank 2 --kan-blocks last:1 --ema 0.9 "
     "--aug basic --accum-steps 2 --save-steps 1 --cache-images disk --workers 2",
-    "frozen": "--weights ../../start/work/run/best.pth --epochs 4 --batch-size 8 --workers 1",
+    "frozen": "--weights ../../start/here/run/best.pth --epochs 4 --batch-size 8 --workers 1",
 }
 
 
@@ -108,7 +108,7 @@ class Run:
             os.close(output)
             # A shell starts what runs in the background with SIGINT ignored.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.chdir(folder / "work")
+            os.chdir(folder / "here")
             sys.argv = ["train.py", *words.split()]
             arm()
             run_cli(train.main)
@@ -304,8 +304,8 @@ class Story:
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.run_dir = self.folder / "work" / "run"
-        (self.folder / "work").mkdir(parents=True)
+        self.run_dir = self.folder / "here" / "run"
+        (self.folder / "here").mkdir(parents=True)
         self.photos = self.folder / "photos"
         shutil.copytree(self.folder.parent / "photos", self.photos)
 
@@ -690,19 +690,19 @@ def tell_all(
 
 def warm_up(folder: Path) -> None:
     """Runs train.py once in this process, without a step: what it imports, the others find here."""
-    (folder / "work").mkdir(parents=True)
+    (folder / "here").mkdir(parents=True)
     tqdm.monitor_interval, interval = 0, tqdm.monitor_interval  # else it leaves a thread
     words = COMMON.replace("../photos", "../../photos") + " --epochs 0 --workers 0"
     with (
-        contextlib.chdir(folder / "work"),
+        contextlib.chdir(folder / "here"),
         (folder / "output.txt").open("w", encoding="utf-8") as output,
     ):
         sys.argv = ["train.py", *words.split()]
         with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             run_cli(train.main)
-    if not (folder / "work" / "run" / "report.html").exists():
+    if not (folder / "here" / "run" / "report.html").exists():
         raise SystemExit(f"a run of --epochs 0 fails without a fault: see {folder}")
-    png = (folder / "work" / "run" / "confusion.png").read_bytes()
+    png = (folder / "here" / "run" / "confusion.png").read_bytes()
     plots.png_bytes = report.png_bytes = lambda figure: png
     for module, name in ((plots, "curve_figure"), (plots, "confusion_figure")):
         setattr(module, name, lambda *_: Plot)
