@@ -25,10 +25,11 @@ from feature_cache import run_frozen
 from my_dataset import MyDataSet, Preprocess, eval_transform, train_transform
 from pretrained import load_into, read_weights
 from recipe import create_lr_scheduler, create_optimizer
-from split_data import prepare_data
+from split_data import DataSplit, prepare_data
 from vit_model import create_model
 
 EPOCHS, LRF = 10, 0.01
+Sides = tuple[Tensor, ...]  # indices of the photos that train and of those that judge
 PLAIN, MIRROR, CROPS = ("plain",), ("plain", "mirror"), ("crops",)
 
 
@@ -63,10 +64,9 @@ RECIPES = {
 
 
 @torch.inference_mode()
-def features(args: argparse.Namespace) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns {view: (V, photos, C)} and the labels of all photos."""
+def features(data: DataSplit, args: argparse.Namespace) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns {view: (V, photos, C)} and the labels, of the training photos, then the others."""
     weights = read_weights(args.weights)
-    data = prepare_data(args.data)
     model = create_model(**weights.config | {"num_classes": len(data.classes)}).eval()
     load_into(model, weights)
     paths, labels = (a + b for a, b in zip(data.train, data.val, strict=True))
@@ -92,23 +92,10 @@ def features(args: argparse.Namespace) -> tuple[dict[str, Tensor], Tensor]:
     return views, torch.tensor(labels)
 
 
-def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the indices to train on and those that judge, `share` of each class."""
-    generator = torch.Generator().manual_seed(seed)
-    train, val = [], []
-    for label in labels.unique():
-        members = (labels == label).nonzero()[:, 0]
-        members = members[torch.randperm(len(members), generator=generator)]
-        count = round(share * len(members))
-        val.append(members[:count])
-        train.append(members[count:])
-    return torch.cat(train), torch.cat(val)
-
-
-def train(recipe: Recipe, views: dict[str, Tensor], labels: Tensor, seed: int) -> tuple:
+def train(recipe: Recipe, views: dict[str, Tensor], labels: Tensor, sides: Sides) -> tuple:
     """Returns the accuracy after the last epoch, the best one, and the last loss."""
-    torch.manual_seed(seed)
-    ours, theirs = split(labels, 0.2, seed)
+    torch.manual_seed(0)
+    ours, theirs = sides
     served = torch.cat([views[name] for name in recipe.views])[:, ours]
     judged, answers = views["plain"][0, theirs], labels[theirs]
     head = nn.Linear(judged.shape[1], int(labels.max()) + 1)
@@ -145,10 +132,16 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=4, help="random crops (default: 4)")
     parser.add_argument("--splits", type=int, default=10, help="(default: 10)")
     args = parser.parse_args()
-    views, labels = features(args)
+    splits = [prepare_data(args.data, seed=seed) for seed in range(args.splits)]
+    views, labels = features(splits[0], args)
+    place = {path: i for i, path in enumerate(splits[0].train.paths + splits[0].val.paths)}
+    sides = [
+        tuple(torch.tensor([place[path] for path in side.paths]) for side in (data.train, data.val))
+        for data in splits
+    ]
     print("\n| recipe | last epoch | best epoch | loss |\n|---|---|---|---|")
     for name, recipe in RECIPES.items():
-        found = [train(recipe, views, labels, seed) for seed in range(args.splits)]
+        found = [train(recipe, views, labels, each) for each in sides]
         last, best, loss = (statistics.fmean(column) for column in zip(*found, strict=True))
         print(f"| {name} | {last:.4f} | {best:.4f} | {loss:.3f} |", flush=True)
 
