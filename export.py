@@ -14,136 +14,43 @@ size. predict.py reads ONNX and safetensors, but no pt2: torch.export unpickles 
 
 import io
 import json
-import logging
-import tempfile
-import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from classifier import Classifier, photos_per_second
-from find_photos import find_photos
-from options import Parser, existing, run_cli
-from portable import portable
-from predict import score_photos
+from formats.onnx_files import (
+    FACT_KEYS,
+    onnx_bytes,
+    onnx_session,
+    quantized,
+    quietly,
+    session_forward,
+)
+from formats.portable import portable
+from predicting.classifier import Classifier, open_exported, photos_per_second
+from predicting.inputs import find_photos
+from predicting.predictor import score_photos
 from pretrained import LoadedModel, load_model, save_weights
-from utils import CHECKPOINT_VERSION, atomic_file
-from weight_files import parse_json
-from weight_reader import checked_classes, checked_metrics, checked_preprocess
+from system.files import write_bytes
+from system.flags import Parser, existing
+from system.terminal import run_cli, table
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
+FACTS = "facts.json"  # in a .pt2
 TOLERANCE = 1e-4  # of logits; both sides compute in float32, in another order
-ONNX_LIMIT = 2**31  # bytes: what one protobuf message may hold
-FACTS, FACT_KEYS = "facts.json", ("config", "classes", "preprocess", "metrics", "version")
 
 
 def facts_of(loaded: LoadedModel) -> dict:
     """What travels with every export, as plain Python."""
-    return {
-        "config": loaded.model.config,
-        "classes": loaded.classes,
-        "preprocess": loaded.preprocess.to_dict(),
-        "metrics": loaded.weights.meta.get("metrics") or {},
-        "version": CHECKPOINT_VERSION,
-    }
+    return {key: loaded.facts[key] for key in FACT_KEYS}
 
 
 def sample_images(loaded: LoadedModel, batch: int, seed: int = 0) -> Tensor:
     size = loaded.preprocess.img_size
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def needs(package: str):
-    """Returns the package; ValueError with what to type where it is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise ValueError(
-            f"the package {package} is not installed: pip install onnx onnxscript onnxruntime"
-        ) from None
-
-
-@contextmanager
-def quietly():
-    """Keeps the exporters' notes about themselves off the terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-# ------------------------------------------------------------------------------ ONNX
-
-
-def onnx_bytes(model: nn.Module, images: Tensor, facts: dict) -> bytes:
-    """The model as one ONNX file, with its facts as metadata."""
-    for package in ("onnx", "onnxscript"):
-        needs(package)
-    import onnx
-
-    with quietly():
-        program = torch.onnx.export(
-            model,
-            (images,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    proto = program.model_proto
-    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in facts.items()})
-    if proto.ByteSize() >= ONNX_LIMIT:
-        raise ValueError("the model is larger than the 2 GB that one ONNX file holds; use pt2")
-    return proto.SerializeToString()
-
-
-def quantized(data: bytes) -> bytes:
-    """An ONNX file with 8-bit weights in its matrix products (onnxruntime, dynamic quantisation).
-
-    Activations are quantised as they come, per tensor; weights per output channel.
-    """
-    needs("onnxruntime")
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as folder, quietly():
-        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        source.write_bytes(data)
-        quantize_dynamic(
-            source, target, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
-            weight_type=QuantType.QInt8,
-        )  # fmt: skip
-        return target.read_bytes()
-
-
-def onnx_session(source: str | bytes):
-    return needs("onnxruntime").InferenceSession(source, providers=["CPUExecutionProvider"])
-
-
-def session_forward(session) -> Callable[[Tensor], Tensor]:
-    name = session.get_inputs()[0].name
-
-    def forward(images: Tensor) -> Tensor:
-        try:
-            return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
-        except Exception as error:  # the runtime raises classes of its own
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"the exported model cannot be run ({reason})") from None
-
-    return forward
-
-
-# ------------------------------------------------------------------------------ torch.export
 
 
 def pt2_bytes(model: nn.Module, images: Tensor, facts: dict) -> bytes:
@@ -161,54 +68,6 @@ def pt2_forward(data: bytes) -> Callable[[Tensor], Tensor]:
     """What an archive of our own computes; of others' it would run the code."""
     with quietly():
         return torch.export.load(io.BytesIO(data)).module()
-
-
-# ------------------------------------------------------------------------------ reading
-
-
-def open_exported(path: str) -> Classifier:
-    """Opens an .onnx file that export.py wrote.
-
-    Raises ValueError with a sentence for any other file; a .pt2 is refused unread, for torch.export
-    would run the pickles that it may hold.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    if path.lower().endswith(".pt2"):
-        raise ValueError(
-            f"{path} is a program of torch.export, which can run any code when it is opened; "
-            f"predict from the checkpoint, or from .onnx or .safetensors of export.py"
-        )
-    try:
-        session = onnx_session(path)
-        metadata = session.get_modelmeta().custom_metadata_map
-        facts = {key: parse_json(metadata[key]) for key in FACT_KEYS}  # tools add their own
-        return _classifier(session, facts)
-    except ValueError as error:
-        if "not installed" in str(error):
-            raise
-        raise ValueError(f"{path} is not a file that export.py wrote ({error})") from None
-    except Exception as error:  # runtimes raise classes of their own
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is not a file that export.py wrote ({reason})") from None
-
-
-def _classifier(session, facts: dict) -> Classifier:
-    """The classifier of a session; raises ValueError where its facts do not fit its tensors."""
-    (images,), (logits,) = session.get_inputs(), session.get_outputs()
-    config = facts["config"]
-    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
-        raise ValueError("its config is not one of ours")
-    classes = checked_classes(facts["classes"], config)
-    preprocess = checked_preprocess(facts["preprocess"], config)
-    checked_metrics(facts["metrics"])
-    size = preprocess.img_size
-    if images.shape[1:] != [3, size, size] or logits.shape[1:] != [len(classes)]:
-        raise ValueError("its tensors have other sizes than its facts say")
-    return Classifier(session_forward(session), classes, preprocess, facts)
-
-
-# ------------------------------------------------------------------------------ checking
 
 
 @torch.inference_mode()
@@ -229,14 +88,6 @@ def accuracy(classifier: Classifier, folder: str) -> str:
     return f"{score.right / score.total:.4f}"
 
 
-# ------------------------------------------------------------------------------ the command line
-
-
-def write(path: Path, data: bytes) -> None:
-    with atomic_file(path) as file:
-        file.write(data)
-
-
 def export(loaded: LoadedModel, kind: str, path: Path) -> float:
     """Writes the model as `kind` and returns the largest difference of logits when read again.
 
@@ -248,7 +99,7 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
     else:
         model, images = portable(loaded.model), sample_images(loaded, 2)
         data = (onnx_bytes if kind == "onnx" else pt2_bytes)(model, images, facts_of(loaded))
-        write(path, data)
+        write_bytes(path, data)
         forward = pt2_forward(data) if kind == "pt2" else open_exported(str(path)).forward
     difference = largest_difference(loaded, forward)
     if not difference <= TOLERANCE:
@@ -264,15 +115,16 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
     """Writes ONNX with 8-bit weights and prints what that changes."""
     full = onnx_bytes(portable(loaded.model), sample_images(loaded, 2), facts_of(loaded))
     small = quantized(full)
-    write(path, small)
+    write_bytes(path, small)
     images = sample_images(loaded, 16)
-    print("         size, MB  photos a second  accuracy")
+    rows = [("", "size, MB", "photos a second", "accuracy")]
     for name, content in (("float32", full), ("int8", small)):
         forward = session_forward(onnx_session(content))
         speed = photos_per_second(forward, images)
         classifier = Classifier.of(loaded).computing_with(forward)
         known = accuracy(classifier, data) if data else "unknown (no --data)"
-        print(f"{name:7s}  {len(content) / 1e6:8.1f}  {speed:15.1f}  {known}")
+        rows.append((name, f"{len(content) / 1e6:.1f}", f"{speed:.1f}", known))
+    print(*table(rows, "<>><"), sep="\n")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:

@@ -2,12 +2,16 @@
 
 `MyDataSet` decodes and transforms; `SeededSampler` orders. A photo's random changes depend on the
 file, the epoch and the seed alone, so a run is the same with any number of workers and can go on in
-the middle of an epoch. The other half of the subject, which photos there are, is in `split_data`;
-its names and those of `photos` and `preprocess` can be had from here.
+the middle of an epoch. `PhotoLoader` decodes them in workers and normalises them where the model
+is. Which photos there are is the subject of `imaging/splitting.py`.
 """
 
+import atexit
+import contextlib
 import os
 import random
+import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,43 +19,15 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data_report import DataReport, Problem
-from image_cache import ImageCache, open_cache
-from photos import PhotoError, decoded_size, load_image, printable
-from preprocess import (
-    AUGMENTATIONS,
-    INTERPOLATIONS,
-    RESIZE_MODES,
-    Preprocess,
-    Transform,
-    eval_transform,
-    train_transform,
-)
-from split_data import DataSplit, Samples, prepare_data
+from imaging.decoding import PhotoError, decoded_size, load_image
+from imaging.pixel_cache import ImageCache, open_cache
+from imaging.preprocess import Normalise, Preprocess, Transform
+from imaging.splitting import prepare_data
+from parallel.world import World
 
-__all__ = [
-    "AUGMENTATIONS",
-    "INTERPOLATIONS",
-    "RESIZE_MODES",
-    "Batch",
-    "DataReport",
-    "DataSplit",
-    "Failed",
-    "MyDataSet",
-    "PhotoError",
-    "Preprocess",
-    "Problem",
-    "Samples",
-    "SeededSampler",
-    "eval_transform",
-    "load_image",
-    "prepare_data",
-    "printable",
-    "read_split_data",
-    "train_transform",
-]
+LOADERS: weakref.WeakSet = weakref.WeakSet()
 
 
 def read_split_data(
@@ -209,3 +185,103 @@ class SeededSampler(Sampler):
             order = torch.randperm(self.length, generator=generator)
         for index in order[self.rank :: self.world_size][self.start :].tolist():
             yield index, int(seeds[index])
+
+
+class PhotoLoader(DataLoader):
+    """Serves the photos of `dataset` in the order of `sampler` as batches on `device`.
+
+    preprocess: how to normalise the images of a transform made with `as_bytes`, which travel as
+        bytes, a quarter of what floats would take; None leaves images as they are.
+    """
+
+    def __init__(
+        self,
+        dataset: MyDataSet,
+        batch_size: int,
+        sampler: SeededSampler,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        self.device, self.preprocess = torch.device(device), preprocess
+        self.normalise = Normalise(preprocess, device) if preprocess else lambda images: images
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=MyDataSet.collate_fn,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",  # so that copies do not wait
+            worker_init_fn=ignore_signals,
+            # A generator of its own: drawing the workers' seed must not move the model's.
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
+        LOADERS.add(self)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with held_back_signals():
+            batches = super().__iter__()
+        return map(self.on_device, batches)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """Returns the batch as the model takes it."""
+        if not len(batch.images):
+            return batch
+        images = self.normalise(batch.images.to(self.device, non_blocking=True))
+        return batch._replace(images=images, labels=batch.labels.to(self.device, non_blocking=True))
+
+    def with_order(self, sampler: SeededSampler, batch_size: int) -> "PhotoLoader":
+        """Returns a loader of the same photos in another order."""
+        return PhotoLoader(
+            self.dataset, batch_size, sampler, self.num_workers, self.device, self.preprocess
+        )
+
+
+@atexit.register
+def end_workers() -> None:
+    """Ends workers that are still there, held by the traceback of an error, when the program ends.
+
+    Python would send them SIGTERM, which they ignore, and wait for them for ever.
+    """
+    for loader in list(LOADERS):
+        if loader.num_workers and loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+
+
+@contextlib.contextmanager
+def held_back_signals() -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM wait while workers start, who inherit this until they ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_signals(_worker: int) -> None:
+    """Lets a loader's worker outlive Ctrl-C and SIGTERM to the process group: the run ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def in_step(batches, count: int, shape: tuple[int, ...], world: World) -> Iterator[Batch]:
+    """Yields exactly `count` batches, so that no process waits for one that has none left.
+
+    Where a process has no photo, one of zeros of `shape` (3, S, S) takes its place, with empty
+    `indices`: it goes through the model and counts nothing. Alone, the batches are as they were.
+    """
+    if world.size == 1:
+        yield from batches
+        return
+    batches = iter(batches)
+    nothing = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), [], torch.empty(0))
+    for _ in range(count):
+        batch = next(batches, nothing)
+        if not len(batch.images):
+            zero = torch.zeros(1, dtype=torch.int64)
+            batch = Batch(torch.zeros(1, *shape), zero, batch.failed, zero[:0])
+        yield batch

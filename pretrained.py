@@ -8,39 +8,33 @@
     print(*load_into(model, weights).lines(), sep="\\n")    # logits equal those of the ViT
     calibrate(model, batches)                               # ranges of the splines, from photos
 
-The work is done in `weight_files` (opens a file), `weight_formats` (others' names to ours),
-`weight_reader` (what a file holds), `weight_resizing` and `weight_loader` (into a model),
-`calibration` and `downloads`.
+Files are read in `formats/`: `opening` (bytes to tensors), `naming` (others' names to ours),
+`reading` (what a file holds), `fitting` and `resizing` (into a model).
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from calibration import calibrate
-from downloads import fetch_file, fetch_flower_photos
-from my_dataset import Preprocess
-from options import Parser, existing, run_cli
-from utils import CHECKPOINT_VERSION, atomic_file, save_checkpoint
-from vit_model import VisionTransformer, create_model, find_variant
-from weight_files import parse_json
-from weight_loader import LoadReport, load_into
-from weight_reader import WeightsFile, read_weights
+import kan
+from formats.checkpoints import checkpoint_facts, save_checkpoint
+from formats.fitting import load_into
+from formats.reading import WeightsFile, read_weights
+from imaging.preprocess import Preprocess
+from kan import SplineLayer
+from system.downloads import fetch_file
+from system.files import atomic_file, parse_json
+from system.flags import Parser, existing
+from system.terminal import run_cli, table
+from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
 
-__all__ = [
-    "LoadReport",
-    "LoadedModel",
-    "WeightsFile",
-    "calibrate",
-    "fetch_flower_photos",
-    "fetch_weights",
-    "load_into",
-    "load_model",
-    "read_weights",
-]
+# Without a share left outside, a ViT's few large activations would stretch every cell of a grid.
+OUTSIDE_SHARE = 0.01
 
 
 @dataclass
@@ -51,6 +45,14 @@ class LoadedModel:
     classes: list[str]
     preprocess: Preprocess
     weights: WeightsFile
+
+    @property
+    def facts(self) -> dict:
+        """What our files say of it beside its tensors."""
+        meta = self.weights.meta
+        return checkpoint_facts(
+            self.model, self.classes, self.preprocess, meta.get("epoch", 0), meta.get("metrics")
+        )
 
 
 def load_model(
@@ -139,20 +141,91 @@ def save_weights(path: str | Path, loaded: LoadedModel) -> None:
     The file appears whole or not at all.
     """
     state = {name: value.contiguous().cpu() for name, value in loaded.model.state_dict().items()}
-    facts = {
-        "config": loaded.model.config,
-        "classes": loaded.classes,
-        "preprocess": loaded.preprocess.to_dict(),
-        "epoch": loaded.weights.meta.get("epoch", 0),
-        "metrics": loaded.weights.meta.get("metrics", {}),
-        "version": CHECKPOINT_VERSION,
-    }
+    facts = loaded.facts
     if Path(path).suffix != ".safetensors":
         save_checkpoint(path, {"model": state} | facts)
         return
     metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in facts.items()}
     with atomic_file(path) as file:
         file.write(safetensors.torch.save(state, metadata))
+
+
+@dataclass
+class CalibrationReport:
+    """What `calibrate` did: the lowest low and highest high of each layer, and who was left out."""
+
+    ranges: dict[str, tuple[float, float]]
+    skipped: list[str]
+    images: int
+
+    def lines(self) -> list[str]:
+        """The report in words, for printing."""
+        lines = []
+        if self.ranges:
+            low = min(low for low, _ in self.ranges.values())
+            high = max(high for _, high in self.ranges.values())
+            lines.append(
+                f"calibrated the grids of {len(self.ranges)} KAN layers on {self.images} photos, "
+                f"each feature its own: from {low:.3g} at the lowest to {high:.3g} at the highest"
+            )
+        if self.skipped:
+            lines.append(f"left {len(self.skipped)} KAN layers alone: their splines are trained")
+        return lines
+
+
+@torch.no_grad()
+def calibrate(model: VisionTransformer, batches: Iterable[Tensor]) -> CalibrationReport:
+    """Sets the grid range of every KAN layer whose splines are still zero from real photos.
+
+    batches: images (B, C, S, S), prepared as for prediction. All layers are measured in one pass,
+    since zero splines change nothing whatever their range. Layers with trained splines keep theirs.
+    Raises ValueError without a photo.
+    """
+    layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, SplineLayer)}
+    fresh = {name: layer for name, layer in layers.items() if layer.splines_are_zero}
+    photos = [batch.to(model.cls_token) for batch in batches if len(batch)]
+    if not photos:
+        raise ValueError("there is no photo to calibrate the KAN layers on")
+    ranges = kan.calibrate(model, photos, OUTSIDE_SHARE, fresh)
+    skipped = [name for name in layers if name not in fresh]
+    return CalibrationReport(ranges, skipped, sum(map(len, photos)))
+
+
+def gmacs(name: str) -> float:
+    """Returns the multiply-accumulates of one image, in 10^9, as torch's flop counter counts them.
+
+    On the meta device: shapes alone are computed, so even the largest model takes no memory.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # 0.1 s
+
+    with torch.device("meta"):
+        model = create_model(name).eval()
+        size = VARIANTS[name].sizes["img_size"]
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, size, size))
+    return counter.get_total_flops() / 2e9
+
+
+def parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in create_model(name).parameters())
+
+
+def model_table() -> str:
+    """Returns the table: name, parameters, GMACs, image size, normalisation, weights' address."""
+    rows = [("name", "params", "GMACs", "image", "normalisation", "weights")]
+    for name, variant in VARIANTS.items():
+        rows.append(
+            (
+                name,
+                f"{parameters(name) / 1e6:.1f} M",
+                f"{gmacs(name):.2f}",
+                str(variant.sizes["img_size"]),
+                {"half": "0.5", "imagenet": "ImageNet"}[variant.family],
+                variant.url or "(no known address)",
+            )
+        )
+    return "\n".join(table(rows, "<>>><<"))
 
 
 def describe(weights: WeightsFile) -> list[str]:

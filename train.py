@@ -4,8 +4,8 @@
     python train.py --data-path flower_photos --weights FILE --freeze-layers false --mlp kan
     python train.py --resume weights/deit_tiny_patch16_224-flower_photos-1
 
-A run writes its checkpoints, metrics and report into weights/<model>-<data>-<n>/ (run_dir.py) and
-can be killed at any moment and resumed bit for bit. `--help` explains every flag.
+A run writes its checkpoints, metrics and report into weights/<model>-<data>-<n>/ and can be killed
+at any moment and resumed bit for bit. `--help` explains every flag.
 """
 
 import argparse
@@ -14,57 +14,61 @@ from pathlib import Path
 
 import torch
 
-import recipe
-from batch_size import find_batch_size, trial_step, weight_of
-from distributed import World, join_launch
-from feature_cache import plan
-from memory import advice_on_memory
-from my_dataset import (
-    DataSplit,
-    MyDataSet,
-    Preprocess,
-    SeededSampler,
-    eval_transform,
-    prepare_data,
+from formats.reading import WeightsFile, read_weights
+from imaging.preprocess import Preprocess, eval_transform
+from imaging.sample_flowers import draw_samples
+from imaging.scanning import find_sides
+from imaging.splitting import DataSplit, prepare_data
+from my_dataset import MyDataSet, PhotoLoader, SeededSampler
+from parallel.launch import join_launch
+from parallel.world import World
+from pretrained import fetch_weights, load_model, model_table
+from system.devices import default_workers, pick_device, seed_everything
+from system.downloads import fetch_flower_photos
+from system.files import write_json, write_text
+from system.terminal import run_cli
+from training.advice import advice_on_memory
+from training.flags import parse_args
+from training.loss import Teacher
+from training.optim import freeze
+from training.results import show_start, write_results
+from training.resuming import (
+    MAY_CHANGE,
+    check_alike,
+    check_still_there,
+    load_state,
+    read_split,
+    share_batch,
 )
-from options import default_workers, parse_args, pick_device, run_cli
-from photo_loader import PhotoLoader
-from pretrained import WeightsFile, calibrate, fetch_weights, load_into, load_model, read_weights
-from results import show_start, write_results
-from run_dir import (
+from training.run_folder import (
     RunLog,
     advice_on_disk,
-    check_output,
     find_run,
     locked,
     new_run_dir,
     write_class_indices,
 )
-from saved_state import check_alike, load_state, read_split
-from scan import find_sides
-from trainer import Trainer
-from utils import evaluate, seed_everything, write_json, write_text
-from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model, find_variant
-
-DEFAULT_MODEL = "vit_base_patch16_224_in21k"
-CALIBRATION_IMAGES = 256
-# What may change when a run is resumed; everything else would make it another run.
-MAY_CHANGE = {"epochs", "workers", "device", "save_steps", "patience", "resume", "output"}
-MAY_CHANGE |= {"fsdp", "grad_checkpointing", "cache_images"}
-
-
-# --- files -> data set -> model -----------------------------------------------------------------
+from training.setup import (
+    build_model,
+    calibrate_model,
+    check_flags,
+    choose_preprocess,
+    data_roots,
+    describe,
+    fill_in,
+    model_config,
+    try_batch_sizes,
+)
+from training.trainer import Trainer
+from utils import evaluate
+from vit_model import VARIANTS, create_model
 
 
 def find_data(data_path: str, download: bool) -> str:
     """Returns where the data lies, once the flowers that the flags ask for are drawn or fetched."""
     if data_path == "sample":
-        from sample_flowers import draw_samples
-
         return str(draw_samples("sample_flowers"))
     if download and not Path(data_path).exists():
-        from pretrained import fetch_flower_photos
-
         return str(fetch_flower_photos(data_path))
     return data_path
 
@@ -87,125 +91,6 @@ def find_weights(args: argparse.Namespace, world: World) -> WeightsFile | None:
     return read_weights(args.weights, model=args.model)
 
 
-def model_config(
-    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, num_classes: int
-) -> dict:
-    """Returns what `create_model` takes: the flags' before the weights file's before defaults."""
-    if args.model or weights is None:
-        config: dict = {"name": args.model or DEFAULT_MODEL}
-    else:
-        config = dict(weights.config)
-        if config["num_classes"] != num_classes:  # a pre-logits layer belongs to the old head
-            config["representation_size"] = None
-    kan = ("mlp", "kan_blocks", "kan_hidden", "kan_rank", "kan_grid", "kan_order", "kan_range")
-    # A KAN checkpoint keeps its own sizes unless the flag was typed.
-    config |= {name: getattr(args, name) for name in kan if name in typed or name not in config}
-    config |= {"num_classes": num_classes, "drop_path_rate": args.drop_path}
-    if args.img_size:
-        config["img_size"] = args.img_size
-    return config
-
-
-def build_model(
-    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, classes: list[str]
-) -> tuple[VisionTransformer, set[str]]:
-    """Returns the model and the names of the parameters that came from the weights file."""
-    model = create_model(**model_config(args, typed, weights, len(classes)))
-    ignored = sorted(name for name in typed if name.startswith("kan_"))
-    if model.sizes.mlp == "mlp" and ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        print(f"{flags}: ignored with --mlp mlp")
-    if weights is None:
-        here = VARIANTS[model.name].url and f" or --weights {model.name}"
-        print(
-            f"no pretrained weights: {model.name} starts from random numbers, for which a few "
-            f"thousand photos are few; far better is --weights FILE{here or ''}"
-        )
-        return model, set()
-    report = load_into(model, weights, classes, allow_partial=args.allow_partial)
-    print("\n".join(report.lines()))
-    return model, set(report.from_file)
-
-
-def choose_preprocess(
-    args: argparse.Namespace, model: VisionTransformer, weights: WeightsFile | None
-) -> Preprocess:
-    """Returns size and normalisation: the flags' before the weights' before the model's own."""
-    if weights is not None:
-        mean, std, why = weights.mean, weights.std, weights.family_reason
-    else:
-        mean, std = FAMILIES[VARIANTS[model.name].family]
-        why = f"as {model.name} wants"
-    if args.mean or args.std:
-        mean, std, why = args.mean or mean, args.std or std, "--mean and --std"
-    if weights is None or args.mean or args.std:  # else the weights' report has told
-        print(f"normalisation: mean {_short(mean)}, std {_short(std)} ({why})")
-    return Preprocess(model.sizes.img_size, args.resize_mode, mean=tuple(mean), std=tuple(std))
-
-
-def _short(values) -> str:
-    return " ".join(f"{value:g}" for value in values)
-
-
-def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Preprocess) -> None:
-    """Sets the grid ranges of the KAN layers from training photos as prediction sees them."""
-    dataset = MyDataSet(*data.train, eval_transform(preprocess))
-    some = torch.linspace(0, len(dataset) - 1, min(len(dataset), CALIBRATION_IMAGES)).long()
-    batches = [dataset.collate_fn(dataset.__getitems__(part.tolist())) for part in some.split(32)]
-    report = calibrate(model, [batch.images for batch in batches])
-    print("\n".join(report.lines()))
-
-
-def check_flags(args: argparse.Namespace, device: torch.device) -> None:
-    """Raises ValueError for what the flags of a new run alone can tell, before any work is done."""
-    recipe.amp_dtype(args.amp, device)
-    check_output(args.output, data_roots(args))
-    if args.model:
-        find_variant(args.model)
-
-
-# --- the story of a run -------------------------------------------------------------------------
-
-
-def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen, world) -> None:
-    """Chooses every value that the user did not set, and prints each with its reason."""
-    sizes = model.sizes
-    if sizes.mlp == "mlp":
-        spline = "none"
-    elif sizes.mlp == "gkan":
-        spline = "group"
-    else:
-        spline = "full" if sizes.kan_rank in (None, "full") else "low-rank"
-    kind = "head" if frozen else "fine-tune" if args.weights else "scratch"
-    case = recipe.Case(
-        kind,
-        len(data.train.paths),
-        args.epochs,
-        spline,
-        one_view=frozen and args.cache_views == 1 and plan(model, trainable) > 0,
-        world_size=world.size,
-        accum_steps=args.accum_steps,
-        optimizer=args.opt,
-    )
-    for name, (value, reason) in recipe.choose(case, vars(args)).items():
-        setattr(args, name, value)
-        args.reasons[name] = reason
-        if name != "kan_lr_scale" or spline != "none":
-            print(f"--{name.replace('_', '-')} {value}  ({reason})")
-
-
-def try_batch_sizes(args, model: VisionTransformer, device, train_images: int, world) -> None:
-    """Replaces `--batch-size auto` by the largest number that fits, the same in all processes."""
-    model.grad_checkpointing = args.grad_checkpointing
-    spare = weight_of(model) * ((args.ema > 0) + (args.teacher is not None))
-    step = trial_step(model, device, recipe.amp_dtype(args.amp, device), args.opt, spare)
-    processes = world.size * args.accum_steps
-    found, why = find_batch_size(step, device, train_images, processes, world.local_size)
-    args.batch_size = world.lowest(found)
-    args.reasons["batch_size"] = why
-    print(f"--batch-size {args.batch_size}  ({why})")
-
-
 def start(
     args: argparse.Namespace, typed: set[str], world: World, held: ExitStack
 ) -> Trainer | None:
@@ -221,9 +106,9 @@ def start(
     data = world.first_does(load_data, args)
     model, pretrained = build_model(args, typed, weights, data.classes)
     preprocess = choose_preprocess(args, model, weights)
-    teacher = teacher and recipe.Teacher(teacher, preprocess, data.classes)
+    teacher = teacher and Teacher(teacher, preprocess, data.classes)
     frozen = bool(weights) if args.freeze_layers is None else args.freeze_layers
-    trainable = recipe.freeze(model, pretrained if frozen else ())
+    trainable = freeze(model, pretrained if frozen else ())
     args.reasons = {}
     if args.batch_size == "auto":
         try_batch_sizes(args, model.to(device), device, len(data.train.paths), world)
@@ -253,32 +138,6 @@ def hold(folder: Path, world: World, held: ExitStack, new: bool = False) -> None
     world.wait()  # leftovers of a killed run are cleared
 
 
-def device_of(args: argparse.Namespace, world: World) -> torch.device:
-    return world.own(pick_device(args.device))
-
-
-def describe(model, trainable: list[str], device, args, world: World) -> str:
-    """Returns a line on the model: name, parameters in all and training, blocks, device, type."""
-    count = {name: p.numel() for name, p in model.named_parameters()}
-    sizes = model.sizes
-    blocks = (
-        ""
-        if sizes.mlp == "mlp"
-        else f", {sizes.mlp} in {len(sizes.kan_at)} of {sizes.depth} blocks"
-    )
-    amp = recipe.amp_dtype(args.amp, device)
-    where = str(device) if world.size == 1 else f"{world.size} processes, {device.type}"
-    return (
-        f"{model.name}: {sum(count.values()):,} parameters, "
-        f"{sum(count[name] for name in trainable):,} of them train{blocks}; "
-        f"{where}, {str(amp or torch.float32).removeprefix('torch.')}"
-    )
-
-
-def data_roots(args: argparse.Namespace) -> list[str]:
-    return [path for path in (args.data_path, args.val_path) if path]
-
-
 def resume(args: argparse.Namespace, typed: set[str], world: World, held: ExitStack) -> Trainer:
     """Prepares the continuation of a run; flags that would make it another run are refused."""
     folder = world.first_does(find_run, args.resume)
@@ -304,7 +163,7 @@ def resume(args: argparse.Namespace, typed: set[str], world: World, held: ExitSt
     model = create_model(**state["config"])
     preprocess = Preprocess.from_dict(state["preprocess"])
     teacher = saved.teacher and load_model(saved.teacher)
-    teacher = teacher and recipe.Teacher(teacher, preprocess, data.classes).to(device)
+    teacher = teacher and Teacher(teacher, preprocess, data.classes).to(device)
     saved.output = str(folder)
     trainer = Trainer(
         saved, folder, device, data, model, preprocess, state["trainable"], teacher, world
@@ -318,34 +177,8 @@ def resume(args: argparse.Namespace, typed: set[str], world: World, held: ExitSt
     return trainer
 
 
-def share_batch(args: argparse.Namespace, before: int, now: int) -> None:
-    """Keeps the total batch of a run that `before` processes began and `now` processes continue.
-
-    Raises ValueError where they cannot share it equally.
-    """
-    if before == now:
-        return
-    total = args.batch_size * before
-    if total % now:
-        raise ValueError(
-            f"the run took {total} photos together at each step, which {now} processes cannot "
-            f"share equally: resume it on a number of processes that divides {total}"
-        )
-    args.batch_size = total // now
-    print(
-        f"begun on {before} process{'es' * (before > 1)}, resumed on {now}: {args.batch_size} "
-        f"photos per process keep the total batch of {total}"
-    )
-
-
-def check_still_there(data: DataSplit) -> None:
-    """Raises FileNotFoundError when photos of the split have vanished since the run began."""
-    gone = [path for path in data.train.paths + data.val.paths if not Path(path).exists()]
-    if gone:
-        raise FileNotFoundError(
-            f"{len(gone)} of the run's photos are gone, for instance {gone[0]}: put them back, or "
-            f"start a new run"
-        )
+def device_of(args: argparse.Namespace, world: World) -> torch.device:
+    return world.own(pick_device(args.device))
 
 
 def write_start(trainer: Trainer, roots: list[str]) -> None:
@@ -429,8 +262,6 @@ def main() -> int:
         if args.workers is None:
             args.workers = default_workers(world.local_size)
         if args.list_models:
-            from list_models import model_table
-
             print(model_table())
             return 0
         seed_everything(args.seed)

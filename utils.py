@@ -1,33 +1,18 @@
-"""The parts of the training loop: one epoch, an evaluation, checkpoints and random states.
+"""The loop: one epoch of training, one evaluation, and what they count.
 
 `train_one_epoch` and `evaluate` are the reference's names. Everything here takes what it needs and
 returns what it found; options, paths and printing belong to train.py.
 """
 
-import contextlib
-import csv
-import io
-import json
-import os
-import random
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distributed import World
-from sharding import gradient_sync
-from weight_files import open_pickle, parse_json
-
-CHECKPOINT_VERSION = 1
-REPLACE_TRIES = 20  # of 0.1 s each
-ALONE = World()
-
+from parallel.sharding import gradient_sync
+from parallel.world import ALONE, World
+from system.devices import autocast
 
 # --- counting -----------------------------------------------------------------------------------
 
@@ -131,13 +116,6 @@ class Stepper:
             self.ema.update_parameters(model)
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None):
-    """Returns the mixed-precision context, or one that does nothing when `dtype` is None."""
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
-
-
 def train_one_epoch(
     model: nn.Module,
     stepper: Stepper,
@@ -231,148 +209,3 @@ def evaluate(
         order = indices.argsort()
         return result, outputs[order], indices[order]
     return result, outputs, indices
-
-
-# --- files that appear whole or not at all ------------------------------------------------------
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
-    """Opens a file that appears whole or not at all: temporary name, flush, rename.
-
-    A program killed while writing leaves a hidden `.NAME.*.tmp`, which `clear_temporary` removes.
-    What the disk refuses is an OSError with the name of the file that was to appear.
-    """
-    path, temporary = Path(path), None
-    try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private, a result is not
-        _replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError) and str(error.filename or ".tmp").endswith(".tmp"):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-        raise
-
-
-def _replace(temporary: str, path: Path) -> None:
-    """os.replace, which Windows refuses while another program reads `path`: some are soon done."""
-    for _ in range(REPLACE_TRIES):
-        try:
-            os.replace(temporary, path)
-            return
-        except PermissionError as error:
-            refusal = error
-            time.sleep(0.1)
-    reason = f"{refusal.strerror} (is it open in another program?)"
-    raise PermissionError(refusal.errno, reason, str(path))
-
-
-def clear_temporary(folder: str | os.PathLike) -> None:
-    """Removes what writers that were killed left in `folder`."""
-    for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8; bytes of a file's name that are none become \\udcNN, as JSON escapes them."""
-    with atomic_file(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
-
-
-def write_json(path: str | os.PathLike, value) -> None:
-    write_text(path, json.dumps(value, indent=4, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | os.PathLike):
-    """Returns what a JSON file holds; raises ValueError, naming it, where it is none."""
-    try:
-        return parse_json(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is not JSON: it was damaged or edited; restore it") from None
-
-
-def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
-    """Writes `rows` (dicts with the same keys) as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def save_checkpoint(path: str | os.PathLike, checkpoint: dict) -> None:
-    """Writes a checkpoint, a dict of tensors and plain Python, whole or not at all."""
-    with atomic_file(path) as file:
-        try:
-            torch.save(checkpoint, file)
-        except RuntimeError as error:
-            # After a failed write torch closes its archive and fails again: the first one counts.
-            raise (error.__context__ or error) from None
-
-
-def load_checkpoint(path: str | os.PathLike) -> dict:
-    """Returns what `save_checkpoint` wrote, on the CPU.
-
-    Raises ValueError, naming the file, for anything that is not such a checkpoint; nothing in the
-    file is executed.
-    """
-    checkpoint = open_pickle(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise ValueError(f"{path} is no checkpoint of this program: it holds no 'model'")
-    try:
-        check_version(checkpoint.get("version", 0))
-    except ValueError as error:
-        raise ValueError(f"{path} {error}") from None
-    return checkpoint
-
-
-def check_version(version: object) -> None:
-    """Raises ValueError, worded to follow a file's name, where a later program wrote the file."""
-    if not isinstance(version, int):
-        raise ValueError(f"has a version that is no number: {version!r:.80}")
-    if version > CHECKPOINT_VERSION:
-        raise ValueError(f"was written by a newer version ({version}); update the program")
-
-
-# --- random states ------------------------------------------------------------------------------
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds the generators of Python, NumPy and torch, all devices."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict:
-    """Returns the state of every generator as tensors and plain Python, fit for a checkpoint."""
-    version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
-        "python": [version, list(internal), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_rng_state(state: dict) -> None:
-    """Puts every generator back into the state that `rng_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])

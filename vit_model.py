@@ -29,7 +29,10 @@ FAMILIES = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
 }
-MLP_KINDS = ("mlp", "kan", "gkan")
+# What may stand in a block, and how words call the KAN among it.
+MLP_KINDS = {"mlp": "", "kan": "KAN", "gkan": "grouped KAN"}
+# Names in the state dict: of the heads, which a new set of classes replaces.
+HEADS = ("head.", "head_dist.")
 # The sizes that are whole numbers, each with its lowest and highest value. A file may claim any:
 # the highest lie above every model that was built and below what nothing could hold.
 SIZES = {
@@ -45,6 +48,18 @@ SIZES = {
     "kan_order": (0, 10),
     "kan_groups": (1, 65536),
 }
+
+
+def is_spline(name: str) -> bool:
+    """Whether a tensor of the state dict belongs to a KAN layer's splines: coefficients or grid."""
+    last = name.rsplit(".", 1)[-1]
+    return "spline" in last or last == "grid"
+
+
+def kind_of(config: dict, before: str, after: str = "") -> str:
+    """Returns how words call the KAN of a model between `before` and `after`; "" for none."""
+    kind = MLP_KINDS.get(config.get("mlp", "mlp"))
+    return f"{before}{kind}{after}" if kind else ""
 
 
 class DropPath(nn.Module):
@@ -545,7 +560,6 @@ SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
 BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
-
 AUGREG = "https://storage.googleapis.com/vit_models/augreg/"
 JX = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/"
 DEIT = "https://dl.fbaipublicfiles.com/deit/"
@@ -581,7 +595,6 @@ _S16 = f"{AUGREG}S_16{_I21K}light1-wd_0.03-do_0.0-sd_0.0"
 _S32 = f"{AUGREG}S_32{_I21K}light1-wd_0.03-do_0.0-sd_0.0"
 _B32 = f"{AUGREG}B_32{_I21K}medium1-wd_0.03-do_0.0-sd_0.0"
 _L16 = f"{AUGREG}L_16{_I21K}medium1-wd_0.1-do_0.1-sd_0.1"
-
 # Sizes: table 1 of the ViT paper and of DeiT. Addresses: the reference's where it names one, else
 # AugReg's (arXiv 2106.10270), DeiT's and DINOv2's own. The micro model is for trying things out.
 VARIANTS: dict[str, Variant] = {

@@ -1,6 +1,6 @@
 """Which map of "where the model looked" tells the truth: a deletion and insertion test.
 
-    python benchmarks/explain_faithfulness.py --data flower_photos --weights best.pth
+    python -m benchmarks.explain_faithfulness --data flower_photos --weights best.pth
 
 For each photo and method, patches are ranked by the map of the predicted class. Deletion takes them
 out of the photo, the most important first: a true map makes the class's probability fall at once,
@@ -15,22 +15,18 @@ import os
 import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from classifier import open_classifier
-from find_photos import find_photos
-from options import pick_device
-from photos import load_image
-from preprocess import eval_transform
-from relevance import METHODS
+from explaining.attention_maps import METHODS
+from imaging.decoding import load_image
+from imaging.preprocess import eval_transform
+from predicting.classifier import open_classifier
+from predicting.inputs import find_photos
+from system.devices import pick_device
 
 
 def random_order(model, images: Tensor, targets: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What becomes of a checkpoint on its way out: ONNX, 8-bit weights, pruning; accuracy and speed.
 
-    python benchmarks/export_speed.py vit.pth kan.pth --data val --other-data train
+    python -m benchmarks.export_speed vit.pth kan.pth --data val --other-data train
 
 For each checkpoint a row for torch (float32), for its ONNX file and for the same with 8-bit weights
 in onnxruntime, and for torch again with a share of the hidden units pruned: megabytes, photos per
@@ -12,24 +12,21 @@ matter is found on photos of --other-data.
 import argparse
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import export
-from classifier import Classifier, photos_per_second
-from explain import sample_images
-from find_photos import find_photos
-from portable import portable
-from predict import score_photos
+from explaining.kan_vit import sample_images
+from explaining.pruning import prune
+from formats import onnx_files
+from formats.portable import portable
+from predicting.classifier import Classifier, photos_per_second
+from predicting.inputs import find_photos
+from predicting.predictor import score_photos
 from pretrained import LoadedModel, load_model
-from pruning import prune
 
 
 class Form(NamedTuple):
@@ -44,10 +41,12 @@ def forms(loaded: LoadedModel, options: argparse.Namespace) -> Iterator[Form]:
     """The checkpoint as it is, exported, with 8-bit weights, and pruned."""
     yield Form("torch", loaded.model, size_of(loaded.model))
     images = export.sample_images(loaded, 2)
-    data = export.onnx_bytes(portable(loaded.model), images, export.facts_of(loaded))
-    yield Form("onnxruntime", export.session_forward(export.onnx_session(data)), len(data))
-    small = export.quantized(data)
-    yield Form("onnxruntime, int8", export.session_forward(export.onnx_session(small)), len(small))
+    data = onnx_files.onnx_bytes(portable(loaded.model), images, export.facts_of(loaded))
+    yield Form("onnxruntime", onnx_files.session_forward(onnx_files.onnx_session(data)), len(data))
+    small = onnx_files.quantized(data)
+    yield Form(
+        "onnxruntime, int8", onnx_files.session_forward(onnx_files.onnx_session(small)), len(small)
+    )
     photos = list(find_photos([options.other_data]))
     calibration = sample_images(photos, options.prune_photos, loaded.preprocess)
     for share in options.prune:

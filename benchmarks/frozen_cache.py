@@ -1,7 +1,7 @@
 """What running the frozen layers once saves, against the reference's way of training the head.
 
-    python benchmarks/frozen_cache.py --data flower_photos --photos 16
-    python benchmarks/frozen_cache.py --data flower_photos --rows head \\
+    python -m benchmarks.frozen_cache --data flower_photos --photos 16
+    python -m benchmarks.frozen_cache --data flower_photos --rows head \\
         --weights deit_tiny_patch16_224.safetensors --reference-epochs 10
 
 The reference's way is written out here (`reference`): float32, batches of 8, new random crops and a
@@ -15,7 +15,6 @@ timed and no accuracy given.
 
 import argparse
 import math
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,15 +26,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import train as command
-from distributed import World
-from options import default_workers, parse_args
-from pretrained import load_into, read_weights
-from recipe import freeze
-from split_data import prepare_data
-from utils import seed_everything
+import train
+from formats.fitting import load_into
+from formats.reading import read_weights
+from imaging.splitting import prepare_data
+from parallel.world import World
+from system.devices import default_workers, seed_everything
+from training.flags import parse_args
+from training.optim import freeze
 from vit_model import VisionTransformer, create_model
 
 ROWS = {
@@ -104,7 +102,7 @@ def ours(folder: Path, weights: Path, flags: str, args: argparse.Namespace) -> t
         options, typed = parse_args([*words, "--output", output])
         options.workers = default_workers()
         seed_everything(args.seed)
-        trainer = command.start(options, typed, World())
+        trainer = train.start(options, typed, World())
         start = time.perf_counter()
         trainer.fit(None)
         return time.perf_counter() - start, trainer.history[-1]

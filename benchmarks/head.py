@@ -1,6 +1,6 @@
 """How the head alone is best trained: recipes on features of the frozen backbone, over many splits.
 
-    python benchmarks/head.py --data flower_photos --weights deit_tiny_patch16_224.safetensors
+    python -m benchmarks.head --data flower_photos --weights deit_tiny_patch16_224.safetensors
 
 The backbone runs once for each photo and view (two minutes of a slow core for 1,000 photos); a head
 on its features then trains in a second, so that small differences can be told from luck. Views are
@@ -10,22 +10,20 @@ anew in each epoch. `best` looks at the validation photos to choose the epoch, `
 
 import argparse
 import statistics
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from feature_cache import run_frozen
-from my_dataset import MyDataSet, Preprocess, eval_transform, train_transform
-from pretrained import load_into, read_weights
-from recipe import create_lr_scheduler, create_optimizer
-from split_data import DataSplit, prepare_data
+from formats.fitting import load_into
+from formats.reading import read_weights
+from imaging.preprocess import Preprocess, eval_transform, train_transform
+from imaging.splitting import DataSplit, prepare_data
+from my_dataset import MyDataSet
+from training.feature_cache import run_frozen
+from training.optim import create_lr_scheduler, create_optimizer
 from vit_model import create_model
 
 EPOCHS, LRF = 10, 0.01

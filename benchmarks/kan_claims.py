@@ -1,7 +1,7 @@
 """Checks what the KAN papers claim, both sides tuned alike, and writes what comes of it.
 
-    python benchmarks/kan_claims.py run --quick --data flower_photos
-    python benchmarks/kan_claims.py show --quick
+    python -m benchmarks.kan_claims run --quick --data flower_photos
+    python -m benchmarks.kan_claims show --quick
 
 a: fitting formulas, b: Poisson's equation, c: forgetting, d: cost, e: image classification, on
 three seeds each (arXiv 2404.19756, section 3). `run` appends a line for each piece of work
@@ -13,20 +13,17 @@ again; part e needs a folder of class folders, and the file that benchmarks/kan_
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import torch
+
+from benchmarks.claims import cost, fitting, forgetting, images, poisson
+from benchmarks.claims.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PAGE = ROOT / "docs" / "kan_claims.md"
 IMAGES = ROOT / "docs" / "images"
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from claims import cost, fitting, forgetting, images, poisson  # noqa: E402
-from claims.store import Store  # noqa: E402
 
 PARTS = {"a": fitting, "b": poisson, "c": forgetting, "d": cost, "e": images}
 

@@ -1,7 +1,7 @@
 """Compares the initialisations of KANLinear: on functions, and on photos.
 
-    python benchmarks/kan_init.py
-    python benchmarks/kan_init.py --data flower_photos --weights deit_tiny_patch16_224.safetensors
+    python -m benchmarks.kan_init
+    python -m benchmarks.kan_init --data flower_photos --weights deit_tiny_patch16_224.safetensors
 
 The first fits functions on [-1, 1]^d and prints the root mean square error on new points, the
 geometric mean over seeds. The second trains a KAN on the features that a frozen pretrained ViT has
@@ -12,7 +12,6 @@ cosine schedule in both.
 import argparse
 import math
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from imaging.preprocess import eval_transform
+from imaging.splitting import prepare_data
 from kan import INITIALISATIONS, KAN, calibrate
 from my_dataset import MyDataSet
-from preprocess import eval_transform
 from pretrained import load_model
-from split_data import prepare_data
 
 FUNCTIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "exp(sin(pi x) + y^2)": (2, lambda x: torch.exp(torch.sin(math.pi * x[:, 0]) + x[:, 1] ** 2)),

@@ -1,9 +1,9 @@
 """Times KAN layers against their bare matrix product, nn.Linear and a textbook layer.
 
-    python benchmarks/kan_layer.py                             # layers, two sizes, float32
-    python benchmarks/kan_layer.py --dtype bfloat16            # under autocast
-    python benchmarks/kan_layer.py --vit                       # training steps of whole KAN-ViTs
-    python benchmarks/kan_layer.py --device cuda --dtype bfloat16 --sizes 768x3072 --rows 25216
+    python -m benchmarks.kan_layer                             # layers, two sizes, float32
+    python -m benchmarks.kan_layer --dtype bfloat16            # under autocast
+    python -m benchmarks.kan_layer --vit                       # training steps of whole KAN-ViTs
+    python -m benchmarks.kan_layer --device cuda --dtype bfloat16 --sizes 768x3072 --rows 25216
 
 One step is forward and backward, parameters' and input's gradients. "ratio" is to the bare product
 of width I * (1 + G + k) and the same rows, measured in turns with the layer. "kept" is what stays
@@ -28,8 +28,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kan import GroupKANLinear, KANLinear
 

@@ -1,9 +1,9 @@
 """Fine-tunes the same pretrained ViT as it is and as a KAN-ViT, and compares what comes of it.
 
-    python benchmarks/kan_vit.py run --data flower_photos \\
+    python -m benchmarks.kan_vit run --data flower_photos \\
         --weights deit_tiny_patch16_224.safetensors
-    python benchmarks/kan_vit.py speed --weights deit_tiny_patch16_224.safetensors
-    python benchmarks/kan_vit.py show
+    python -m benchmarks.kan_vit speed --weights deit_tiny_patch16_224.safetensors
+    python -m benchmarks.kan_vit show
 
 `run` calls train.py once for each setting and seed and appends a line to benchmarks/kan_vit.jsonl;
 settings that have a line are skipped and an interrupted one goes on where it stopped, so it can be
@@ -14,18 +14,17 @@ docs/kan_vit.png. A setting takes 1 to 5 minutes on two quiet cores.
 
 import argparse
 import statistics
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
-import runs
 import torch
+
+from benchmarks import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_suffix(".jsonl")
 FIGURE = ROOT / "docs" / "kan_vit.png"
-sys.path.insert(0, str(ROOT))
 
 # Half of the photos train and half judge: with 200 to judge by, one photo would be half a percent.
 # At 128 pixels a run takes a third of the time that it takes at 224.
@@ -110,9 +109,10 @@ def train(setting: str, seed: int, flags: str, args: argparse.Namespace) -> dict
 
 def speed(args: argparse.Namespace) -> None:
     """Prints the median time of a training step in bfloat16, forward, backward and update."""
-    from options import parse_args
-    from pretrained import load_into, read_weights
-    from recipe import create_optimizer, freeze, param_groups
+    from formats.fitting import load_into
+    from formats.reading import read_weights
+    from training.flags import parse_args
+    from training.optim import create_optimizer, freeze, param_groups
     from vit_model import create_model
 
     weights = read_weights(args.weights)

@@ -1,6 +1,6 @@
 """Photos per second of the loader alone, and what decoding a JPEG at reduced scale gains.
 
-    python benchmarks/loader.py --data-path flower_photos
+    python -m benchmarks.loader --data-path flower_photos
 
 First table: a folder of class folders through `MyDataSet`, for training and for evaluation, with
 0, 1 and 2 workers, next to the plain way (Pillow's open and torchvision's transforms); "kept" is
@@ -14,7 +14,6 @@ import io
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +26,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from my_dataset import MyDataSet, Preprocess, SeededSampler
-from photos import load_image
-from preprocess import eval_transform, train_transform
-from scan import scan_classes
+from imaging.decoding import load_image
+from imaging.preprocess import Preprocess, eval_transform, train_transform
+from imaging.scanning import scan_classes
+from my_dataset import MyDataSet, SeededSampler
 
 CAMERA = (4000, 3000)
 NOISE = 8  # standard deviation, of 255

@@ -1,6 +1,6 @@
 """How close predict.py comes to the bare model, how soon it answers, how much memory it takes.
 
-    python benchmarks/predict_throughput.py --data flower_photos --weights best.pth
+    python -m benchmarks.predict_throughput --data flower_photos --weights best.pth
 
 Prints photos per second of the model alone (the same batch again and again, already decoded) and of
 predict.py's whole way from files to answers, in turns; seconds from the command to the answer for
@@ -20,13 +20,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import predict
-from answers import CsvFile, JsonLines
-from classifier import open_classifier
-from find_photos import Photo, find_photos
-from options import default_workers, pick_device
+from predicting import predictor
+from predicting.classifier import open_classifier
+from predicting.inputs import Photo, find_photos
+from predicting.writers import CsvFile, JsonLines
+from system.devices import default_workers, pick_device
 
 PROGRAM = str(Path(predict.__file__).resolve())
 
@@ -35,7 +34,7 @@ def bare_rate(forward, images: torch.Tensor, device: torch.device, photos: int) 
     """Photos per second of the model alone."""
     start = time.perf_counter()
     for _ in range(0, photos, len(images)):
-        predict.probabilities(images, forward, device)
+        predictor.probabilities(images, forward, device)
     return photos / (time.perf_counter() - start)
 
 
@@ -44,7 +43,7 @@ def predict_rate(classifier, photos: list[Photo], args: argparse.Namespace, devi
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         writers = [JsonLines(nowhere), CsvFile(os.devnull, args.topk)]
         start = time.perf_counter()
-        found = predict.answer_photos(photos, classifier, args, device, keep_image=False)
+        found = predictor.answer_photos(photos, classifier, args, device, keep_image=False)
         total, failed = predict.write_all(found, writers)
     assert (total, failed) == (len(photos), 0)
     return total / (time.perf_counter() - start)
@@ -53,7 +52,7 @@ def predict_rate(classifier, photos: list[Photo], args: argparse.Namespace, devi
 def throughput(options: argparse.Namespace, photos: list[Photo]) -> None:
     device = pick_device(options.device)
     classifier = open_classifier(options.weights, None, device)
-    args = predict.default_settings(batch_size=options.batch_size, workers=options.workers)
+    args = predictor.default_settings(batch_size=options.batch_size, workers=options.workers)
     size = classifier.preprocess.img_size
     images = torch.rand(options.batch_size, 3, size, size)
     bare, whole = [], []

@@ -1,8 +1,8 @@
 """Trains DeiT-Tiny on real photos with one trick more in each row, and shows what each brings.
 
-    python benchmarks/recipe.py run --data flower_photos \\
+    python -m benchmarks.recipe run --data flower_photos \\
         --weights deit_tiny_patch16_224.safetensors
-    python benchmarks/recipe.py show
+    python -m benchmarks.recipe show
 
 After the tables of "Bag of Tricks for Image Classification" (arXiv 1812.01187). The chain begins
 with plain AdamW and adds what costs nothing; what a longer run needs (augmentation, averaging,
@@ -22,7 +22,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import runs
+from benchmarks import runs
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 FIGURE = runs.ROOT / "docs" / "recipe.png"

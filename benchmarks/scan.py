@@ -1,7 +1,7 @@
 """Scans a folder of a million files, next to torchvision's ImageFolder on the same files.
 
-    python benchmarks/scan.py                       # a million empty files, made and deleted
-    python benchmarks/scan.py --folder /data/train  # your own class folders, only read
+    python -m benchmarks.scan                       # a million empty files, made and deleted
+    python -m benchmarks.scan --folder /data/train  # your own class folders, only read
 
 Ours also finds each file's size and type and names what it leaves out; nothing is opened. Each
 runs in a fresh process, twice: the second run has the file system's entries in memory for sure.
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 LIMIT_S = 30
 
 
@@ -32,8 +31,8 @@ def make_files(root: str, files: int, classes: int) -> None:
 
 
 def ours():
-    from photos import readable_extensions
-    from scan import scan_classes
+    from imaging.decoding import readable_extensions
+    from imaging.scanning import scan_classes
 
     readable_extensions()  # loads Pillow's plugins
     return lambda root: sum(map(len, scan_classes(root, problems=[]).values()))

@@ -1,6 +1,6 @@
 """Trains a tiny model again and again while things go wrong, and counts what was survived and lost.
 
-    python benchmarks/soak.py --faults 200 --seed 0
+    python -m benchmarks.soak --faults 200 --seed 0
 
 A story is one run of train.py in a fresh folder, hit by up to six faults drawn by the seed, each
 followed by a resume. After each fault no file may be half written or gone, no lock may stop the
@@ -46,14 +46,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import plots
-import recipe
-import report
-import results
 import train
-from options import run_cli
+from reporting import page, plots
+from system.terminal import run_cli
+from training import loss, results
 
 PATIENCE_S = 300  # a run that takes longer hangs
 TIMES = ("images_per_second", "seconds", "data_wait")
@@ -262,7 +258,7 @@ def jump_clock(calls: int, seconds: float, jumped: Tally) -> None:
 
 def run_out_of_memory(step: int, error: Callable[[], Exception], failed: Tally) -> None:
     """Lets the n-th training step raise what `error` makes."""
-    real, count = recipe.Criterion.__call__, itertools.count(1)
+    real, count = loss.Criterion.__call__, itertools.count(1)
 
     def call(self, *words):
         if next(count) == step:
@@ -270,7 +266,7 @@ def run_out_of_memory(step: int, error: Callable[[], Exception], failed: Tally) 
             raise error()
         return real(self, *words)
 
-    recipe.Criterion.__call__ = call
+    loss.Criterion.__call__ = call
 
 
 def after_scan(then: Callable[[], None]) -> None:
@@ -347,8 +343,8 @@ def peaceful_run(folder: Path, setting: str) -> Peace:
     def count() -> None:
         break_disk(folder, None, 0, changes, never)
         jump_clock(0, 0.0, readings)
-        real = recipe.Criterion.__call__
-        recipe.Criterion.__call__ = lambda *words: (steps.add(), real(*words))[1]
+        real = loss.Criterion.__call__
+        loss.Criterion.__call__ = lambda *words: (steps.add(), real(*words))[1]
 
     start = time.monotonic()
     run = story.launch(count)
@@ -642,11 +638,11 @@ def soak(work: Path, faults: int, seed: int, jobs: int) -> tuple[Counter, Counte
                 result = tell_all(work, f"story {job}", queue[job::jobs], peace, rng)
                 (work / f"result {job}").write_text(json.dumps(result), "utf-8")
         tellers.append(pid)
-    results = []
+    told = []
     for job, pid in enumerate(tellers):
         os.waitpid(pid, 0)
-        results.append(json.loads((work / f"result {job}").read_text("utf-8")))
-    injected, lost = zip(*results, strict=True)
+        told.append(json.loads((work / f"result {job}").read_text("utf-8")))
+    injected, lost = zip(*told, strict=True)
     return sum(map(Counter, injected), Counter()), sum(map(Counter, lost), Counter())
 
 
@@ -703,10 +699,10 @@ def warm_up(folder: Path) -> None:
     if not (folder / "here" / "run" / "report.html").exists():
         raise SystemExit(f"a run of --epochs 0 fails without a fault: see {folder}")
     png = (folder / "here" / "run" / "confusion.png").read_bytes()
-    plots.png_bytes = report.png_bytes = lambda figure: png
+    plots.png_bytes = page.png_bytes = lambda figure: png
     for module, name in ((plots, "curve_figure"), (plots, "confusion_figure")):
         setattr(module, name, lambda *_: Plot)
-        setattr(report, name, lambda *_: Plot)
+        setattr(page, name, lambda *_: Plot)
     plots.plot_curves = results.plot_curves = lambda rows, path: plots._save(Plot, path)
     tqdm.monitor_interval = interval
     gc.collect()

@@ -1,8 +1,8 @@
 """Training steps of ViTs and KAN-ViTs against timm's model of the same name, under the same loop.
 
-    python benchmarks/train_step.py
-    python benchmarks/train_step.py --sizes base --forms ViT --steps 3
-    python benchmarks/train_step.py --device cuda --batch 128
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --sizes base --forms ViT --steps 3
+    python -m benchmarks.train_step --device cuda --batch 128
 
 A step is forward, cross-entropy, backward and an AdamW update on random images of 224 pixels. Every
 model has a process of its own, so that peak memory is its own, too; ours and timm's take a step in
@@ -18,12 +18,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 BATCHES = {"tiny": 16, "small": 8, "base": 4}  # on a CPU
 FORMS = {

@@ -33,7 +33,13 @@ def names_in(file):
 
 @cache
 def all_sources():
-    return {path.name: path.read_text("utf-8") for path in ROOT.glob("*.py")}
+    rooms = (path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "benchmarks")
+    files = [*ROOT.glob("*.py"), *(file for room in rooms for file in room.glob("*"))]
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+        for path in files
+        if path.suffix in (".py", ".c")
+    }
 
 
 def is_known(name):
@@ -47,7 +53,9 @@ def is_known(name):
         return True
     if re.search(r"\.(pth|json|html|csv|png)$", name):
         return any(f'"{name}"' in source for source in all_sources().values())
-    return any(name in names_in(file) for file in all_sources())
+    if name in {file.rsplit("/")[-1] for file in all_sources()}:
+        return True
+    return any(name in names_in(file) for file in all_sources() if file.endswith(".py"))
 
 
 def quoted(text):

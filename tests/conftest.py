@@ -46,7 +46,7 @@ def make_photos():
 def call(monkeypatch, capsys):
     """Returns call(main, *words) -> (exit status, output, errors) of a command, in this process."""
 
-    from options import run_cli  # only now is the project on the path
+    from system.terminal import run_cli  # only now is the project on the path
 
     def call(main, *words):
         monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, words)])

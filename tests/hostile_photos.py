@@ -303,7 +303,7 @@ def memory_kib(name: str) -> int:
 
 
 def run(main, *words) -> int:
-    from options import run_cli
+    from system.terminal import run_cli
 
     sys.argv = [f"{main.__module__}.py", *map(str, words)]
     try:
@@ -315,7 +315,7 @@ def run(main, *words) -> int:
 
 def slowest_photos(root: Path) -> list[tuple[float, str]]:
     """The seconds that loading takes, for the slowest five."""
-    from photos import PhotoError, load_image
+    from imaging.decoding import PhotoError, load_image
 
     seconds = []
     for entry in list(entries(root)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from options import parse_args
+from training.flags import parse_args
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -14,7 +14,6 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     """Returns load(name) -> the module of benchmarks/name.py."""
-    monkeypatch.syspath_prepend(str(FOLDER))
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")

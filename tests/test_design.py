@@ -70,7 +70,7 @@ def test_design_md_names_only_what_the_code_has_and_shows_every_drawing():
 
 
 def test_a_name_that_the_code_lacks_is_noticed():
-    right = ("Trainer.fit", "best.pth", "--resume", "torch.compile", "kan.py", "kan.c")
+    right = ("Trainer.fit", "best.pth", "--resume", "torch.compile", "kan.py", "native.c")
     wrong = ("Trainer.sing", "worst.pth", "--sing", "torch.sing", "song.py", "song.c")
     assert all(map(is_known, right))
     assert not any(map(is_known, wrong))

@@ -10,9 +10,10 @@ from PIL import Image
 
 import export
 import predict
+from formats.portable import PortableGroupKANLinear, PortableKANLinear, PowerBasis, portable
+from imaging.preprocess import Preprocess
 from kan import GroupKANLinear, KANLinear
-from my_dataset import Preprocess
-from portable import PortableGroupKANLinear, PortableKANLinear, PowerBasis, portable
+from predicting import classifier
 from pretrained import load_model
 from vit_model import create_model
 
@@ -134,7 +135,7 @@ def test_onnx_gives_the_same_answers_and_says_what_it_is(
     assert facts["metrics"]["val_acc"] == 0.75
     (shape,) = [value.type.tensor_type.shape for value in model.graph.input]
     assert shape.dim[0].dim_param
-    exported = export.open_exported(str(tmp_path / "best.onnx"))
+    exported = classifier.open_exported(str(tmp_path / "best.onnx"))
     images = torch.randn(7, 3, 32, 32)
     loaded = load_model(checkpoint)
     with torch.inference_mode():

@@ -23,16 +23,14 @@ from conftest import ROOT
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-import feature_cache
-import photo_loader
-import run_dir
+import my_dataset
 import train
-import trainer
-from my_dataset import MyDataSet, SeededSampler
-from photo_loader import PhotoLoader
-from preprocess import Preprocess, eval_transform
-from run_dir import RunLog, locked, write_class_indices
-from utils import load_checkpoint, save_checkpoint
+from formats.checkpoints import load_checkpoint, save_checkpoint
+from imaging.preprocess import Preprocess, eval_transform
+from my_dataset import MyDataSet, PhotoLoader, SeededSampler
+from system import files
+from training import feature_cache, loss, resuming, run_folder, trainer
+from training.run_folder import RunLog, locked, write_class_indices
 from vit_model import create_model
 
 spec = importlib.util.spec_from_file_location("soak", ROOT / "benchmarks" / "soak.py")
@@ -158,14 +156,14 @@ def test_features_take_their_room_on_the_disk_before_they_are_computed(tmp_path,
 def test_a_current_folder_that_cannot_be_written_is_said_and_ends_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    real = run_dir.write_json
+    real = files.write_json
 
     def read_only_here(path, value):
         if path.parent == Path():
             raise OSError(errno.EROFS, "Read-only file system", str(path))
         real(path, value)
 
-    monkeypatch.setattr(run_dir, "write_json", read_only_here)
+    monkeypatch.setattr(run_folder, "write_json", read_only_here)
     said = write_class_indices(["a", "b"], Path("run"), [])
     assert "run alone" in said
     assert "Read-only file system" in said
@@ -247,13 +245,13 @@ def test_a_loaders_worker_that_is_killed_is_one_sentence_and_the_run_goes_on(run
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_loaders_worker_outlives_a_signal_that_comes_while_it_starts(photos, monkeypatch, number):
-    real = photo_loader.ignore_signals
+    real = my_dataset.ignore_signals
 
     def hit(worker):
         os.kill(os.getpid(), number)
         real(worker)
 
-    monkeypatch.setattr(photo_loader, "ignore_signals", hit)
+    monkeypatch.setattr(my_dataset, "ignore_signals", hit)
     paths = sorted(map(str, photos.glob("*/*.jpg")))
     dataset = MyDataSet(paths, [0] * len(paths), eval_transform(Preprocess(16)))
     loader = PhotoLoader(dataset, 8, SeededSampler(len(paths), 0), workers=1)
@@ -263,8 +261,8 @@ def test_a_loaders_worker_outlives_a_signal_that_comes_while_it_starts(photos, m
 KEPT = """
 import sys
 sys.path.insert(0, {root!r})
-from my_dataset import MyDataSet, Preprocess, SeededSampler, eval_transform
-from photo_loader import PhotoLoader
+from imaging.preprocess import Preprocess, eval_transform
+from my_dataset import MyDataSet, PhotoLoader, SeededSampler
 paths = sys.argv[1:]
 dataset = MyDataSet(paths, [0] * len(paths), eval_transform(Preprocess(16)))
 batches = iter(PhotoLoader(dataset, 4, SeededSampler(len(paths), 0), workers=1))
@@ -311,7 +309,7 @@ def test_a_second_run_is_refused_and_a_resume_right_after_kill_9_is_not(run, pho
 
 
 def test_a_run_that_begins_while_another_ends_in_its_folder_overwrites_nothing(run, monkeypatch):
-    real = train.new_run_dir
+    real = run_folder.new_run_dir
 
     def then_another_ends(*words):
         folder = real(*words)
@@ -321,7 +319,7 @@ def test_a_run_that_begins_while_another_ends_in_its_folder_overwrites_nothing(r
     monkeypatch.setattr(train, "new_run_dir", then_another_ends)
     assert_one_sentence(*run("--output", "run")[::2], "run already holds a run")
     assert Path("run/last.pth").read_text("utf-8") == "of another run"
-    assert {path.name for path in Path("run").iterdir()} == {"last.pth", run_dir.LOCK}
+    assert {path.name for path in Path("run").iterdir()} == {"last.pth", run_folder.LOCK}
 
 
 def test_a_resumed_state_is_read_under_the_lock(run, monkeypatch):
@@ -335,7 +333,7 @@ def test_a_resumed_state_is_read_under_the_lock(run, monkeypatch):
             yield
             order.append("free")
 
-    real = train.load_state
+    real = resuming.load_state
     monkeypatch.setattr(train, "locked", noted)
     monkeypatch.setattr(train, "load_state", lambda f: (order.append("load"), real(f))[1])
     assert run("--resume", "run")[0] == 0
@@ -427,7 +425,7 @@ def test_a_clock_that_jumps_before_a_resume_leaves_each_epoch_once(tmp_path, mon
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 7 bytes")])
 def test_memory_that_ends_is_one_sentence_and_the_run_goes_on(run, monkeypatch, error):
-    real, calls = trainer.recipe.Criterion.__call__, []
+    real, calls = loss.Criterion.__call__, []
 
     def failing(*words):
         calls.append(1)
@@ -437,7 +435,7 @@ def test_memory_that_ends_is_one_sentence_and_the_run_goes_on(run, monkeypatch, 
 
     assert run("--output", "peace", "--save-steps", 2)[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.recipe.Criterion, "__call__", failing)
+        patch.setattr(loss.Criterion, "__call__", failing)
         status, _, errors = run("--output", "run", "--save-steps", 2)
     assert_one_sentence(status, errors, "out of memory", "--batch-size")
     assert run("--resume", "run")[0] == 0
@@ -461,8 +459,8 @@ import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import train
-from options import run_cli
-from run_dir import RunLog
+from system.terminal import run_cli
+from training.run_folder import RunLog
 
 real = RunLog.epoch
 

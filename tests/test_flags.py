@@ -16,13 +16,14 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import options
 import vit_model
-from options import Parser, block_list, number, numbers, on_off, parse_args
+from system import flags
+from system.flags import Parser, block_list, number, numbers, on_off
+from training.flags import parse_args
 
 COMMANDS = sorted(
-    path.stem
-    for path in ROOT.glob("*.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("imaging/*.py")]
     if re.search(r"^    run_cli\(main\)$", path.read_text("utf-8"), re.MULTILINE)
 )
 
@@ -88,7 +89,9 @@ def words_for(command, action, value):
 
 
 def test_the_commands_are_found():
-    assert {"train", "predict", "explain", "export", "pretrained", "sample_flowers"} <= {*COMMANDS}
+    assert {"train", "predict", "explain", "export", "pretrained", "imaging.sample_flowers"} <= {
+        *COMMANDS
+    }
 
 
 # --- nonsense -----------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ def test_the_commands_are_found():
 @pytest.mark.parametrize(("command", "action"), flags_that(lambda a: not takes_any_name(a)))
 def test_nonsense_is_refused_by_the_parser_that_names_the_flag(command, action):
     said = refusal(PARSERS[command].parse_args, words_for(command, action, "no such/thing"))
-    assert said.startswith(f"{command}.py: error: ")
+    assert said.startswith(f"{command.rsplit('.')[-1]}.py: error: ")
     assert name_of(action) in said
 
 
@@ -156,7 +159,7 @@ NAMES = {
     ("explain", "--output"): (["best.pth", "--output", "file/x"], "file/x"),
     ("export", "--output"): (["best.pth", "--output", "file/x.onnx"], "file"),
     ("pretrained", "--save"): (["best.pth", "--save", "file/x.pth"], "file/x.pth"),
-    ("sample_flowers", "--output"): (["--output", "file/x"], "file"),
+    ("imaging.sample_flowers", "--output"): (["--output", "file/x"], "file"),
 }
 COSTLY = {
     "train": ["load_data", "calibrate_model", "Trainer"],
@@ -164,7 +167,7 @@ COSTLY = {
     "explain": ["explain_layers", "prune_and_report"],
     "export": ["onnx_bytes", "pt2_bytes"],
     "pretrained": [],
-    "sample_flowers": ["draw_flower"],
+    "imaging.sample_flowers": ["draw_flower"],
 }
 
 
@@ -285,10 +288,10 @@ def test_the_data_cannot_be_their_own_validation(refused):
 def test_another_number_of_classes_is_refused_before_a_photo_is_opened(tmp_path, make_photos):
     root = make_photos(tmp_path / "photos", per_class=1)
     with (
-        patch("split_data.check_photos", lambda *_: pytest.fail("photos were opened")),
+        patch("imaging.splitting.check_photos", lambda *_: pytest.fail("photos were opened")),
         pytest.raises(ValueError, match=r"--num-classes 5 contradicts the 3 class folders"),
     ):
-        importlib.import_module("split_data").prepare_data(root, num_classes=5)
+        importlib.import_module("imaging.splitting").prepare_data(root, num_classes=5)
 
 
 def values_for(action):
@@ -334,7 +337,7 @@ def test_any_flags_together_are_taken_or_one_of_them_is_named(chosen):
 def test_help_fits_100_columns_in_any_terminal(command, columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     lengths = [len(line) for line in PARSERS[command].format_help().splitlines()]
-    assert 80 < max(lengths) <= 100 or command in ("sample_flowers",)
+    assert 80 < max(lengths) <= 100 or command in ("imaging.sample_flowers",)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -398,7 +401,7 @@ def test_three_numbers_round_trip_with_commas_or_spaces(values):
 @given(st.integers(), st.integers(0, 50), st.integers(50, 100))
 def test_whole_numbers_are_taken_in_their_range_alone(value, low, high):
     assert accepts(number(int, low, high), str(value)) == (low <= value <= high)
-    assert accepts(number(int, low), str(value)) == (low <= value <= options.LARGEST)
+    assert accepts(number(int, low), str(value)) == (low <= value <= flags.LARGEST)
     assert not accepts(number(int, low, high), f"{value}.5")
 
 
@@ -409,7 +412,7 @@ def test_an_open_range_lacks_its_lower_end(value, low):
 
 @given(st.text(max_size=6))
 def test_on_and_off_are_a_few_words(text):
-    assert accepts(on_off, text) == (text.lower() in (*options.ON, *options.OFF))
+    assert accepts(on_off, text) == (text.lower() in (*flags.ON, *flags.OFF))
 
 
 @given(st.text(min_size=1, max_size=30) | st.sampled_from(sorted(vit_model.VARIANTS)))

@@ -21,7 +21,7 @@ import export
 import predict
 import pretrained
 import train
-from my_dataset import Preprocess
+from imaging.preprocess import Preprocess
 from vit_model import create_model
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

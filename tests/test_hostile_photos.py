@@ -21,11 +21,13 @@ import pytest
 from hostile_photos import WITH_EXIF, encoded, entries, oriented, picture
 from PIL import Image
 
-import find_photos
-import photos
-import predict
-from my_dataset import MyDataSet, Preprocess, eval_transform, prepare_data, train_transform
-from photos import PhotoError, load_image, printable
+from imaging import decoding
+from imaging.decoding import PhotoError, load_image
+from imaging.preprocess import Preprocess, eval_transform, train_transform
+from imaging.splitting import prepare_data
+from my_dataset import MyDataSet
+from predicting import inputs, predictor
+from system.terminal import printable
 
 pytestmark = pytest.mark.skipif(
     not (hasattr(os, "mkfifo") and os.path.exists("/proc/self/status")), reason="needs Linux"
@@ -126,7 +128,7 @@ def test_prediction_answers_what_training_used_and_names_the_rest(watched, corpu
 
 def test_every_writable_mode_of_a_readable_format_is_a_photo(watched, corpus):
     trained, lost, formats = usable(watched), [], set()
-    readable = photos.readable_extensions()  # fills Image.SAVE as well
+    readable = decoding.readable_extensions()  # fills Image.SAVE as well
     for path in (corpus / "roses").iterdir():
         kind = path.name.split("_")[0]
         if kind not in Image.SAVE or path.suffix not in readable:
@@ -135,7 +137,7 @@ def test_every_writable_mode_of_a_readable_format_is_a_photo(watched, corpus):
         if f"roses/{path.name}" not in trained:
             lost.append(path.name)
     assert len(formats) > 18
-    assert not formats & photos.SHUT_FORMATS
+    assert not formats & decoding.SHUT_FORMATS
     assert set(lost) <= {"ICNS_P.icns"}  # which Pillow itself does not read
 
 
@@ -194,7 +196,7 @@ def test_a_record_around_postscript_is_never_opened(tmp_path, monkeypatch):
 def test_a_giant_file_is_refused_unread(tmp_path):
     path = tmp_path / "giant.webp"
     path.write_bytes(b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(99))
-    os.truncate(path, photos.MAX_FILE_BYTES + 1)
+    os.truncate(path, decoding.MAX_FILE_BYTES + 1)
     started = time.perf_counter()
     with pytest.raises(PhotoError, match=r"giant\.webp: too large: a file of 1\.1 GB"):
         load_image(path)
@@ -208,7 +210,7 @@ def test_a_giant_file_is_refused_unread(tmp_path):
 def test_a_side_of_more_than_a_million_pixels_is_refused(size):
     with pytest.raises(PhotoError, match=r"too large: a side has 1,000,001 pixels"):
         load_image(io.BytesIO(encoded(Image.new("1", size), "PNG")))
-    limit = tuple(min(side, photos.MAX_SIDE) for side in size)
+    limit = tuple(min(side, decoding.MAX_SIDE) for side in size)
     assert load_image(io.BytesIO(encoded(Image.new("1", limit), "PNG"))).size == limit
 
 
@@ -223,7 +225,7 @@ def test_prediction_enters_each_folder_once_however_many_links_lead_there(tmp_pa
         for name in ("y", "z"):
             if number < 39:
                 (floor / name).symlink_to(floors[number + 1])
-    found = list(find_photos.photos_below(str(floors[0])))
+    found = list(inputs.photos_below(str(floors[0])))
     assert len(found) == 40
     assert [photo.path for photo in found] == sorted(photo.path for photo in found)
 
@@ -235,14 +237,14 @@ def test_prediction_leaves_out_links_to_what_holds_the_folder(tmp_path):
     (tmp_path / "up" / "beside.jpg").touch()
     (photo.parent / "root").symlink_to("/")
     (photo.parent / "up").symlink_to(tmp_path / "up")
-    found = [photo.path for photo in find_photos.photos_below(str(photo.parent))]
+    found = [photo.path for photo in inputs.photos_below(str(photo.parent))]
     assert found == [str(photo)]
 
 
 def test_a_link_to_itself_does_not_hide_the_photos_beside_it(tmp_path):
     (tmp_path / "x.jpg").touch()
     (tmp_path / "self").symlink_to(tmp_path / "self")
-    found = list(find_photos.photos_below(str(tmp_path)))
+    found = list(inputs.photos_below(str(tmp_path)))
     assert [(Path(photo.path).name, photo.error) for photo in found] == [("x.jpg", None)]
 
 
@@ -266,7 +268,7 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_used(folder, make_photos)
 
     def look():
         split = prepare_data(root)
-        return split, [predict.decode(p, transform, False) for p in find_photos.expand(str(root))]
+        return split, [predictor.decode(p, transform, False) for p in inputs.expand(str(root))]
 
     look()  # imports what nobody may not read
     closed_folder.mkdir()
@@ -302,7 +304,7 @@ def test_orientation_means_the_same_in_training_and_in_prediction(kind, tmp_path
         path.write_bytes(oriented(orientation, kind, upright))
         augmented = MyDataSet([str(path)], [0], train_transform(preprocess)).decode(0)
         evaluated = MyDataSet([str(path)], [0], eval_transform(preprocess))[0][0]
-        predicted = predict.decode(find_photos.Photo(str(path)), eval_transform(preprocess), True)
+        predicted = predictor.decode(inputs.Photo(str(path)), eval_transform(preprocess), True)
         for image in (augmented, predicted.image):
             assert np.abs(small(image) - small(upright)).max() < 12, orientation
         assert evaluated.equal(predicted.tensor)

@@ -10,7 +10,10 @@ from scipy.interpolate import BSpline
 from torch import nn
 
 import kan
-from kan import KAN, GroupKANLinear, KANLinear, Splines, dense_bases
+from kan import KAN, GroupKANLinear, KANLinear
+from splines import bases, native, products
+from splines.bases import dense_bases
+from splines.native import Splines
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -39,9 +42,9 @@ def textbook_layer(layer, x):
 @pytest.fixture(params=["torch", "compiled"])
 def path(request, monkeypatch):
     """Both ways to compute bases; small inputs take the first of their own accord."""
-    monkeypatch.setattr(kan, "COMPILED_FROM", 0 if request.param == "compiled" else math.inf)
-    monkeypatch.setattr(kan, "COMPILE_FROM", 0)
-    if request.param == "compiled" and kan.compiled(3, torch.float32, 1) is None:
+    monkeypatch.setattr(native, "COMPILED_FROM", 0 if request.param == "compiled" else math.inf)
+    monkeypatch.setattr(native, "COMPILE_FROM", 0)
+    if request.param == "compiled" and native.compiled(3, torch.float32, 1) is None:
         pytest.skip("no C compiler")
     return request.param
 
@@ -83,7 +86,7 @@ def test_held_and_linear_continue_value_and_slope(path, order):
     coef = torch.randn(3, 4 + order, dtype=torch.float64)
 
     def curve(x, outside):
-        curves = kan.Curves.apply(x, coef, grid, order, outside, nn.Identity(), x.dtype)
+        curves = products.Curves.apply(x, coef, grid, order, outside, nn.Identity(), x.dtype)
         return curves - x
 
     for end, inward in ((low, 1e-7), (high, -1e-7)):
@@ -134,9 +137,9 @@ def agree(monkeypatch, layer, amp):
     layer.grid = random_grid(len(layer.grid), 5, layer.spline_order, torch.float32)
     x = torch.randn(2, 70, 33).transpose(1, 2) * 3  # rows with gaps between their numbers
     results = []
-    monkeypatch.setattr(kan, "COMPILE_FROM", 0)
+    monkeypatch.setattr(native, "COMPILE_FROM", 0)
     for least in (0, math.inf):
-        monkeypatch.setattr(kan, "COMPILED_FROM", least)
+        monkeypatch.setattr(native, "COMPILED_FROM", least)
         inputs = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             y = layer(inputs)
@@ -151,7 +154,7 @@ def agree(monkeypatch, layer, amp):
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("outside", kan.OUTSIDE)
+@pytest.mark.parametrize("outside", bases.OUTSIDE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_and_torch_paths_agree(monkeypatch, kind, outside, order, amp):
     agree(monkeypatch, KINDS[kind](outside=outside, spline_order=order), amp)
@@ -165,15 +168,15 @@ def test_compiled_and_torch_paths_agree(monkeypatch, kind, outside, order, amp):
 def test_compiled_and_torch_paths_agree_on_processors_of_old(
     monkeypatch, without, most, kind, order
 ):
-    monkeypatch.setattr(kan, "COMPILE_FROM", 0)
-    monkeypatch.setattr(kan, "COMPILED_FROM", 0)
+    monkeypatch.setattr(native, "COMPILE_FROM", 0)
+    monkeypatch.setattr(native, "COMPILED_FROM", 0)
     monkeypatch.setenv("CC", f"cc -mno-{without}")
-    kan._plan.cache_clear()
+    native._plan.cache_clear()
     try:
-        assert kan.compiled(order, torch.float32, 1).width() <= most // 4
+        assert native.compiled(order, torch.float32, 1).width() <= most // 4
         agree(monkeypatch, KINDS[kind](spline_order=order), amp=False)
     finally:
-        kan._plan.cache_clear()
+        native._plan.cache_clear()
 
 
 @pytest.mark.parametrize("scaler", [True, False])
@@ -194,8 +197,8 @@ def test_layer_equals_the_textbook(path, scaler):
 
 
 def test_many_rows_are_worked_on_in_pieces(path, monkeypatch):
-    monkeypatch.setattr(kan, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(kan, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(products, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(products, "CHUNK_BYTES", 1 << 12)
     layer = KANLinear(50, 5, init="glorot").double()
     x = torch.randn(41, 50, dtype=torch.float64, requires_grad=True)
     wanted = [x, *layer.parameters()]

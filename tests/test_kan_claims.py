@@ -2,18 +2,13 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import kan_claims  # noqa: E402
-from claims import cost, fitting, forgetting, networks, poisson  # noqa: E402
-from claims.store import Store  # noqa: E402
+from benchmarks import kan_claims
+from benchmarks.claims import cost, fitting, forgetting, networks, poisson
+from benchmarks.claims.store import Store
 
 CPU = torch.device("cpu")
 TINY = fitting.Scale((3, 5), (2,), (5,), 10, 2, 1)

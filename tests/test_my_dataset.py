@@ -7,17 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from my_dataset import (
-    Batch,
-    Failed,
-    MyDataSet,
-    Preprocess,
-    SeededSampler,
-    eval_transform,
-    prepare_data,
-    read_split_data,
-    train_transform,
-)
+from imaging.preprocess import Preprocess, eval_transform, train_transform
+from imaging.splitting import prepare_data
+from my_dataset import Batch, Failed, MyDataSet, SeededSampler, read_split_data
 
 SMALL = Preprocess(img_size=16)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import predict
 import train
-from photos import load_image
+from imaging.decoding import load_image
 from utils import Stepper, train_one_epoch
 
 FAST = ["--model", "vit_micro_patch8_64", "--img-size", "16", "--workers", "0", "--amp", "off"]

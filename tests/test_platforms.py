@@ -17,18 +17,19 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import image_cache
-import options
 import predict
-import recipe
-import run_dir
-import split_data
 import train
 import utils
-from answers import RESERVED, SortedCopies, folder_name
+from imaging import pixel_cache, splitting
+from imaging.splitting import DataSplit, Samples
 from kan import KANLinear
-from options import default_workers, parse_args, pick_device, run_cli
-from split_data import DataSplit, Samples
+from predicting.writers import SortedCopies
+from system import devices, files, terminal
+from system.devices import default_workers, pick_device
+from system.files import RESERVED, folder_name
+from system.terminal import run_cli
+from training import run_folder
+from training.flags import parse_args
 
 PROGRAM = sorted(ROOT.glob("*.py"))
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("docs/**/*.py")])
@@ -187,7 +188,7 @@ def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
 
 def test_without_fork_photos_are_not_kept(monkeypatch, tmp_path):
     monkeypatch.delattr(os, "fork", raising=False)
-    cache, line = image_cache.open_cache("auto", ["a.jpg"], lambda _: (2, 2), tmp_path)
+    cache, line = pixel_cache.open_cache("auto", ["a.jpg"], lambda _: (2, 2), tmp_path)
     assert cache is None
     assert "this system cannot share them" in line
 
@@ -195,7 +196,7 @@ def test_without_fork_photos_are_not_kept(monkeypatch, tmp_path):
 def test_photos_are_kept_in_a_file_where_memory_has_no_name(monkeypatch, tmp_path):
     for name in ("memfd_create", "posix_fallocate"):  # macOS has neither
         monkeypatch.delattr(os, name, raising=False)
-    cache, _ = image_cache.open_cache("ram", ["a.jpg"], lambda _: (2, 3), tmp_path)
+    cache, _ = pixel_cache.open_cache("ram", ["a.jpg"], lambda _: (2, 3), tmp_path)
     from PIL import Image
 
     picture = Image.effect_noise((2, 3), 90).convert("RGB")
@@ -257,15 +258,15 @@ def windows_locks(monkeypatch):
 
 def test_a_second_run_is_refused_with_the_locks_of_windows(windows_locks, tmp_path):
     (tmp_path / ".last.pth.xyz.tmp").touch()
-    with run_dir.locked(tmp_path):
+    with run_folder.locked(tmp_path):
         assert len(windows_locks) == 1
         assert not (tmp_path / ".last.pth.xyz.tmp").exists()
         with (
             pytest.raises(ValueError, match="another process is training into"),
-            run_dir.locked(tmp_path),
+            run_folder.locked(tmp_path),
         ):
             pass
-    with run_dir.locked(tmp_path):
+    with run_folder.locked(tmp_path):
         pass
 
 
@@ -283,24 +284,24 @@ def busy(monkeypatch):
             real(source, target)
 
         monkeypatch.setattr(os, "replace", replace)
-        monkeypatch.setattr(utils.time, "sleep", lambda _: None)
+        monkeypatch.setattr(files.time, "sleep", lambda _: None)
 
     return busy
 
 
 def test_a_file_that_another_program_reads_is_replaced_when_it_has_finished(busy, tmp_path):
-    utils.write_text(tmp_path / "metrics.csv", "old")
+    files.write_text(tmp_path / "metrics.csv", "old")
     busy(times=3)
-    utils.write_text(tmp_path / "metrics.csv", "new")
+    files.write_text(tmp_path / "metrics.csv", "new")
     assert (tmp_path / "metrics.csv").read_text("utf-8") == "new"
 
 
 def test_a_file_that_stays_open_elsewhere_is_named_and_whole(busy, tmp_path):
-    utils.write_text(tmp_path / "metrics.csv", "old")
+    files.write_text(tmp_path / "metrics.csv", "old")
     busy(times=10**6)
     with pytest.raises(PermissionError) as end:
-        utils.write_text(tmp_path / "metrics.csv", "new")
-    said = options.one_line(end.value)
+        files.write_text(tmp_path / "metrics.csv", "new")
+    said = terminal.one_line(end.value)
     assert said.startswith(f"{tmp_path / 'metrics.csv'}: ")
     assert "open in another program" in said
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
@@ -309,7 +310,7 @@ def test_a_file_that_stays_open_elsewhere_is_named_and_whole(busy, tmp_path):
 
 def test_an_error_names_the_file_that_was_asked_for_not_the_temporary_one(tmp_path):
     with pytest.raises(FileNotFoundError) as end:
-        utils.write_text(tmp_path / "no" / "x.json", "{}")
+        files.write_text(tmp_path / "no" / "x.json", "{}")
     assert end.value.filename == str(tmp_path / "no" / "x.json")
 
 
@@ -326,7 +327,7 @@ def test_a_file_is_closed_before_it_is_renamed(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "fdopen", fdopen)
     monkeypatch.setattr(os, "replace", replace)
-    utils.write_text(tmp_path / "x.json", "{}")
+    files.write_text(tmp_path / "x.json", "{}")
     assert opened
 
 
@@ -357,7 +358,7 @@ def test_every_class_has_a_folder_of_its_own_where_case_does_not_count(classes):
 @pytest.fixture
 def windows_paths(monkeypatch):
     fake = types.SimpleNamespace(path=ntpath, sep="\\", fspath=os.fspath)
-    monkeypatch.setattr(split_data, "os", fake)
+    monkeypatch.setattr(splitting, "os", fake)
 
 
 @pytest.mark.usefixtures("windows_paths")
@@ -390,9 +391,9 @@ def test_mps_is_taken_where_it_is(monkeypatch):
 
 def test_mps_trains_in_full_precision_unless_told_otherwise():
     mps = torch.device("mps")
-    assert recipe.amp_dtype("auto", mps) is None
-    assert recipe.amp_dtype("bf16", mps) == torch.bfloat16
-    assert recipe.amp_dtype("fp16", mps) == torch.float16
+    assert devices.amp_dtype("auto", mps) is None
+    assert devices.amp_dtype("bf16", mps) == torch.bfloat16
+    assert devices.amp_dtype("fp16", mps) == torch.float16
     assert not torch.amp.GradScaler("mps", enabled=False).is_enabled()
 
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-import answers
-import find_photos
 import predict
-from answers import Answer
-from classifier import open_classifier
+from imaging.preprocess import Preprocess
 from kan import KAN
-from preprocess import Preprocess
+from predicting import classifier, inputs, predictor, writers
+from predicting.classifier import open_classifier
+from predicting.writers import Answer
+from system import files, terminal
 from vit_model import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def run(monkeypatch, *argv) -> int:
     """Exit status of predict.py with these arguments, in this process."""
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, argv)])
     with pytest.raises(SystemExit) as exit_:
-        predict.run_cli(predict.main)
+        terminal.run_cli(predict.main)
     return exit_.value.code
 
 
@@ -79,30 +79,30 @@ def test_folders_are_searched_recursively_and_in_order(tmp_path):
     for name in ("b/two.PNG", "a/one.jpg", "a/.hidden.jpg", ".cache/x.jpg", "three.jpeg"):
         photo(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("no photo", "utf-8")
-    found = [os.path.relpath(p.path, tmp_path) for p in find_photos.expand(str(tmp_path))]
+    found = [os.path.relpath(p.path, tmp_path) for p in inputs.expand(str(tmp_path))]
     assert found == ["a/one.jpg", "b/two.PNG", "three.jpeg"]
 
 
 def test_a_link_back_to_a_folder_above_is_not_followed_for_ever(tmp_path):
     photo(tmp_path / "deep" / "one.jpg")
     (tmp_path / "deep" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    found = [os.path.relpath(p.path, tmp_path) for p in find_photos.expand(str(tmp_path))]
+    found = [os.path.relpath(p.path, tmp_path) for p in inputs.expand(str(tmp_path))]
     assert found == ["deep/one.jpg"]
 
 
 def test_patterns_are_expanded_but_a_file_of_that_very_name_wins(tmp_path):
     for name in ("x1.jpg", "x2.jpg", "[1].jpg"):
         photo(tmp_path / name)
-    pattern = [p.path for p in find_photos.expand(f"{tmp_path}/x*.jpg")]
+    pattern = [p.path for p in inputs.expand(f"{tmp_path}/x*.jpg")]
     assert pattern == [f"{tmp_path}/x1.jpg", f"{tmp_path}/x2.jpg"]
-    assert [p.path for p in find_photos.expand(f"{tmp_path}/[1].jpg")] == [f"{tmp_path}/[1].jpg"]
+    assert [p.path for p in inputs.expand(f"{tmp_path}/[1].jpg")] == [f"{tmp_path}/[1].jpg"]
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"), [("none*.jpg", "no file matches"), ("", "no image in this folder")]
 )
 def test_inputs_without_a_photo_say_so(tmp_path, text, wanted):
-    (only,) = find_photos.expand(str(tmp_path / text))
+    (only,) = inputs.expand(str(tmp_path / text))
     assert wanted in only.error
 
 
@@ -123,7 +123,7 @@ def test_lists_may_be_lines_or_nul_separated(data, wanted, block):
         def read1(self, size):
             return super().read1(min(size, block))
 
-    assert list(find_photos.read_list(Slow(data))) == wanted
+    assert list(inputs.read_list(Slow(data))) == wanted
 
 
 # ------------------------------------------------------------------------------ what is answered
@@ -141,17 +141,17 @@ def test_a_table_shows_model_accuracy_and_aligned_bars(monkeypatch, capsys, chec
 def test_wide_class_names_stay_aligned():
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     top = [(0, "daisy", 0.5), (1, "郁金香", 0.3), (2, "é" + "e\u0301", 0.2)]
-    answers.Table(out).write(Answer("x.jpg", top))
+    writers.Table(out).write(Answer("x.jpg", top))
     rows = out.buffer.getvalue().decode().splitlines()[1:4]
-    ends = {answers.display_width(row[: row.index("0.")]) for row in rows}
+    ends = {terminal.display_width(row[: row.index("0.")]) for row in rows}
     assert len(ends) == 1
 
 
 def test_bars_are_proportional_and_fall_back_to_ascii():
-    assert answers.bar(1.0) == "█" * answers.BAR_WIDTH
-    assert answers.bar(0.5) == "█" * (answers.BAR_WIDTH // 2)
-    assert answers.bar(0.0) == ""
-    assert answers.bar(0.5, "ascii") == "#" * (answers.BAR_WIDTH // 2)
+    assert terminal.bar(1.0) == "█" * terminal.BAR_WIDTH
+    assert terminal.bar(0.5) == "█" * (terminal.BAR_WIDTH // 2)
+    assert terminal.bar(0.0) == ""
+    assert terminal.bar(0.5, "ascii") == "#" * (terminal.BAR_WIDTH // 2)
 
 
 def test_json_lines_have_the_documented_form(monkeypatch, capsys, checkpoint, tmp_path):
@@ -235,16 +235,16 @@ def test_tta_averages_the_photo_and_its_mirror():
         return torch.stack([x[..., :2].sum((1, 2, 3)), x[..., 2:].sum((1, 2, 3))], 1)
 
     images = torch.rand(3, 3, 4, 4)
-    plain = predict.probabilities(images, forward, torch.device("cpu"))
-    mirrored = predict.probabilities(images.flip(-1), forward, torch.device("cpu"))
-    both = predict.probabilities(images, forward, torch.device("cpu"), tta=True)
+    plain = predictor.probabilities(images, forward, torch.device("cpu"))
+    mirrored = predictor.probabilities(images.flip(-1), forward, torch.device("cpu"))
+    both = predictor.probabilities(images, forward, torch.device("cpu"), tta=True)
     assert torch.allclose(both, (plain + mirrored) / 2)
     assert torch.allclose(both, torch.full_like(both, 0.5))
 
 
 def test_an_output_that_is_not_a_number_is_an_error():
-    batch = [predict.Decoded(find_photos.Photo("x.jpg"), torch.zeros(3, 2, 2))]
-    (answer,) = predict.answer_batch(
+    batch = [predictor.Decoded(inputs.Photo("x.jpg"), torch.zeros(3, 2, 2))]
+    (answer,) = predictor.answer_batch(
         batch, lambda images: torch.full((1, 2), torch.nan), ["a", "b"], 2, 0
     )
     assert "not a number" in answer.error
@@ -262,7 +262,7 @@ def test_only_a_few_photos_are_decoded_ahead():
             yield asked
 
     with ThreadPoolExecutor(2) as pool:
-        results = predict.in_order(pool, lambda n: n * n, endless(), ahead=5)
+        results = predictor.in_order(pool, lambda n: n * n, endless(), ahead=5)
         assert [next(results) for _ in range(100)] == [n * n for n in range(1, 101)]
         assert asked <= 106
         results.close()
@@ -278,7 +278,7 @@ def test_the_newest_checkpoint_is_the_default(monkeypatch, capsys, tmp_path):
     os.utime(tmp_path / "weights" / "old" / "best.pth", (1, 1))
     (record,) = run_json(monkeypatch, capsys, photo(tmp_path / "x.jpg"))
     assert record["predictions"][0]["class"].startswith("new")
-    assert predict.newest_checkpoint(str(tmp_path / "weights")) == str(newest)
+    assert classifier.newest_checkpoint(str(tmp_path / "weights")) == str(newest)
 
 
 def test_without_any_checkpoint_train_is_named(monkeypatch, capsys, tmp_path):
@@ -392,7 +392,7 @@ def test_unsure_photos_are_sorted_apart(monkeypatch, capsys, checkpoint, tmp_pat
     "name", ["../../etc", "..", ".", "", "a/b", "a\\b", "con", "x" * 400, "a\0b", "tab\t", "/abs"]
 )
 def test_class_names_become_harmless_folder_names(name):
-    folder = answers.folder_name(name)
+    folder = files.folder_name(name)
     assert folder
     assert folder not in (".", "..")
     assert not set(folder) & set('/\\\0\t:*?"<>|')
@@ -401,14 +401,14 @@ def test_class_names_become_harmless_folder_names(name):
 
 
 def test_classes_that_would_share_a_folder_get_their_own(tmp_path):
-    copies = answers.SortedCopies(str(tmp_path / "out"), ["a/b", "a:b", "A_B"])
+    copies = writers.SortedCopies(str(tmp_path / "out"), ["a/b", "a:b", "A_B"])
     assert len({folder.lower() for folder in copies.subfolders.values()}) == 4
 
 
 def test_annotated_pictures_show_the_photo_and_a_row_per_class(tmp_path):
     image = Image.new("RGB", (300, 200), "red")
     top = [(0, "daisy", 0.7), (1, "郁金香", 0.2), (2, "x" * 200, 0.1)]
-    picture = answers.annotate(Answer("x.jpg", top, image=image), long_side=600)
+    picture = writers.annotate(Answer("x.jpg", top, image=image), long_side=600)
     assert picture.width >= 300
     assert picture.height > picture.width * 200 / 300
     assert picture.getpixel((picture.width // 2, 20)) == (255, 0, 0)
@@ -424,7 +424,7 @@ def test_nothing_is_written_among_the_photos(monkeypatch, capsys, checkpoint, tm
 
 
 def test_a_listed_photo_in_the_output_folder_stops_the_run(tmp_path):
-    names = answers.FreshNames(str(tmp_path / "out"))
+    names = files.FreshNames(str(tmp_path / "out"))
     with pytest.raises(ValueError, match="output folder"):
         names.path(str(tmp_path / "out" / "x.jpg"), ".jpg")
 
@@ -461,7 +461,7 @@ def test_class_folders_are_matched_by_name_and_scored(monkeypatch, capsys, check
 
 
 def test_many_classes_list_the_mistakes_instead_of_a_matrix():
-    score = answers.Score([f"class {n}" for n in range(30)])
+    score = writers.Score([f"class {n}" for n in range(30)])
     for truth in range(30):
         guess = 1 if truth == 2 else truth
         score.write(Answer("x", [(guess, "", 1.0)], truth=truth))

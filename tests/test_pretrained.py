@@ -10,12 +10,14 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 import pretrained
-import recipe
+from formats.fitting import load_into
+from formats.reading import read_weights
+from formats.resizing import fit_channels, resize_patches, resize_positions
+from imaging.preprocess import Preprocess
 from kan import KANLinear
-from my_dataset import Preprocess
-from pretrained import calibrate, load_into, load_model, read_weights
+from pretrained import calibrate, load_model
+from training import optim
 from vit_model import create_model
-from weight_resizing import fit_channels, resize_patches, resize_positions
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"img_size": 40, "patch_size": 8, "embed_dim": 128, "depth": 3, "num_heads": 2}
@@ -287,10 +289,10 @@ def test_frozen_means_that_what_came_from_the_file_stays_bit_for_bit(tmp_path, i
     weights = saved(vit(7), tmp_path / "x.pth")
     model = create_model(**weights.config | kind | {"num_classes": 3, "img_size": 48})
     report = load_into(model, weights)
-    recipe.freeze(model, report.from_file)
+    optim.freeze(model, report.from_file)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    groups = recipe.param_groups(model, 0.1, 0.1, 1.0, 1.0)
-    optimizer = recipe.create_optimizer("adamw", groups)
+    groups = optim.param_groups(model, 0.1, 0.1, 1.0, 1.0)
+    optimizer = optim.create_optimizer("adamw", groups)
     for _ in range(3):
         logits = model(torch.nn.functional.interpolate(images, size=48))
         torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()

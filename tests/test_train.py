@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 import train
-import trainer
+from training import loss
 from vit_model import create_model
 
 FAST = ["--model", "vit_micro_patch8_64", "--img-size", "32", "--batch-size", "4"]
@@ -241,7 +241,7 @@ class Killed(BaseException):
 def test_a_run_stopped_anywhere_resumes_to_the_same_bits(run, monkeypatch):
     run(*RESUMED, "--output", "whole")
     batches = []
-    original = trainer.recipe.Criterion.__call__
+    original = loss.Criterion.__call__
 
     def counted(self, *arguments):
         batches.append(1)
@@ -249,7 +249,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(run, monkeypatch):
             raise Killed
         return original(self, *arguments)
 
-    monkeypatch.setattr(trainer.recipe.Criterion, "__call__", counted)
+    monkeypatch.setattr(loss.Criterion, "__call__", counted)
     for kill_at in (3, 8):  # in the first epoch after a save, in the second
         folder = f"killed{kill_at}"
         batches.clear()

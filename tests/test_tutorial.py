@@ -41,9 +41,10 @@ def make_stand_in():
 
 
 def run_here(words, monkeypatch):
-    """Runs `python FILE ...` without starting another Python."""
-    monkeypatch.setattr(sys, "argv", words[1:])
-    status = importlib.import_module(Path(words[1]).stem).main()
+    """Runs `python FILE ...` or `python -m MODULE ...` without starting another Python."""
+    words = words[2:] if words[1] == "-m" else words[1:]
+    monkeypatch.setattr(sys, "argv", words)
+    status = importlib.import_module(words[0].removesuffix(".py")).main()
     assert not status, shlex.join(words)
 
 
@@ -76,8 +77,9 @@ def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_tutorial_runs_in_a_shell(tmp_path, monkeypatch):
-    for path in [*ROOT.glob("*.py"), ROOT / "kan.c"]:
-        shutil.copy(path, tmp_path)
+    shutil.copytree(
+        ROOT, tmp_path, ignore=shutil.ignore_patterns(".*", "weights", "tests"), dirs_exist_ok=True
+    )
     monkeypatch.chdir(tmp_path)
     make_stand_in()
     folder = str(Path(sys.executable).parent)

@@ -9,23 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import (
-    Meter,
-    Stepper,
-    TooManyFailed,
-    atomic_file,
-    clear_temporary,
-    evaluate,
-    load_checkpoint,
-    read_json,
-    rng_state,
-    save_checkpoint,
-    seed_everything,
-    set_rng_state,
-    train_one_epoch,
-    write_csv,
-    write_json,
-)
+from formats.checkpoints import load_checkpoint, save_checkpoint
+from system.devices import rng_state, seed_everything, set_rng_state
+from system.files import atomic_file, clear_temporary, read_json, write_csv, write_json
+from utils import Meter, Stepper, TooManyFailed, evaluate, train_one_epoch
 
 CPU = torch.device("cpu")
 

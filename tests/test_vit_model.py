@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import vit_model
-from list_models import gmacs, model_table
+from pretrained import gmacs, model_table
 from vit_model import (
     VARIANTS,
     DropPath,

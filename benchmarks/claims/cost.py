@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kan_fit import parameter_count
+from explaining.fitting import parameter_count
 
 from .fitting import TASKS, Point, points
 from .networks import make_kan, make_mlp

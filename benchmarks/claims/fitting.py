@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kan_fit import best_start, fit, fit_with_extension, parameter_count
+from explaining.fitting import best_start, fit, fit_with_extension, parameter_count
 
 from .networks import ACTIVATIONS, KAN_VARIANTS, hidden_sizes, make_kan, make_mlp
 from .store import SEEDS, TUNING_SEED, Store, clock, median, table

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from explaining.fitting import parameter_count
 from kan import KAN
-from kan_fit import parameter_count
 
 from .networks import ACTIVATIONS, hidden_sizes, make_kan, make_mlp
 from .store import SEEDS, TUNING_SEED, Store, median, spread, table

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from explaining.fitting import derivatives, minimise, parameter_count
 from kan import KAN
-from kan_fit import derivatives, minimise, parameter_count
 
 from .networks import ACTIVATIONS, KAN_VARIANTS, hidden_sizes, make_kan, make_mlp
 from .store import SEEDS, TUNING_SEED, Store, clock, median, spread, table

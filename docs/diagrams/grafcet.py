@@ -2,7 +2,7 @@
 
     name G1
     title A training run
-    step 0 initial parse_args in options.py: wait for a command
+    step 0 initial parse_args in training/flags.py: wait for a command
     either                               # divergence: single line, each branch has a condition
       when new run
       step 1 start in train.py: data, model
@@ -28,7 +28,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from svg import WIDTH, Page, Rect, text_width, wrap
+from svg import WIDTH, Page, Rect, shown_file, text_width, wrap
 
 STEP = 30  # side of a step's square
 LINK = 10  # length of the links between things
@@ -167,7 +167,8 @@ def plain(words: str) -> str:
 
 def action_size(step: Step, most: float) -> tuple[float, float, list[str]]:
     """Width and height of the box beside a step, which is at most `most` wide, and its lines."""
-    code = max(text_width(word, 10.5, mono=True) for word in (step.code, step.file or " "))
+    file = shown_file(step.file, most - 12)
+    code = max(text_width(word, 10.5, mono=True) for word in (step.code, file or " "))
     lines = wrap(plain(step.words), max(code, most - 12), SIZE)
     width = max([code, 24, *(text_width(line, SIZE) for line in lines)]) + 12
     return width, 13 * len(lines) + 13 * (1 + bool(step.file)) + 9, lines
@@ -289,7 +290,9 @@ def draw_step(page: Page, step: Step, x: float, y: float, room: float) -> None:
     page.text(step.code, left + 6, baseline, 10.5, mono=True)
     if step.file:
         baseline += 13
-        page.text(step.file, left + 6, baseline, 10.5, "soft", mono=True)
+        page.text(
+            shown_file(step.file, room - STEP - 22), left + 6, baseline, 10.5, "soft", mono=True
+        )
     for line in lines:
         baseline += 13
         page.text(line, left + 6, baseline, SIZE)

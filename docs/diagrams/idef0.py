@@ -11,7 +11,7 @@ from itertools import pairwise
 from idef0_text import ROLES, Arrow, Box, Diagram, parse
 from labels import NoRoom, put_label
 from staircase import EDGE, Layout, title_lines
-from svg import WIDTH, Page, Point, Rect, text_width, wrap
+from svg import WIDTH, Page, Point, Rect, shown_file, text_width, wrap
 
 __all__ = ["draw", "parse"]
 
@@ -28,7 +28,8 @@ def draw_box(page: Page, box: Box, number: int, place: Rect, detail: str | None)
     for line in lines:
         page.text(line, middle, y, 12, anchor="middle", bold=True)
         y += 13.5
-    for words, style in ((box.code, "ink"), (box.file, "soft")):
+    room = (place.right - place.left - 8) * 10.5 / 9  # letters may be a little smaller
+    for words, style in ((box.code, "ink"), (shown_file(box.file, room), "soft")):
         size = min(10.5, (place.right - place.left - 8) / (0.6 * len(words)))
         page.text(words, middle, y + 1, size, style, "middle", mono=True)
         y += 12.5

@@ -3,7 +3,7 @@
     node A0
     number KV2
     title Fine-tune a ViT or KAN-ViT, predict photos
-    box prepare_data in split_data.py: Check and split the photos
+    box prepare_data in imaging/splitting.py: Check and split the photos
     box ...                              # three to six, in the order of their numbers
     I1 to 1: photos in class folders     # from the left edge into box 1
     C1 to 1 2: flags                     # from the top edge, forked

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-import formulas  # noqa: E402
+from explaining import formulas  # noqa: E402
+from explaining.fitting import fit, fit_with_extension  # noqa: E402
+from explaining.plain_kan import edge_curves  # noqa: E402
 from kan import KAN  # noqa: E402
-from kan_fit import fit, fit_with_extension  # noqa: E402
 
 HEIGHT = 360
 STARTS = 6
@@ -79,7 +80,7 @@ def draw_mlp(page: Page, model: nn.Sequential) -> None:
 def draw_kan(page: Page, model: KAN, x: Tensor) -> None:
     """The learned curve of each edge in its middle; nodes only add."""
     inputs, inner, output = [(290, BOTTOM), (380, BOTTOM)], (335, 200), (335, TOP)
-    (first, curves), (second, last) = formulas.edge_curves(model, x)
+    (first, curves), (second, last) = edge_curves(model, x)
     middle = [(290, 240), (380, 240), (335, 148)]
     for start, through, end in zip(
         [*inputs, inner], middle, [(322, 205), (348, 205), output], strict=True

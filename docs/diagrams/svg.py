@@ -92,6 +92,15 @@ def text_width(text: str, size: float, mono: bool = False, bold: bool = False) -
     return thousandths / 1000 * size * (BOLD if bold else 1)
 
 
+def shown_file(files: str, room: float) -> str:
+    """Returns files as a drawing names them: `imaging/scanning`, or `scanning.py` in less room."""
+    names = files.split(", ")
+    whole = ", ".join(name.removesuffix(".py") if "/" in name else name for name in names)
+    if text_width(whole, 10.5, mono=True) <= room:
+        return whole
+    return ", ".join(name.rpartition("/")[2] for name in names)
+
+
 def wrap(text: str, width: float, size: float, bold: bool = False) -> list[str]:
     """Lines of `text`, each as full as `width` allows; a word is never cut."""
     lines: list[str] = []

@@ -33,13 +33,12 @@ RUNS = {
 STOP = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
-import run_dir
-written = run_dir.RunLog.epoch
+import train
+written = train.RunLog.epoch
 def epoch(log):
     written(log)
     os.kill(os.getpid(), signal.SIGTERM)
-run_dir.RunLog.epoch = epoch
-import train
+train.RunLog.epoch = epoch
 sys.exit(train.main())
 """
 # What a run is resumed without.
@@ -103,8 +102,13 @@ def machine() -> dict:
 
 def logits(weights: Path, folder: Path) -> list[list[float]]:
     """A model's logits of the photos in `folder`, in sorted order."""
-    from my_dataset import eval_transform, load_image
     from pretrained import load_model
+
+    try:
+        from imaging.decoding import load_image
+        from imaging.preprocess import eval_transform
+    except ImportError:  # before there were rooms
+        from my_dataset import eval_transform, load_image
 
     loaded = load_model(weights)
     transform = eval_transform(loaded.preprocess)

@@ -1,0 +1,301 @@
+"""One figure per photo that says why: where the model looked and which splines moved the answer.
+
+predict.py --explain writes these. The map of a photo is that of the method which did best in
+benchmarks/explain_faithfulness.py; the curves of a KAN-ViT are those of curves.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from explaining import attention_maps, curves
+from explaining.curves import Curve, LayerRecord
+from imaging.preprocess import eval_transform
+from predicting.writers import Answer, Writer
+from system.files import FreshNames
+from system.fonts import legible, use_fonts
+
+METHOD = "gradient-weighted attention"
+CURVES = 6  # drawn per photo
+SAMPLE = 32  # photos whose values stand under the curves
+FOR, AGAINST, GREY = "#c0392b", "#1b6ca8", "#9aa5b1"
+
+
+@dataclass
+class DrawnCurve:
+    """A learned spline as it is drawn: its line, the values it met, where it acted most."""
+
+    curve: Curve
+    title: str
+    x: Tensor
+    y: Tensor
+    sample: Tensor  # what the curve was given in all photos
+    here: tuple[float, float]  # on the curve, where this photo's strongest token lies
+    patch: int | None  # that token's patch, None for the class token
+
+
+@dataclass
+class Story:
+    """What is drawn for one photo and one class."""
+
+    target: int
+    heat: Tensor  # (side, side), in [0, 1]
+    half: int  # so many patches carry half of the relevance
+    curves: list[DrawnCurve] = field(default_factory=list)
+    by_block: dict[int, float] = field(default_factory=dict)  # sum of all contributions
+
+
+class Figures(Writer):
+    """Writes a figure per photo into a folder.
+
+    Photos are gathered up to SAMPLE, so that each curve can show how the values of all of them are
+    spread; the figures of the last ones appear at the end.
+    """
+
+    def __init__(self, folder: str, classifier, class_name: str | None, device: torch.device):
+        if classifier.model is None:
+            raise ValueError("--explain needs a checkpoint: an exported file shows no attention")
+        self.target = class_index(class_name, classifier.classes)
+        self.names = FreshNames(folder)
+        self.classifier, self.device = classifier, device
+        self.transform = eval_transform(classifier.preprocess)
+        self.waiting: list[Answer] = []
+        use_fonts()
+
+    def write(self, answer: Answer) -> None:
+        if answer.error:
+            return
+        self.waiting.append(answer)
+        if len(self.waiting) == SAMPLE:
+            self.close()
+
+    def close(self) -> None:
+        if not self.waiting:
+            return
+        images = torch.stack([self.transform(answer.image) for answer in self.waiting])
+        images = images.to(self.device)
+        top = [answer.top[0][0] for answer in self.waiting]
+        targets = torch.tensor(top if self.target is None else [self.target] * len(top))
+        stories = explain(self.classifier.model, images, targets.to(self.device))
+        for answer, story in zip(self.waiting, stories, strict=True):
+            figure = draw(answer, story, self.classifier)
+            figure.savefig(self.names.path(answer.path, ".png"), dpi=110)
+        self.waiting.clear()
+
+
+def class_index(name: str | None, classes: Sequence[str]) -> int | None:
+    if name is None or name in classes:
+        return None if name is None else list(classes).index(name)
+    near = get_close_matches(name, classes, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"it knows {', '.join(classes[:10])}"
+    raise ValueError(f"--explain-class {name!r} is no class of this model; {hint}")
+
+
+def explain(model: nn.Module, images: Tensor, targets: Tensor) -> list[Story]:
+    """A Story for each of the images (B, 3, S, S) and its target class (B,)."""
+    stories = []
+    for image, target in zip(images, targets, strict=True):
+        patches = (
+            attention_maps.METHODS[METHOD](model, image[None], target[None])[0].clamp_min(0).cpu()
+        )
+        stories.append(Story(int(target), heat_map(patches), patches_for_half(patches)))
+    layers = curves.kan_layers(model)
+    if not layers:
+        return stories
+    for image, story in zip(images, stories, strict=True):
+        records = curves.trace(model, image, story.target)
+        story.by_block = totals_by_block(records)
+        for curve in curves.strongest(records, CURVES):
+            story.curves.append(
+                prepare(curve, layers[curve.layer_name], records, model.num_prefix_tokens)
+            )
+    add_samples(model, images, layers, [one for story in stories for one in story.curves])
+    return stories
+
+
+def heat_map(patches: Tensor) -> Tensor:
+    """Relevance of patches (P,) as a square with values in [0, 1]."""
+    side = round(len(patches) ** 0.5)
+    return (patches / patches.max().clamp_min(1e-12)).view(side, side)
+
+
+def patches_for_half(patches: Tensor) -> int:
+    """How many of the strongest patches together hold half of the relevance."""
+    shares = patches.sort(descending=True).values.cumsum(0) / patches.sum().clamp_min(1e-12)
+    return int((shares < 0.5).sum()) + 1
+
+
+def totals_by_block(records: dict[str, LayerRecord]) -> dict[int, float]:
+    totals: dict[int, float] = {}
+    for name, record in records.items():
+        block = curves.block_of(name)
+        totals[block] = totals.get(block, 0.0) + float(record.contributions.sum())
+    return totals
+
+
+def prepare(curve: Curve, layer: nn.Module, records, prefix_tokens: int) -> DrawnCurve:
+    """Everything that is drawn of `curve` but the values of other photos."""
+    x, y = curves.per_token(curve, layer, records[curve.layer_name])
+    token, feature = divmod(int(y.abs().argmax()), x.shape[1])
+    here = x[token, feature]
+    return DrawnCurve(
+        curve,
+        curve.describe(layer),
+        x=torch.empty(0),
+        y=torch.empty(0),
+        sample=torch.empty(0),
+        here=(float(here), float(curves.evaluate(curve, layer, here[None])[0])),
+        patch=token - prefix_tokens if token >= prefix_tokens else None,
+    )
+
+
+@torch.no_grad()
+def add_samples(
+    model, images: Tensor, layers: dict[str, nn.Module], drawn: list[DrawnCurve]
+) -> None:
+    """Fills in what each curve met in all the images, and its line over that range."""
+    met: list[list[Tensor]] = [[] for _ in drawn]
+    with curves.recording(layers) as records:
+        for chunk in images.split(curves.CHUNK):
+            model(chunk)
+            for one, values in zip(drawn, met, strict=True):
+                name = one.curve.layer_name
+                inputs = curves.acting_on(one.curve, layers[name], records[name].inputs)
+                values.append(inputs.flatten().float().cpu())
+    for one, values in zip(drawn, met, strict=True):
+        one.sample = torch.cat(values)
+        layer = layers[one.curve.layer_name]
+        line = torch.linspace(float(one.sample.min()), float(one.sample.max()), 200)
+        one.x, one.y = line, curves.evaluate(one.curve, layer, line.to(images.device)).cpu()
+
+
+def draw(answer: Answer, story: Story, classifier):
+    """The figure of one photo: the photo, where the model looked, its answer; below, the curves."""
+    from matplotlib.figure import Figure
+
+    name = legible(classifier.classes[story.target])
+    height = 10.2 if story.curves else 4.2
+    figure = Figure(figsize=(11, height), layout="constrained")
+    top, *below = figure.subfigures(3, 1, height_ratios=[1.3, 1, 1]) if story.curves else [figure]
+    axes = top.subplot_mosaic(
+        [
+            ["photo", "looked", "answer"],
+            ["photo", "looked", "blocks" if story.curves else "answer"],
+        ],
+        width_ratios=[1, 1, 0.85],
+    )
+    draw_photo(axes["photo"], answer)
+    draw_heat(axes["looked"], story, model_view(answer, classifier), name)
+    draw_answers(axes["answer"], answer, story)
+    if story.curves:
+        draw_blocks(axes["blocks"], story, name)
+        mark_patches(axes["looked"], story, classifier.preprocess.img_size)
+        below[0].suptitle(
+            "Splines that moved the answer most. Line: what the spline learned; dashed: before "
+            "training.\nGrey: the values it met in all photos of this call. "
+            "Dot: where it acted most in this photo.",
+            fontsize=9,
+        )
+        for row, place in enumerate(below):
+            for column, axes in enumerate(place.subplots(1, CURVES // 2)):
+                number = row * CURVES // 2 + column
+                draw_curve(axes, number + 1, story.curves[number], name)
+    return figure
+
+
+def draw_photo(axes, answer: Answer) -> None:
+    axes.imshow(answer.image)
+    axes.set_title("the photo", fontsize=10)
+    axes.axis("off")
+
+
+def model_view(answer: Answer, classifier) -> Tensor:
+    """The square that the model was given, as grey values (S, S) in [0, 1]."""
+    preprocess = classifier.preprocess
+    image = eval_transform(preprocess)(answer.image)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return (image * std + mean).mean(0).clamp(0, 1)
+
+
+def draw_heat(axes, story: Story, grey: Tensor, name: str) -> None:
+    size = grey.shape[-1]
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1.3, extent=(0, size, size, 0))
+    heat = story.heat
+    axes.imshow(
+        heat, cmap="inferno", alpha=0.25 + 0.5 * heat.clamp(0, 1), interpolation="bilinear",
+        extent=(0, size, size, 0),
+    )  # fmt: skip
+    axes.set_title(f"where it looked for “{name}”", fontsize=10)
+    axes.set_xlabel(
+        f"bright: counted most. Half of what counted lies\n"
+        f"in {story.half} of {heat.numel()} patches",
+        fontsize=8,
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def draw_answers(axes, answer: Answer, story: Story) -> None:
+    for row, (index, name, probability) in enumerate(answer.top):
+        colour = FOR if index == story.target else GREY
+        axes.barh(row, probability, color=colour, height=0.35)
+        text = f"{legible(name)}  {probability:.3f}"
+        axes.text(0, row - 0.22, text, va="bottom", fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(max(len(answer.top), 3) - 0.5, -0.8))
+    axes.set_title("what it answered", fontsize=10)
+    axes.axis("off")
+
+
+def draw_blocks(axes, story: Story, name: str) -> None:
+    """What the splines of each block added to the logit, all together."""
+    values = list(story.by_block.values())
+    colours = [FOR if value > 0 else AGAINST for value in values]
+    axes.bar([block + 1 for block in story.by_block], values, color=colours)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_title(f"all splines of a block, for or against “{name}”", fontsize=9)
+    axes.set_xlabel("block", fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def mark_patches(axes, story: Story, img_size: int) -> None:
+    """Numbers on the photo: where each curve below acted most."""
+    side = img_size / len(story.heat)
+    numbers: dict[int, list[str]] = {}
+    for number, one in enumerate(story.curves, 1):
+        if one.patch is not None:
+            numbers.setdefault(one.patch, []).append(str(number))
+    for patch, names in numbers.items():
+        row, column = divmod(patch, len(story.heat))
+        axes.text(
+            (column + 0.5) * side,
+            (row + 0.5) * side,
+            ",".join(names),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white",
+            bbox={"boxstyle": "circle,pad=0.2", "fc": "black", "ec": "white"},
+        )
+
+
+def draw_curve(axes, number: int, one: DrawnCurve, name: str) -> None:
+    """A learned curve over the spread of its inputs, this photo's strongest point marked."""
+    spread = axes.twinx()
+    spread.hist(one.sample, bins=50, color=GREY, alpha=0.35)
+    spread.set_yticks([])
+    colour = FOR if one.curve.contribution > 0 else AGAINST
+    axes.set_zorder(spread.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.axhline(0, color="black", linestyle="--", linewidth=0.8)
+    axes.plot(one.x, one.y, color=colour, linewidth=2)
+    axes.plot(*one.here, "o", color=colour, markersize=9, markeredgecolor="black")
+    where = "in the class token" if one.patch is None else f"most at {number} in the photo"
+    verb = "for" if one.curve.contribution > 0 else "against"
+    axes.set_title(
+        f"{number}  {one.title}\n{one.curve.contribution:+.2g} {verb} “{name}”, {where}",
+        fontsize=8.5,
+    )
+    axes.tick_params(labelsize=7)

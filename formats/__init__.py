@@ -1,0 +1,1 @@
+"""Files of models, theirs and ours."""

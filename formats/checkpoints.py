@@ -1,0 +1,59 @@
+"""Our own file of a model: tensors and plain Python, which `torch.load` opens without pickles."""
+
+import os
+
+import torch
+
+from formats.opening import open_pickle
+from system.files import atomic_file
+
+CHECKPOINT_VERSION = 1
+
+
+def checkpoint_facts(model, classes, preprocess, epoch: int, metrics: dict | None) -> dict:
+    """Returns what stands beside the tensors in every file of ours, as plain Python.
+
+    model: with `create_model(**model.config)` it can be built again. preprocess: a `Preprocess`.
+    """
+    return {
+        "config": model.config,
+        "classes": classes,
+        "preprocess": preprocess.to_dict(),
+        "epoch": epoch,
+        "metrics": metrics or {},
+        "version": CHECKPOINT_VERSION,
+    }
+
+
+def save_checkpoint(path: str | os.PathLike, checkpoint: dict) -> None:
+    """Writes a checkpoint, a dict of tensors and plain Python, whole or not at all."""
+    with atomic_file(path) as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # After a failed write torch closes its archive and fails again: the first one counts.
+            raise (error.__context__ or error) from None
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict:
+    """Returns what `save_checkpoint` wrote, on the CPU.
+
+    Raises ValueError, naming the file, for anything that is not such a checkpoint; nothing in the
+    file is executed.
+    """
+    checkpoint = open_pickle(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise ValueError(f"{path} is no checkpoint of this program: it holds no 'model'")
+    try:
+        check_version(checkpoint.get("version", 0))
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    return checkpoint
+
+
+def check_version(version: object) -> None:
+    """Raises ValueError, worded to follow a file's name, where a later program wrote the file."""
+    if not isinstance(version, int):
+        raise ValueError(f"has a version that is no number: {version!r:.80}")
+    if version > CHECKPOINT_VERSION:
+        raise ValueError(f"was written by a newer version ({version}); update the program")

@@ -1,0 +1,303 @@
+"""The names that other libraries give to a Vision Transformer's tensors, turned into ours (timm's).
+
+    name, state = convert(tensors)     # what open_weights returned -> ("torchvision", our names)
+    sizes = sizes_of(state)            # fields of ViTConfig that the shapes tell
+
+One pure function for each source, state dict in, state dict out. What a source has and our model
+lacks keeps its name and is reported as ignored later on.
+
+Letters in shape comments: D width, H heads, K head size, P patch size.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vit_model import VARIANTS
+
+State = dict[str, Tensor]
+QKV = ("query", "key", "value")
+
+
+def convert(tensors: Mapping[str, Tensor]) -> tuple[str, State]:
+    """Returns (name of the format, tensors under our names), told by the names alone.
+
+    Raises ValueError, worded to follow a file's name, for what is no Vision Transformer.
+    """
+    for name, mark, converter in FORMATS:
+        if any(re.search(mark, key) for key in tensors):
+            state = converter(tensors)
+            _refuse_relatives(state)
+            return name, state
+    raise ValueError(_what_it_is(tensors))
+
+
+def from_timm(tensors: Mapping[str, Tensor]) -> State:
+    """timm, jx_vit_*, DeiT and the reference: our own names.
+
+    DeiT III calls its layer scale gamma_1 and gamma_2. The very first files of timm hold the patch
+    projection as a matrix (D, 3 P P).
+    """
+    state = {re.sub(r"gamma_([12])$", r"ls\1.gamma", key): v for key, v in tensors.items()}
+    projection = state.get("patch_embed.proj.weight")
+    if projection is not None and projection.ndim == 2:
+        patch = round((projection.shape[1] / 3) ** 0.5)
+        state["patch_embed.proj.weight"] = projection.reshape(-1, 3, patch, patch)
+    return state
+
+
+def from_dinov2(tensors: Mapping[str, Tensor]) -> State:
+    """DINOv2 as its authors publish it: our names but for the registers."""
+    state = {k.replace("register_tokens", "reg_token"): v for k, v in tensors.items()}
+    state.pop("mask_token", None)  # stands for hidden patches in self-supervised training alone
+    return _fold_class_position(state)
+
+
+def _fold_class_position(state: State) -> State:
+    """Adds the class token's position to the token, where registers follow it.
+
+    DINOv2 inserts its registers after positions were added, so they have none; ours adds positions
+    to patches alone then, as timm does.
+    """
+    if "reg_token" in state:
+        positions = state["pos_embed"]
+        state["cls_token"] = state["cls_token"] + positions[:, :1]
+        state["pos_embed"] = positions[:, 1:]
+    return state
+
+
+# Hugging Face names on the left, the older and (since transformers 5) the newer, ours on the right.
+HUGGING_FACE = [
+    (r"^(vit|deit|dinov2|dinov2_with_registers)\.", ""),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(?:encoder\.layer|layers|encoder\.layers)\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"^layernorm\.", "norm."),
+    (r"^(?:cls_)?classifier\.", "head."),
+    (r"^distillation_classifier\.", "head_dist."),
+]
+
+
+def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
+    """Hugging Face's ViT, DeiT and DINOv2 (with or without registers), heads included."""
+    state = _join_qkv(_rename(tensors, HUGGING_FACE))
+    state.pop("embeddings.mask_token", None)
+    return _fold_class_position(state)
+
+
+def _rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State:
+    """Returns the tensors under the names that all rules, one after the other, make of theirs."""
+    state = {}
+    for key, value in tensors.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        state[key] = value
+    return state
+
+
+def _join_qkv(state: State) -> State:
+    """Stacks blocks.N.attn.query, key and value to blocks.N.attn.qkv: 3 of (D, D) -> (3D, D)."""
+    joined = {k: v for k, v in state.items() if not re.search(r"\.attn\.(query|key|value)\.", k)}
+    for key in state:
+        if ".attn.query." in key:
+            parts = [state[key.replace("query", part)] for part in QKV]
+            joined[key.replace("query", "qkv")] = torch.cat(parts)
+    return joined
+
+
+TORCHVISION = [
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^heads\.head\.", "head."),
+    (r"^heads\.pre_logits\.", "pre_logits.fc."),
+]
+
+
+def from_torchvision(tensors: Mapping[str, Tensor]) -> State:
+    """torchvision's vit_b_16 and kin."""
+    return _rename(tensors, TORCHVISION)
+
+
+GOOGLE = [
+    (r"^(?:opt/target/|params/)", ""),
+    (r"^cls$", "cls_token"),
+    (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
+    (r"^embedding/", "patch_embed.proj/"),
+    (r"^Transformer/encoderblock_(\d+)/", r"blocks.\1/"),
+    (r"/LayerNorm_0/", ".norm1/"),
+    (r"/LayerNorm_2/", ".norm2/"),
+    (r"/MultiHeadDotProductAttention_1/out/", ".attn.proj/"),
+    (r"/MultiHeadDotProductAttention_1/", ".attn."),
+    (r"/MlpBlock_3/Dense_0/", ".mlp.fc1/"),
+    (r"/MlpBlock_3/Dense_1/", ".mlp.fc2/"),
+    (r"^Transformer/encoder_norm/", "norm/"),
+    (r"^pre_logits/", "pre_logits.fc/"),
+    (r"/(?:kernel|scale)$", ".weight"),
+    (r"/bias$", ".bias"),
+]
+
+
+def from_google(tensors: Mapping[str, Tensor]) -> State:
+    """Google's .npz of the original ViT and of AugReg (JAX: kernels have the input axes first)."""
+    state = {key: _from_jax(key, v) for key, v in _rename(tensors, GOOGLE).items()}
+    return _join_qkv(state)
+
+
+def _from_jax(key: str, value: Tensor) -> Tensor:
+    """Lays a JAX kernel out as torch wants it; biases lose their head axis, (H, K) -> (D,)."""
+    if re.search(r"\.attn\.\w+\.bias$", key):
+        return value.flatten()
+    if not key.endswith(".weight") or value.ndim == 1:
+        return value
+    if key == "patch_embed.proj.weight":
+        return value.permute(3, 2, 0, 1).contiguous()  # (P, P, 3, D) -> (D, 3, P, P)
+    if ".attn.proj." in key:
+        return value.flatten(0, 1).T.contiguous()  # (H, K, D) -> (D, D)
+    return value.flatten(1).T.contiguous()  # (D, H, K) -> (D, D); (in, out) -> (out, in)
+
+
+# (name, a pattern that one of its tensor names matches, converter), the most particular first.
+FORMATS = [
+    ("Google npz", r"(?:^|/)embedding/kernel$", from_google),
+    (
+        "Hugging Face",
+        r"(?:^|\.)embeddings\.patch_embeddings\.projection\.weight$",
+        from_hugging_face,
+    ),
+    ("torchvision", r"^conv_proj\.weight$", from_torchvision),
+    ("DINOv2", r"^(?:register_tokens|mask_token)$", from_dinov2),
+    ("timm", r"^patch_embed\.proj\.weight$", from_timm),
+]
+NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
+
+
+def _refuse_relatives(state: State) -> None:
+    """Raises for transformers that share some of our names and work in another way."""
+    if "fc_norm.weight" in state:
+        raise ValueError("averages its tokens before the head (fc_norm), which is not supported")
+    if any(".mlp.w12." in k or ".mlp.fc1_g." in k for k in state):
+        raise ValueError("has gated MLPs (SwiGLU), which are not supported")
+    missing = [key for key in NEEDED if key not in state]
+    if missing:
+        raise ValueError(f"is no complete Vision Transformer: it lacks {', '.join(missing)}")
+
+
+def _what_it_is(tensors: Mapping[str, Tensor]) -> str:
+    some = ", ".join(list(tensors)[:3])
+    filters = sum(v.ndim == 4 for v in tensors.values())
+    if filters > 3:  # a Vision Transformer has one convolution
+        return f"holds a convolutional network ({some} ...), not a Vision Transformer"
+    return f"holds no Vision Transformer that is known here; its first tensors are {some}"
+
+
+def sizes_of(state: State) -> dict:
+    """Returns the fields of `ViTConfig` that the names and shapes of a state dict tell.
+
+    The number of heads leaves no trace in the shapes: it is that of the variant of this width and
+    depth, else heads are 64 wide.
+    """
+    if state["patch_embed.proj.weight"].ndim != 4:
+        raise ValueError("has a patch projection that is no convolution")
+    width, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
+    depth = 1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k)))
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    distilled = "dist_token" in state
+    positions = state["pos_embed"].shape[1]
+    special = 1 + distilled + registers
+    # Positions may or may not count the special tokens: the square that is left decides.
+    no_embed_class = _side(positions) is not None and _side(positions - special) is None
+    side = _side(positions if no_embed_class else positions - special)
+    if side is None:
+        raise ValueError(f"has {positions} positions, which make no square grid of patches")
+    head, pre_logits = state.get("head.weight"), state.get("pre_logits.fc.weight")
+    return {
+        "img_size": side * patch,
+        "patch_size": patch,
+        "in_chans": in_chans,
+        "num_classes": 0 if head is None else head.shape[0],
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads_of(width, depth),
+        "mlp_hidden": _same([_hidden(state, n) for n in range(depth)]),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "representation_size": None if pre_logits is None else pre_logits.shape[0],
+        "distilled": distilled,
+        "reg_tokens": registers,
+        "no_embed_class": no_embed_class,
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+        **_kan_sizes(state, depth),
+    }
+
+
+def _kan_sizes(state: State, depth: int) -> dict:
+    """Returns the `mlp` and `kan_...` fields of `ViTConfig` for a state dict with KAN blocks.
+
+    A grid has grid_size + 2 * order + 1 knots, a spline grid_size + order coefficients.
+    """
+    blocks = [n for n in range(depth) if f"blocks.{n}.mlp.fc1.base_weight" in state]
+    if not blocks:
+        return {}
+    layer = f"blocks.{blocks[0]}.mlp.fc1."
+    low_rank = f"{layer}spline_down" in state
+    splines = state[f"{layer}spline_{'down' if low_rank else 'weight'}"]
+    rows, knots = state[f"{layer}grid"].flatten(1).shape
+    order = knots - splines.shape[-1] - 1
+    grouped = splines.ndim == 2  # one spline for each group: (groups, coefficients)
+    return {
+        "mlp": "gkan" if grouped else "kan",
+        "kan_blocks": blocks,
+        "kan_rank": splines.shape[0] if low_rank else None,
+        "kan_grid": splines.shape[-1] - order,
+        "kan_order": order,
+    } | ({"kan_groups": rows} if grouped else {})
+
+
+def _side(patches: int) -> int | None:
+    """Returns the side of a square grid of so many patches, None if there is no such square."""
+    side = round(max(patches, 0) ** 0.5)
+    return side if side > 0 and side**2 == patches else None
+
+
+def heads_of(width: int, depth: int) -> int:
+    """Returns the number of attention heads of a model `width` wide and `depth` blocks deep."""
+    for variant in VARIANTS.values():
+        if (variant.sizes["embed_dim"], variant.sizes["depth"]) == (width, depth):
+            return variant.sizes["num_heads"]
+    return max(1, width // 64)
+
+
+def _hidden(state: State, block: int) -> int:
+    """Returns the width inside the MLP (or KAN) of a block."""
+    for name in ("weight", "base_weight"):
+        key = f"blocks.{block}.mlp.fc1.{name}"
+        if key in state:
+            return state[key].shape[0]
+    raise ValueError(f"is no complete Vision Transformer: it lacks blocks.{block}.mlp.fc1.weight")
+
+
+def _same(values: list[int]) -> int | tuple[int, ...]:
+    """Returns the one value that all have, else all of them."""
+    return values[0] if len(set(values)) == 1 else tuple(values)

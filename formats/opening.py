@@ -1,0 +1,322 @@
+"""Opens a weights file of any kind without running anything in it: bytes in, named tensors out.
+
+A file is recognised by its first bytes, never by its suffix. Pickles (.pth, .bin) are opened with
+`weights_only=True`, .npz with `allow_pickle=False`. Whatever else a file may be is said in one
+sentence that names it.
+"""
+
+import argparse
+import mmap
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+# Where training scripts keep the weights inside a checkpoint; the first that is there wins.
+# Averaged weights come first: they are what such scripts evaluate.
+WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "model", "state_dict", "module")
+# What wrappers of modules put before each name: DistributedDataParallel, torch.compile, ...
+PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|backbone|teacher)\.)+")
+# A file may unpack to so many times its size, and so many bytes more; weights hardly shrink at all.
+MOST_UNPACKED, ROOM = 20, 1 << 28
+DEEPEST = 50  # containers within containers
+
+
+@dataclass
+class RawWeights:
+    """What a file holds: `tensors` by name, and what stood beside them.
+
+    extras: the plain values at the top of a checkpoint (epoch, classes, ...).
+    metadata: the text fields in a .safetensors header.
+    """
+
+    tensors: dict[str, Tensor]
+    extras: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def open_weights(path: str | Path) -> RawWeights:
+    """Returns the tensors in the file, wrappers seen through.
+
+    Raises FileNotFoundError or ValueError, each with one sentence naming the file.
+    """
+    path = Path(path)
+    kind = _recognise(path)
+    if kind == "safetensors":
+        return _open_safetensors(path)
+    if kind == "npz":
+        return RawWeights(_open_npz(path))
+    tensors, extras = _unwrap(_open_pickle(path), path)
+    return RawWeights(tensors, extras)
+
+
+def open_pickle(path: str | Path) -> Any:
+    """Returns what torch.save wrote: tensors in plain dicts, lists and tuples, and plain values.
+
+    Raises FileNotFoundError or ValueError, each with one sentence naming the file.
+    """
+    path = Path(path)
+    if _recognise(path) != "pickle":
+        raise ValueError(f"{path} was not written by torch.save")
+    return _open_pickle(path)
+
+
+def _recognise(path: Path) -> str:
+    """Returns "safetensors", "npz" or "pickle", or raises with what the file is instead."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a weights file{_inside(path)}")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():  # a pipe or a device may never end
+        raise ValueError(f"{path} is a pipe or a device, not a weights file")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path} is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the weights themselves; `git lfs pull` fetches them"
+        )
+    if head.startswith(b"PK\x03\x04"):
+        return _recognise_zip(path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "safetensors"
+    if head[:1] == b"\x80":  # every pickle since protocol 2 starts so
+        return "pickle"
+    if _is_text(head):
+        what = "an HTML page" if b"<html" in head.lower() else "a text file"
+        raise ValueError(f"{path} is {what}, not a weights file")
+    raise ValueError(
+        f"{path} is no weights file that can be read here (.safetensors, .pth, .bin or .npz)"
+    )
+
+
+def _inside(folder: Path) -> str:
+    for name in ("best.pth", "model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return f" in it, such as {folder / name}"
+    return ""
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head[:-4].decode()  # the last character may be cut in two
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
+
+
+def _recognise_zip(path: Path) -> str:
+    """Tells numpy's archives from torch's, whose checksums torch itself does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            _refuse_bomb(path, archive)
+            if names and all(name.endswith(".npy") for name in names):
+                return "npz"
+            checked = any(entry.CRC for entry in archive.infolist())  # torch can leave them out
+            spoilt = archive.testzip() if checked else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise _damaged(path, error) from None  # RuntimeError: encrypted, or an unknown compression
+    if spoilt:
+        raise _damaged(path, f"{spoilt} has another checksum than was written")
+    if any(name.endswith("data.pkl") for name in names):
+        return "pickle"
+    raise ValueError(f"{path} is a zip archive without weights in it")
+
+
+def _refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises ValueError for an archive that unpacks to far more than weights ever do."""
+    packed, unpacked = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+    if unpacked > ROOM + MOST_UNPACKED * packed:
+        raise ValueError(
+            f"{path} has {packed:,} bytes and would unpack to {unpacked:,}, which is no weights "
+            f"file but made to fill the memory"
+        )
+
+
+def _damaged(path: Path, reason: object = "") -> ValueError:
+    detail = f" ({str(reason).splitlines()[0]})" if str(reason) else ""
+    return ValueError(f"{path} is cut short or damaged{detail}; get it once more")
+
+
+def _open_safetensors(path: Path) -> RawWeights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+    return RawWeights(_named(tensors, path), metadata=metadata)
+
+
+def _open_npz(path: Path) -> dict[str, Tensor]:
+    tensors = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in archive.files:
+                array = archive[name]
+                if (
+                    array.dtype.kind == "V" and array.dtype.itemsize == 2
+                ):  # bfloat16, as JAX saves it
+                    tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+                elif array.dtype.kind in "fiub":
+                    tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
+    except Exception as error:  # numpy and zlib name a damaged archive in many ways
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path} holds pickled objects, which are never opened because a pickle can run "
+                f"code; save plain arrays or .safetensors"
+            ) from None
+        raise _damaged(path, error) from None
+    return tensors
+
+
+def _open_pickle(path: Path) -> Any:
+    """Returns what torch.load finds, limited to plain tensors and plain values."""
+    try:
+        if _names_bytearray(path):  # torch.load would call it, with whatever length
+            raise pickle.UnpicklingError("GLOBAL bytearray")
+        # The options of a run, which timm's and DeiT's scripts save beside the weights, are a
+        # plain bag of values. The warnings are about protocols of pickles that are refused anyway.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        what = named[1] if named else _first_global(path)
+        if what is None:
+            raise _damaged(path, "not a readable pickle") from None
+        raise ValueError(
+            f"{path} holds more than tensors ({what}), and opening that could run code; ask for "
+            f"the weights as .safetensors or as a plain state dict"
+        ) from None
+    except Exception as error:  # a cut pickle fails in as many ways as pickles have opcodes
+        raise _damaged(path, error) from None
+    storages: dict[int, int] = {}
+    payload = _plain(payload, path, storages, {})
+    claimed = sum(storages.values())  # a pickle can ask for memory that the file does not fill
+    if claimed > ROOM + MOST_UNPACKED * path.stat().st_size:
+        raise ValueError(f"{path} claims tensors of {claimed:,} bytes, which it cannot hold")
+    return payload
+
+
+def _names_bytearray(path: Path) -> bool:
+    """Whether a pickle names the one function that torch.load calls and that takes a length."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return any(b"bytearray" in archive.read(name) for name in names)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b"bytearray") >= 0
+
+
+def _plain(value: Any, path: Path, storages: dict, done: dict[int, Any], depth: int = 0) -> Any:
+    """Returns a copy of nested containers in plain dicts, lists and tuples, each made once.
+
+    What a pickle builds may carry attributes in place of its methods, hold itself, or hold tensors
+    without the memory for them: such raise ValueError.
+
+    storages: takes the address and size of each tensor's memory.
+    """
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, path, storages)
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if depth > DEEPEST:
+        raise ValueError(f"{path} is nested more than {DEEPEST} deep, as no weights file is")
+    if id(value) not in done:
+        deeper = (path, storages, done, depth + 1)
+        if isinstance(value, dict):
+            copy = {key: _plain(item, *deeper) for key, item in dict.items(value)}
+        else:
+            copy = (tuple if isinstance(value, tuple) else list)(
+                _plain(item, *deeper) for item in value
+            )
+        done[id(value)] = copy
+    return done[id(value)]
+
+
+def _plain_tensor(value: Tensor, path: Path, storages: dict[int, int]) -> Tensor:
+    value = Tensor.detach(value)
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        raise ValueError(f"{path} holds a sparse, quantised or empty tensor; only plain ones load")
+    storage = value.untyped_storage()
+    claimed = value.numel() * value.element_size()
+    if claimed > storage.nbytes():
+        shape = " x ".join(map(str, value.shape))
+        raise ValueError(
+            f"{path} claims a tensor of {shape} numbers ({claimed:,} bytes) and holds "
+            f"{storage.nbytes():,} bytes of it"
+        )
+    storages[storage.data_ptr()] = storage.nbytes()
+    return value
+
+
+def _first_global(path: Path) -> str | None:
+    """Returns what a bare pickle would import first, read without running it; None for nothing."""
+    names: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    return str(argument).replace(" ", ".")
+                if opcode.name == "STACK_GLOBAL":  # module and name were pushed just before
+                    return ".".join(names[-2:])
+                if isinstance(argument, str):
+                    names.append(argument)
+    except ValueError:  # the pickle ends too early
+        return None
+    return None
+
+
+def _unwrap(payload: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the state dict inside a checkpoint, and the plain values that stood beside it."""
+    extras: dict[str, Any] = {}
+    while isinstance(payload, dict):
+        inner = next((k for k in WRAPPERS if _is_state(payload.get(k))), None)
+        if inner is None:
+            break
+        # Our own checkpoints say which weights were evaluated: those under `model`.
+        if "config" in payload and "classes" in payload and _is_state(payload.get("model")):
+            inner = "model"
+        extras |= {k: v for k, v in payload.items() if k != inner}
+        payload = payload[inner]
+    if not isinstance(payload, dict):
+        raise ValueError(f"{path} holds a {type(payload).__name__}, not a dict of named tensors")
+    return _named(payload, path), extras
+
+
+def _is_state(value: Any) -> bool:
+    """Whether `value` is a dict with tensors in it, or a wrapper round one."""
+    waiting, seen = [value], set()
+    while waiting:  # each dict once, however many others hold it
+        inner = waiting.pop()
+        if isinstance(inner, dict) and id(inner) not in seen:
+            seen.add(id(inner))
+            if any(isinstance(v, Tensor) for v in inner.values()):
+                return True
+            waiting += inner.values()
+    return False
+
+
+def _named(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a state dict without the prefixes of wrapping modules."""
+    tensors = {
+        PREFIXES.sub("", name): value
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    return tensors

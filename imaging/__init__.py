@@ -1,0 +1,1 @@
+"""From files of photos to tensors."""

@@ -1,0 +1,252 @@
+"""Photos from strangers: any file that Pillow reads as an upright RGB picture.
+
+One loader serves training, validation and prediction, so that all see the same pixels. Whatever
+is wrong with a file ends in a `PhotoError`, nothing in it is executed, time and memory are bounded:
+a picture has at most 178,956,970 pixels (twice `PIL.Image.MAX_IMAGE_PIXELS`: Pillow's own limit),
+none of its sides more than a million, its file at most a gibibyte.
+"""
+
+import logging
+import os
+import stat
+import warnings
+from functools import cache
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from system.terminal import printable
+
+# Never opened, whatever a file's name says: EPS runs Ghostscript, IPTC hands what it wraps to any
+# reader, EPS's too, WMF asks the operating system, FITS unpacks gzip without a limit in older
+# Pillows, FPX and MIC parse OLE containers; the others are recognised by Pillow but not decoded.
+SHUT_FORMATS = {"EPS", "IPTC", "WMF", "FITS", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"}
+# WebP and AVIF are read whole before anything is looked at, twice over, and a sparse file of any
+# size costs nothing to make. The largest picture in 16-bit RGB takes this much uncompressed.
+MAX_FILE_BYTES = 2**30
+# Pillow keeps a pointer for each row: a picture one pixel wide would take three times the memory.
+MAX_SIDE = 1_000_000
+# A JPEG has 1 to about 20 scans. libjpeg goes over the whole picture for each, so a file of 300 KB
+# with 1,000 empty scans of 64 megapixels takes 39 s (measured); libtiff refuses at 100, too.
+MAX_JPEG_SCANS = 100
+SCAN_START = b"\xff\xda\x00"  # the marker and the first byte of a length that is below 256
+# HEIC is what phones write. Pillow reads it through another package, which is loaded when a first
+# such photo is met; without it they count as photos all the same, so that each is named.
+HEIC_EXTENSIONS = {".heic", ".heif", ".hif"}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+ORIENTATION_TAG = 0x0112  # EXIF 2.3, 4.6.4 A: how to turn the stored picture to stand upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# Pillow speaks of odd EXIF data, palettes and large pictures without naming the file; what matters
+# of it is in our own sentences.
+warnings.filterwarnings("ignore", module="PIL")
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class PhotoError(ValueError):
+    """A photo that cannot be used: `path`, `reason`, and `kind` (unreadable or truncated)."""
+
+    def __init__(self, path: str, reason: str, kind: str = "unreadable"):
+        super().__init__(path, reason, kind)  # these three, so that it can be pickled
+        self.path, self.reason, self.kind = path, reason, kind
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """The formats that Pillow decodes by itself, in the order in which it tries them."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in SHUT_FORMATS)
+
+
+@cache
+def readable_extensions() -> frozenset[str]:
+    """Lower-case extensions, with their dot, of `readable_formats` and of HEIC."""
+    formats = {*readable_formats(), "MPO"}  # MPO, JPEGs in a row, is opened by the JPEG reader
+    known = {end for end, name in Image.registered_extensions().items() if name in formats}
+    return frozenset(known | HEIC_EXTENSIONS)
+
+
+def load_image(path_or_file: str | os.PathLike | BinaryIO, min_size: int | None = None):
+    """Reads a photo as an upright RGB `PIL.Image`.
+
+    EXIF orientation is applied, transparency laid on white, 16-bit and float values scaled into 8
+    bits, CMYK, palette and grey converted, of an animation the first frame is taken. With
+    `min_size`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side
+    keeps `min_size` pixels: several times faster for photos from a camera.
+
+    Raises PhotoError (a ValueError) with a sentence, whatever the file holds.
+    """
+    name = photo_name(path_or_file)
+    try:
+        with open_photo(path_or_file) as image:
+            return decode(image, min_size)
+    except Exception as error:  # a damaged file can make a decoder raise anything at all
+        raise explain(name, error) from error
+
+
+def photo_name(path_or_file) -> str:
+    if isinstance(path_or_file, (str, os.PathLike)):
+        return os.fspath(path_or_file)
+    return str(getattr(path_or_file, "name", "the stream"))
+
+
+def open_photo(path_or_file) -> Image.Image:
+    """Opens a regular file or stream without decoding it; a FIFO or device is never opened."""
+    if isinstance(path_or_file, (str, os.PathLike)):
+        status = os.stat(path_or_file)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a regular file")
+        if status.st_size == 0:
+            raise OSError("the file is empty")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(f"too large: a file of {status.st_size / 1e9:.1f} GB is no photo")
+    try:
+        return Image.open(path_or_file, formats=readable_formats())
+    except UnidentifiedImageError:
+        if not is_heic(path_or_file):
+            raise
+    load_heic_reader()
+    return Image.open(path_or_file, formats=("HEIF",))
+
+
+def is_heic(path_or_file: str | os.PathLike | BinaryIO) -> bool:
+    """Whether a file starts as HEIC does: a box of type ftyp (ISO/IEC 14496-12) with its brand."""
+    if isinstance(path_or_file, (str, os.PathLike)):
+        with open(path_or_file, "rb") as file:
+            head = file.read(12)
+    else:
+        path_or_file.seek(0)
+        head = path_or_file.read(12)
+        path_or_file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+
+
+@cache
+def load_heic_reader() -> None:
+    """Lets Pillow read HEIC; OSError with what to do where that package is not installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise OSError(
+            "a HEIC photo, which Pillow does not read by itself: pip install pillow-heif, or save "
+            "it as JPEG"
+        ) from None
+    register_heif_opener(thumbnails=False)
+
+
+def decode(image: Image.Image, min_size: int | None = None) -> Image.Image:
+    """An opened picture, upright and in RGB."""
+    if max(image.size) > MAX_SIDE:
+        raise Image.DecompressionBombError(f"a side has {max(image.size):,} pixels")
+    if image.format in ("JPEG", "MPO", "BLP"):  # BLP can hold a JPEG
+        limit_scans(image.fp)
+    if min_size:
+        image.draft(None, (min_size, min_size))  # JPEG only; others ignore it
+    image.load()
+    return upright(to_rgb(image), orientation(image))
+
+
+def decoded_size(path: str | os.PathLike, min_size: int | None = None) -> tuple[int, int]:
+    """Width and height of what `load_image` returns, from the header; (0, 0) for a bad photo."""
+    try:
+        with open_photo(path) as image:
+            if min_size:
+                image.draft(None, (min_size, min_size))
+            width, height = image.size
+            return (height, width) if orientation(image) >= 5 else (width, height)
+    except Exception:  # the same file will explain itself when it is decoded
+        return 0, 0
+
+
+def limit_scans(file: BinaryIO) -> None:
+    """Raises ValueError if a JPEG has too many scans; leaves the file where it was."""
+    position = file.tell()
+    file.seek(0)
+    scans = sum(block.count(SCAN_START) for block in iter(lambda: file.read(2**20), b""))
+    file.seek(position)
+    if scans > MAX_JPEG_SCANS:
+        raise ValueError(f"{scans} scans, where a JPEG has a few")
+
+
+def explain(path: str, error: Exception) -> PhotoError:
+    """Any exception of opening or decoding `path` as one sentence."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        return PhotoError(path, "not a picture of any format that can be read here")
+    if isinstance(error, Image.DecompressionBombError):
+        return PhotoError(path, f"too large: {text[0].lower()}{text[1:]}")
+    if isinstance(error, MemoryError):
+        return PhotoError(path, "too large for the memory")
+    if "truncated" in text.lower() or "unexpected end" in text.lower():
+        return PhotoError(path, "the file is truncated", "truncated")
+    if isinstance(error, OSError):
+        return PhotoError(path, error.strerror or text or "cannot be read")
+    return PhotoError(path, f"cannot be decoded ({type(error).__name__}: {text[:200]})")
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF data is garbage."""
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # parsed from untrusted bytes; a photo is worth more than its metadata
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def upright(image: Image.Image, value: int) -> Image.Image:
+    return image.transpose(UPRIGHT[value]) if value in UPRIGHT else image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow's as RGB, transparency laid on white, wide values scaled."""
+    if image.mode.startswith(("I", "F")):
+        return narrow(image).convert("RGB")
+    if image.mode == "La":  # premultiplied grey, which Pillow converts to nothing else
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image)
+        return white
+    return image.convert("RGB")  # a copy even if RGB already: the file can then be closed
+
+
+def narrow(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, whole or float, as 8-bit grey.
+
+    16-bit values are divided by 257, whatever their maximum, so that equal values stay equal in
+    all photos. The range of 32-bit and float values is not in the file: it is taken to be the
+    first of 0..1 (float), 0..255, 0..65535 that holds them all, else their own minimum..maximum.
+    """
+    values = np.asarray(image)
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        low, high = 0, 65535  # Pillow has 16-bit PNG and PGM files in mode I, too
+    else:
+        values = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0, neginf=0)
+        low, high = value_range(float(values.min()), float(values.max()), image.mode == "F")
+    scaled = np.clip(values, low, high).astype(np.float32, copy=False)
+    scaled -= low  # in place: each copy of the largest picture takes 700 MB
+    scaled *= 255 / (high - low)
+    return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
+
+
+def value_range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]:
+    for high in (1, 255, 65535)[0 if is_float else 1 :]:
+        if lowest >= 0 and highest <= high:
+            return 0, high
+    return lowest, highest if highest > lowest else lowest + 1

@@ -1,0 +1,285 @@
+"""From a folder to a checked and split data set: each photo is decoded once before any training.
+
+Photos that cannot be read are left out and named, exact copies never stand on both sides of the
+split, and the split is a function of the photos' names and the seed. Nothing is written.
+"""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from imaging.data_report import TINY_PIXELS, DataReport, Problem
+from imaging.decoding import decode, explain, open_photo
+from imaging.scanning import File, find_sides, match_classes, require_classes, scan_classes
+from system.terminal import printable
+
+ByClass = dict[str, list[str]]  # class name -> sorted paths
+Digests = dict[str, bytes | None]  # path of a usable photo -> hash, None if no file has its size
+
+
+class Samples(NamedTuple):
+    """Photos and the indices of their classes, equally long."""
+
+    paths: list[str]
+    labels: list[int]
+
+
+@dataclass
+class DataSplit:
+    """The photos of a run; `to_dict` is what split.json holds."""
+
+    root: str
+    classes: list[str]
+    train: Samples
+    val: Samples
+    report: DataReport
+
+    def to_dict(self) -> dict:
+        """Plain Python: the classes and, for each side, the paths by class, relative to root."""
+        sides = {}
+        for name, samples in (("train", self.train), ("val", self.val)):
+            sides[name] = {class_name: [] for class_name in self.classes}
+            for path, label in zip(*samples, strict=True):
+                sides[name][self.classes[label]].append(_relative(path, self.root))
+        return {"classes": list(self.classes), **sides}
+
+    @classmethod
+    def from_dict(cls, values: dict, root: str) -> "DataSplit":
+        """The split that `to_dict` described, its photos under `root`; none is opened."""
+        root = os.fspath(root)
+        try:
+            classes = [_text(name) for name in values["classes"]]
+            train, val = (
+                {name: [_below(root, _text(path)) for path in side[name]] for name in classes}
+                for side in (values["train"], values["val"])
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a split as train.py writes it: {error!r:.200}") from error
+        if len(set(classes)) < 2 or len(set(classes)) < len(classes):
+            raise ValueError("not a split as train.py writes it: its classes are not two or more")
+        if not all(train.values()) or not any(val.values()):
+            raise ValueError("not a split as train.py writes it: some side has no photos")
+        return make_split(root, classes, train, val, problems=[])
+
+
+def make_split(
+    root: str, classes: Sequence[str], train: ByClass, val: ByClass, problems: list[Problem]
+) -> DataSplit:
+    """Class names become indices; the report counts."""
+    sides = []
+    for photos in (train, val):
+        pairs = [(path, label) for label, name in enumerate(classes) for path in photos[name]]
+        sides.append(Samples([path for path, _ in pairs], [label for _, label in pairs]))
+    counts = {name: (len(train[name]), len(val[name])) for name in classes}
+    return DataSplit(root, list(classes), *sides, DataReport(root, counts, problems))
+
+
+def _text(value) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a name was expected, not {value!r:.80}")
+    return value
+
+
+def _relative(path: str, root: str) -> str:
+    try:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+    except ValueError:  # Windows: on another drive
+        return os.path.abspath(path).replace(os.sep, "/")
+
+
+def _below(root: str, relative: str) -> str:
+    # By name, as relpath does it, not through links; on Windows also from another drive.
+    if relative.startswith("../") or os.path.splitdrive(relative)[0]:
+        return os.path.normpath(os.path.join(os.path.abspath(root), relative))
+    return os.path.join(root, *relative.split("/"))
+
+
+def prepare_data(
+    data_path: str,
+    val_path: str | None = None,
+    val_split: float = 0.2,
+    seed: int = 0,
+    workers: int = 1,
+    num_classes: int | None = None,
+) -> DataSplit:
+    """Scans, checks and splits the photos of `data_path`.
+
+    A validation folder (`val_path`, or val, valid, validation or test beside train in `data_path`)
+    is used as it is; without one, `val_split` of each class is kept for validation, chosen by
+    `seed`. `workers` threads decode. Raises ValueError or OSError with a sentence, also where there
+    are not `num_classes` class folders.
+    """
+    if not 0 < val_split < 1:
+        raise ValueError(f"--val-split must lie between 0 and 1, not {val_split}")
+    data_path, val_path = os.fspath(data_path), val_path and os.fspath(val_path)
+    problems: list[Problem] = []
+    train_root, val_root = find_sides(data_path, val_path, problems)
+    found = scan_classes(train_root, problems)
+    require_classes(train_root, found, problems)
+    if num_classes not in (None, len(found)):
+        raise ValueError(
+            f"--num-classes {num_classes} contradicts the {len(found)} class folders of "
+            f"{printable(train_root)} ({', '.join(map(printable, sorted(found)[:10]))}); leave the "
+            f"flag out"
+        )
+    found_val = {name: [] for name in found}
+    if val_root is not None:
+        found_val |= match_classes(found, scan_classes(val_root, problems), val_root, problems)
+    digests = check_photos([*_files(found), *_files(found_val)], workers, problems)
+    train, val = _usable(found, digests), _usable(found_val, digests)
+    if val_root is None:
+        conflicts = note_copies(train, digests, problems)
+        train, val = split_photos(train, digests, conflicts, val_split, seed, train_root)
+    else:
+        train = drop_leaks(train, val, digests, problems)
+        for side in (train, val):
+            note_copies(side, digests, problems)
+        problems += [Problem("missing class", name) for name in sorted(val) if not val[name]]
+    require_photos(train, val)
+    return make_split(data_path, sorted(found), train, val, problems)
+
+
+def _files(found: dict[str, list[File]]) -> Iterable[File]:
+    return (file for files in found.values() for file in files)
+
+
+def _usable(found: dict[str, list[File]], digests: Digests) -> ByClass:
+    return {name: [f.path for f in files if f.path in digests] for name, files in found.items()}
+
+
+def require_photos(train: ByClass, val: ByClass) -> None:
+    """Raises ValueError if checking and comparing left too little."""
+    for name, paths in train.items():
+        if not paths:
+            raise ValueError(
+                f"class {printable(name)!r} has no photo to train on: its photos cannot be read or "
+                "are validation photos, too"
+            )
+    if not any(val.values()):
+        raise ValueError("none of the validation photos can be read")
+
+
+class Checked(NamedTuple):
+    """What decoding a photo showed."""
+
+    path: str
+    problems: list[Problem]
+    usable: bool
+    digest: bytes | None
+
+
+def check_photos(files: Sequence[File], workers: int, problems: list[Problem]) -> Digests:
+    """Decodes all photos and notes what is wrong with them.
+
+    Only files that share their size with another can be copies, so only those are hashed.
+    """
+    sizes = Counter(file.size for file in files)
+
+    def check(file: File) -> Checked:
+        return check_photo(file.path, sizes[file.size] > 1)
+
+    digests = {}
+    with ThreadPool(max(1, workers)) as pool:  # threads: Pillow decodes without the GIL
+        results = pool.imap(check, files, chunksize=16)
+        bar = tqdm(results, "checking photos", len(files), unit="", leave=False, disable=None)
+        for checked in bar:
+            problems += checked.problems
+            if checked.usable:
+                digests[checked.path] = checked.digest
+    return digests
+
+
+def check_photo(path: str, wants_digest: bool) -> Checked:
+    """Decodes a photo; a JPEG at an eighth of its size, which reads the whole file as well."""
+    problems = []
+    try:
+        with open_photo(path) as image:
+            mode, sides = image.mode, image.size
+            decode(image, min_size=1)
+        digest = file_digest(path) if wants_digest else None
+    except Exception as error:  # a damaged file can make a decoder raise anything at all
+        failure = explain(path, error)
+        return Checked(path, [Problem(failure.kind, path, failure.reason)], False, None)
+    if min(sides) < TINY_PIXELS:
+        problems.append(Problem("tiny", path, f"{sides[0]} x {sides[1]}"))
+    if mode not in ("RGB", "L"):
+        problems.append(Problem("odd mode", path, mode))
+    return Checked(path, problems, True, digest)
+
+
+def file_digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+
+
+def note_copies(photos: ByClass, digests: Digests, problems: list[Problem]) -> set[bytes]:
+    """Notes what is there more than once; returns the digests of what is in several classes."""
+    first, conflicts = {}, set()
+    for name, paths in photos.items():
+        for path in paths:
+            digest = digests[path]
+            if digest is None:
+                continue
+            home, original = first.setdefault(digest, (name, path))
+            if original == path:
+                continue
+            if home != name:
+                conflicts.add(digest)
+            same = f"the same as {home}/{os.path.basename(original)}"
+            problems.append(Problem("copy" if home == name else "conflict", path, same))
+    return conflicts
+
+
+def split_photos(
+    photos: ByClass, digests: Digests, conflicts: set, val_split: float, seed: int, root: str
+) -> tuple[ByClass, ByClass]:
+    """Splits each class into training and validation.
+
+    Copies stay together. A photo in two classes only trains: as a wrong answer in validation it
+    would count against a right model.
+    """
+    train, val = {}, {}
+    for name, paths in photos.items():
+        groups = defaultdict(list)
+        for path in paths:
+            if digests[path] not in conflicts:
+                groups[digests[path] or path].append(path)
+        # All but one may go, or all if a photo in two classes remains for training.
+        most = len(groups) - (sum(map(len, groups.values())) == len(paths))
+        if most < 1:
+            raise ValueError(
+                f"class {printable(name)!r} has too few photos that can be used and are not the "
+                f"same: {len(paths)}, where one to train on and one to validate on are needed"
+            )
+        ranked = sorted(groups.values(), key=lambda group: _rank(group[0], root, seed))
+        chosen = ranked[: min(max(1, round(val_split * len(groups))), most)]
+        val[name] = sorted(path for group in chosen for path in group)
+        train[name] = sorted(set(paths) - set(val[name]))
+    return train, val
+
+
+def _rank(path: str, root: str, seed: int) -> bytes:
+    """A hash of seed and name: independent of file system order and of other classes, and a photo
+    added later changes the side of few others."""
+    name = path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
+    return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+def drop_leaks(train: ByClass, val: ByClass, digests: Digests, problems: list[Problem]) -> ByClass:
+    """The training photos without those that also stand among the validation photos."""
+    known = {}
+    for name, paths in val.items():
+        known |= {digests[path]: f"{name}/{os.path.basename(path)}" for path in paths}
+    known.pop(None, None)
+    kept = {}
+    for name, paths in train.items():
+        leaks = [path for path in paths if digests[path] in known]
+        problems += [Problem("leak", path, f"there {known[digests[path]]}") for path in leaks]
+        kept[name] = [path for path in paths if digests[path] not in known]
+    return kept

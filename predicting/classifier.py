@@ -1,0 +1,135 @@
+"""A model ready to predict, whatever kind of file it came from."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
+from formats.reading import checked_classes, checked_metrics, checked_preprocess
+from imaging.preprocess import Preprocess
+from pretrained import LoadedModel, class_names, load_model
+from system.files import parse_json
+from vit_model import kind_of
+
+EXPORTED = (".onnx", ".pt2")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`forward` takes images (B, 3, H, W) and returns logits (B, K).
+
+    facts: what the file says of the model, `config` and `metrics` among it.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    classes: Sequence[str]
+    preprocess: Preprocess
+    facts: dict
+    model: nn.Module | None = None  # None for an exported file
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> "Classifier":
+        """The classifier in a checkpoint."""
+        model = loaded.model.eval()
+        facts = loaded.weights.meta | {"config": model.config}
+        return cls(model, loaded.classes, loaded.preprocess, facts, model)
+
+    def computing_with(self, forward: Callable[[Tensor], Tensor]) -> "Classifier":
+        """The same classes and photos for another way to compute the logits."""
+        model = forward if isinstance(forward, nn.Module) else None
+        return replace(self, forward=forward, model=model)
+
+    @property
+    def title(self) -> str:
+        """The model, the number of classes and the accuracy that the file tells, in one line."""
+        config, accuracy = self.facts["config"], (self.facts.get("metrics") or {}).get("val_acc")
+        kind = kind_of(config, ", ")
+        told = "unknown" if accuracy is None else f"{accuracy:.4f}"
+        return f"{config['name']}{kind}, {len(self.classes)} classes, validation accuracy {told}"
+
+
+def newest_checkpoint(folder: str = "weights") -> str:
+    """The best.pth below `folder` that was written last."""
+    found = sorted(Path(folder).glob("**/best.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(
+            f"there is no best.pth under {folder}/ yet: train a model with train.py first, "
+            "or name a file with --weights"
+        )
+    return str(found[-1])
+
+
+def open_classifier(path: str, class_indices: str | None, device: torch.device) -> Classifier:
+    """Loads a checkpoint of any format, or an .onnx that export.py wrote.
+
+    class_indices: names for weights that hold none; None takes the file that train.py leaves in the
+        current folder, if it names as many classes.
+    """
+    if path.lower().endswith(EXPORTED):
+        return open_exported(path)
+    loaded = load_model(path, class_indices=class_indices, device=device)
+    if class_indices is None and not loaded.weights.classes:
+        with suppress(ValueError, OSError):
+            loaded = replace(loaded, classes=class_names("class_indices.json", loaded.weights))
+    return Classifier.of(loaded)
+
+
+def open_exported(path: str) -> Classifier:
+    """Opens an .onnx file that export.py wrote.
+
+    Raises ValueError with a sentence for any other file; a .pt2 is refused unread, for torch.export
+    would run the pickles that it may hold.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.lower().endswith(".pt2"):
+        raise ValueError(
+            f"{path} is a program of torch.export, which can run any code when it is opened; "
+            f"predict from the checkpoint, or from .onnx or .safetensors of export.py"
+        )
+    try:
+        session = onnx_session(path)
+        metadata = session.get_modelmeta().custom_metadata_map
+        facts = {key: parse_json(metadata[key]) for key in FACT_KEYS}  # tools add their own
+        return _classifier(session, facts)
+    except ValueError as error:
+        if "not installed" in str(error):
+            raise
+        raise ValueError(f"{path} is not a file that export.py wrote ({error})") from None
+    except Exception as error:  # runtimes raise classes of their own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a file that export.py wrote ({reason})") from None
+
+
+def _classifier(session, facts: dict) -> Classifier:
+    """The classifier of a session; raises ValueError where its facts do not fit its tensors."""
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    config = facts["config"]
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        raise ValueError("its config is not one of ours")
+    classes = checked_classes(facts["classes"], config)
+    preprocess = checked_preprocess(facts["preprocess"], config)
+    checked_metrics(facts["metrics"])
+    size = preprocess.img_size
+    if images.shape[1:] != [3, size, size] or logits.shape[1:] != [len(classes)]:
+        raise ValueError("its tensors have other sizes than its facts say")
+    return Classifier(session_forward(session), classes, preprocess, facts)
+
+
+@torch.inference_mode()
+def photos_per_second(
+    forward: Callable[[Tensor], Tensor], images: Tensor, batch: int = 16, turns: int = 3
+) -> float:
+    """The model alone, the best of a few turns over images (B, 3, H, W) after one not counted."""
+    times = []
+    for _ in range(turns + 1):
+        start = time.perf_counter()
+        for some in images.split(batch):
+            forward(some).cpu()
+        times.append(time.perf_counter() - start)
+    return len(images) / min(times[1:])

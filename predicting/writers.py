@@ -1,0 +1,245 @@
+"""What becomes of a prediction: tables, JSON lines, CSV, annotated pictures, sorted copies, scores.
+
+Every writer takes one `Answer` at a time and keeps nothing of it, so that a hundred thousand photos
+need no more memory than one. predict.py decides which writers a command line asks for.
+"""
+
+import csv
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+
+from reporting.metrics import confusion_lines, most_frequent
+from system.files import FreshNames, folder_name
+from system.fonts import pil_font
+from system.terminal import bar, display_width, pad, printable
+
+UNSURE = "unsure"
+LARGEST_MATRIX = 20  # classes; more do not fit a terminal, so the most frequent mistakes are listed
+
+
+class Answer(NamedTuple):
+    """What predict.py found for one photo: `top` (best first), or the reason why there is none."""
+
+    path: str
+    top: Sequence[tuple[int, str, float]] = ()  # (index, class name, probability)
+    unsure: bool = False  # the best probability lies below --threshold
+    truth: int | None = None  # index of the class folder that the photo lies in
+    error: str | None = None
+    image: object = None  # the decoded photo, only where a writer draws on it
+
+    @property
+    def verdict(self) -> str:
+        """The class to act on: the best one's name, or "unsure"."""
+        return UNSURE if self.unsure else self.top[0][1]
+
+
+class Writer:
+    """What predict.py hands its answers to."""
+
+    def write(self, answer: Answer) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Called once, after the last answer."""
+
+
+class Table(Writer):
+    """Prints a table per photo: class, probability, bar. Errors go to standard error."""
+
+    def __init__(self, stream=None):
+        self.stream = stream or sys.stdout
+
+    def write(self, answer: Answer) -> None:
+        if answer.error:
+            print(f"error: {printable(answer.path)}: {printable(answer.error)}", file=sys.stderr)
+            return
+        names = [printable(name) for _, name, _ in answer.top]
+        width = max(map(display_width, names))
+        verdict = f"  ({UNSURE})" if answer.unsure else ""
+        lines = [f"{printable(answer.path)}{verdict}"]
+        for name, (_, _, probability) in zip(names, answer.top, strict=True):
+            drawn = bar(probability, self.stream.encoding)
+            lines.append(f"  {pad(name, width)}  {probability:6.4f}  {drawn}".rstrip())
+        print("\n".join(lines), end="\n\n", file=self.stream, flush=True)
+
+
+class JsonLines(Writer):
+    """Prints an object per photo: image and predictions, or image and error."""
+
+    def __init__(self, stream=None):
+        self.stream = stream or sys.stdout
+        # Lone surrogates (names that are not Unicode) become \udc80 through the stream's
+        # backslashreplace, which JSON reads back; other encodings get ASCII escapes throughout.
+        self.ascii = "utf" not in (self.stream.encoding or "").lower()
+
+    def write(self, answer: Answer) -> None:
+        record: dict = {"image": answer.path}
+        if answer.error:
+            record["error"] = answer.error
+        else:
+            record["predictions"] = [
+                {"class": name, "index": index, "probability": round(probability, 6)}
+                for index, name, probability in answer.top
+            ]
+            if answer.unsure:
+                record[UNSURE] = True
+        print(json.dumps(record, ensure_ascii=self.ascii), file=self.stream, flush=True)
+
+
+def safe_cell(text: str) -> str:
+    """`text` for a spreadsheet: a leading ' stops what would otherwise run as a formula."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+class CsvFile(Writer):
+    """Writes a row per photo: image, answer, class and probability of each of the top k, error."""
+
+    def __init__(self, path: str, topk: int):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # Line-buffered: what is answered is on disk even if the run is stopped.
+        self.file = open(  # noqa: SIM115 (closed by `close`, rows come one by one)
+            path, "w", encoding="utf-8", errors="backslashreplace", newline="", buffering=1
+        )
+        self.writer = csv.writer(self.file)
+        self.topk = topk
+        ranked = [f"{kind}_{rank + 1}" for rank in range(topk) for kind in ("class", "probability")]
+        self.writer.writerow(["image", "answer", *ranked, "error"])
+
+    def write(self, answer: Answer) -> None:
+        ranked = []
+        for _, name, probability in answer.top:
+            ranked += [safe_cell(name), f"{probability:.6f}"]
+        ranked += [""] * (2 * self.topk - len(ranked))
+        verdict = "" if answer.error else safe_cell(answer.verdict)
+        error = safe_cell(answer.error or "")
+        self.writer.writerow([safe_cell(answer.path), verdict, *ranked, error])
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class SortedCopies(Writer):
+    """Copies each photo into a folder named after its predicted class (or `unsure`)."""
+
+    def __init__(self, folder: str, classes: Sequence[str]):
+        self.names = FreshNames(folder)
+        self.subfolders = self._subfolders([*classes, UNSURE])
+
+    @staticmethod
+    def _subfolders(classes: Sequence[str]) -> dict[str, str]:
+        """Class name -> folder name; classes that would share a folder get their number added."""
+        taken: set[str] = set()
+        folders = {}
+        for index, name in enumerate(classes):
+            folder = folder_name(name)
+            while folder.lower() in taken:
+                folder = f"{folder}_{index}"
+            taken.add(folder.lower())
+            folders.setdefault(name, folder)
+        return folders
+
+    def write(self, answer: Answer) -> None:
+        if answer.error:
+            return
+        subfolder = self.subfolders[answer.verdict]
+        target = self.names.path(answer.path, Path(answer.path).suffix, subfolder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(answer.path, target)
+
+
+class AnnotatedPictures(Writer):
+    """Saves each photo with its table drawn below it, class names legible in any script."""
+
+    LONG_SIDE = 800  # pixels; larger photos are shrunk, smaller ones enlarged to half of it or more
+
+    def __init__(self, folder: str):
+        self.names = FreshNames(folder)
+
+    def write(self, answer: Answer) -> None:
+        if not answer.error:
+            annotate(answer, self.LONG_SIDE).save(self.names.path(answer.path, ".jpg"), quality=90)
+
+
+def annotate(answer: Answer, long_side: int):
+    """The photo of `answer` above a table of its top classes, as a new PIL image."""
+    photo = answer.image
+    scale = min(long_side / max(photo.size), max(1.0, long_side / 2 / max(photo.size)))
+    photo = photo.resize(
+        [max(1, round(side * scale)) for side in photo.size], Image.Resampling.BICUBIC
+    )
+    width = max(photo.width, long_side // 2)
+    line = 26
+    canvas = Image.new("RGB", (width, photo.height + line * len(answer.top) + 16), "white")
+    canvas.paste(photo, ((width - photo.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    left, right = round(width * 0.38), width - 70
+    for row, (_, name, probability) in enumerate(answer.top):
+        y = photo.height + 8 + row * line
+        font = pil_font(18, text=name)
+        colour = "#1b6ca8" if row == 0 and not answer.unsure else "#9aa5b1"
+        draw.text((10, y), shorten(printable(name), font, left - 18), fill="#222222", font=font)
+        draw.rectangle(
+            (left, y + 4, left + (right - left) * probability, y + line - 8), fill=colour
+        )
+        draw.text((right + 8, y), f"{probability:.3f}", fill="#222222", font=pil_font(18))
+    if answer.unsure:
+        draw.text(
+            (10, 8), UNSURE, fill="#c0392b", font=pil_font(28), stroke_width=3, stroke_fill="white"
+        )
+    return canvas
+
+
+def shorten(text: str, font, width: float) -> str:
+    """`text`, cut with an ellipsis so that it is at most `width` pixels wide."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+class Score(Writer):
+    """Accuracy and confusion over photos whose folder names their class."""
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = classes
+        self.pairs: Counter[tuple[int, int]] = Counter()  # (true, predicted) -> photos
+
+    def write(self, answer: Answer) -> None:
+        if answer.truth is not None and not answer.error:
+            self.pairs[answer.truth, answer.top[0][0]] += 1
+
+    @property
+    def total(self) -> int:
+        return self.pairs.total()
+
+    @property
+    def right(self) -> int:
+        return sum(count for (truth, guess), count in self.pairs.items() if truth == guess)
+
+    def lines(self) -> list[str]:
+        """What to print at the end; nothing where no photo lay in a class folder."""
+        if not self.total:
+            return []
+        head = f"accuracy {self.right / self.total:.4f} ({self.right} of {self.total} photos)"
+        present = sorted({index for pair in self.pairs for index in pair})
+        if len(present) > LARGEST_MATRIX:
+            return [head, *self._mistakes()]
+        return [head, "", *self._matrix(present)]
+
+    def _mistakes(self) -> list[str]:
+        names = [printable(name) for name in self.classes]
+        wrong = most_frequent(dict(self.pairs.most_common()), names, LARGEST_MATRIX)
+        lines = [f"  {count:5d}  {true} taken for {said}" for true, said, count in wrong]
+        return ["most frequent mistakes:", *lines] if lines else []
+
+    def _matrix(self, present: Sequence[int]) -> list[str]:
+        counts = [[self.pairs[truth, guess] for guess in present] for truth in present]
+        return confusion_lines(counts, [printable(self.classes[index]) for index in present])

@@ -1,0 +1,100 @@
+"""What answers are worth, in numbers: confusion, precision, recall, the mistakes to look at."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from system.terminal import table
+
+
+def confusion_matrix(labels, predicted, num_classes: int) -> np.ndarray:
+    """Returns counts (num_classes, num_classes): row the true class, column the predicted one."""
+    pairs = np.asarray(labels, int) * num_classes + np.asarray(predicted, int)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_table(matrix, classes: Sequence[str]) -> list[dict]:
+    """Returns a dict per class: class, precision, recall, f1, support (photos of that class).
+
+    precision is None for a class never predicted, recall for one without photos, f1 for both.
+    """
+    counts = np.asarray(matrix)
+    right, support, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+
+    def share(part, whole) -> float | None:
+        return float(part / whole) if whole else None
+
+    return [
+        {
+            "class": name,
+            "precision": share(right[k], predicted[k]),
+            "recall": share(right[k], support[k]),
+            "f1": share(2 * right[k], support[k] + predicted[k]),
+            "support": int(support[k]),
+        }
+        for k, name in enumerate(classes)
+    ]
+
+
+def class_lines(matrix, classes: Sequence[str]) -> list[str]:
+    """Returns `class_table` as lines of text, in percent."""
+    rows = [("precision", "recall", "F1", "photos", "class")]
+    for row in class_table(matrix, classes):
+        shares = (percent(row[name]) for name in ("precision", "recall", "f1"))
+        rows.append((*shares, str(row["support"]), row["class"]))
+    return table(rows, ">>>><")
+
+
+def confusion_lines(matrix, classes: Sequence[str]) -> list[str]:
+    """Returns the matrix as lines of text, each class with its recall."""
+    rows = [["true \\ predicted", *classes, "recall"]]
+    for row, of_class in zip(
+        np.asarray(matrix).tolist(), class_table(matrix, classes), strict=True
+    ):
+        recall = of_class["recall"]
+        told = "-" if recall is None else f"{recall:.3f}"
+        rows.append([of_class["class"], *(f"{count:5d}" for count in row), told])
+    return table(rows, "<" + ">" * (len(classes) + 1))
+
+
+def most_confused(matrix, classes: Sequence[str], count: int = 10) -> list[tuple[str, str, int]]:
+    """Returns the most frequent mistakes: (true class, predicted class, photos)."""
+    counts = np.asarray(matrix)
+    pairs = {(t, p): int(counts[t, p]) for t, p in np.argwhere(counts).tolist()}
+    return most_frequent(pairs, classes, count)
+
+
+def most_frequent(
+    pairs: Mapping[tuple[int, int], int], classes: Sequence[str], count: int
+) -> list[tuple[str, str, int]]:
+    """The same from the photos of each (true, predicted) that there is."""
+    wrong = [(pair, photos) for pair, photos in pairs.items() if pair[0] != pair[1]]
+    wrong.sort(key=lambda item: -item[1])
+    return [(classes[t], classes[p], photos) for (t, p), photos in wrong[:count]]
+
+
+def worst_mistakes(
+    paths: Sequence[str], labels, probabilities, classes: Sequence[str], count: int = 24
+) -> list[dict]:
+    """Returns the wrong predictions that the model was surest of, as `write_report` shows them.
+
+    Args:
+        paths, labels: of N photos, in the order of `probabilities` (N, len(classes)).
+    """
+    sure = np.asarray(probabilities, float)
+    predicted = sure.argmax(1)
+    top = sure.max(1)
+    wrong = np.flatnonzero(predicted != np.asarray(labels))
+    return [
+        {
+            "path": str(paths[i]),
+            "true": classes[int(labels[i])],
+            "predicted": classes[predicted[i]],
+            "probability": float(top[i]),
+        }
+        for i in wrong[np.argsort(-top[wrong], kind="stable")][:count]
+    ]
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,1 @@
+"""The mathematics under kan.py: bases, products, grids; needs torch alone."""

@@ -1,0 +1,1 @@
+"""The machine and its terminal; knows no photo and no model."""

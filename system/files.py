@@ -1,0 +1,162 @@
+"""Files that appear whole or not at all, JSON, CSV, and names inside an output folder."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+REPLACE_TRIES = 20  # of 0.1 s each
+# Names of devices, which no file on Windows may have, whatever its ending.
+RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+RESERVED |= {f"{device}{n}" for device in ("com", "lpt") for n in "0123456789¹²³"}
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
+    """Opens a file that appears whole or not at all: temporary name, flush, rename.
+
+    A program killed while writing leaves a hidden `.NAME.*.tmp`, which `clear_temporary` removes.
+    What the disk refuses is an OSError with the name of the file that was to appear.
+    """
+    path, temporary = Path(path), None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are private, a result is not
+        _replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and str(error.filename or ".tmp").endswith(".tmp"):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        raise
+
+
+def _replace(temporary: str, path: Path) -> None:
+    """os.replace, which Windows refuses while another program reads `path`: some are soon done."""
+    for _ in range(REPLACE_TRIES):
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError as error:
+            refusal = error
+            time.sleep(0.1)
+    reason = f"{refusal.strerror} (is it open in another program?)"
+    raise PermissionError(refusal.errno, reason, str(path))
+
+
+def clear_temporary(folder: str | os.PathLike) -> None:
+    """Removes what writers that were killed left in `folder`."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8; bytes of a file's name that are none become \\udcNN, as JSON escapes them."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    write_text(path, json.dumps(value, indent=4, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns what a JSON file holds; raises ValueError, naming it, where it is none."""
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is not JSON: it was damaged or edited; restore it") from None
+
+
+def parse_json(text: str) -> Any:
+    """`json.loads` that raises ValueError, too, for what is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
+    """Writes `rows` (dicts with the same keys) as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def json_if_any(path: Path) -> Any:
+    """Returns what a JSON file that need not be there holds; None where none can be read."""
+    try:
+        return read_json(path) if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+class FreshNames:
+    """Gives file names inside one output folder: `x.jpg`, then `x-2.jpg` for the next `x.jpg`.
+
+    The same inputs give the same names in every run, so a repeated run replaces its own files. Only
+    hashes are remembered: a hundred thousand names take a few megabytes.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        make_output_folder(self.folder)
+        self.real = os.path.realpath(self.folder)
+        self.used: set[int] = set()
+
+    def path(self, source: str, suffix: str, subfolder: str = "") -> Path:
+        """Where to write what is made of `source`; ValueError if that could touch an input."""
+        here = os.path.realpath(os.path.dirname(source) or ".")
+        if os.path.commonpath([here, self.real]) == self.real:
+            raise ValueError(
+                f"{source} lies in the output folder {self.folder}; choose another one"
+            )
+        stem, number = Path(source).stem, 1
+        while (key := hash((subfolder, stem.lower(), number, suffix))) in self.used:
+            number += 1
+        self.used.add(key)
+        name = stem if number == 1 else f"{stem}-{number}"
+        return self.folder / subfolder / f"{name}{suffix}"
+
+
+def make_output_folder(folder: Path) -> None:
+    """Creates `folder` and proves that files can be written there, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"cannot write into the folder {folder}: {error.strerror or error}"
+        ) from error
+
+
+def folder_name(class_name: str) -> str:
+    """`class_name` as the name of one folder on any system: no separators, no `..`, no device."""
+    kept = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in class_name)
+    # File systems allow 255 bytes for a name; a class called ".." or "..." is left with nothing.
+    kept = (
+        kept.encode("utf-8", "replace")[:200].decode("utf-8", "ignore").strip().strip(".").strip()
+    )
+    device = kept.lower().split(".")[0].rstrip() in RESERVED
+    return f"_{kept}" if device or not kept else kept

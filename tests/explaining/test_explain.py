@@ -1,0 +1,382 @@
+"""Explanations: where the model looked, what each spline added, what the figures say."""
+
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import explain
+from explaining import attention_maps, curves, kan_vit, photo_figure, pruning
+from imaging.preprocess import Preprocess
+from predicting.writers import Answer
+from pretrained import load_model
+from system import terminal
+from vit_model import create_model
+
+SIZES = {
+    "embed_dim": 24, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 8, "num_classes": 5
+}  # fmt: skip
+KINDS = [
+    {"mlp": "mlp"},
+    {"mlp": "kan"},
+    {"mlp": "kan", "kan_rank": 4, "kan_blocks": "last:2"},
+    {"mlp": "gkan", "kan_groups": 4},
+]
+KAN_KINDS = KINDS[1:]
+
+
+def make_model(seed=0, **options):
+    """A small model whose weights, splines included, are random and not tiny."""
+    torch.manual_seed(seed)
+    model = create_model("custom", **SIZES, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.15)
+    return model
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+TARGETS = torch.tensor([1, 4])
+NAMES = ["daisy", "郁金香", "roses", "tulips", "sun"]
+
+# --------------------------------------------------------------------------- where it looked
+
+
+@pytest.mark.parametrize("method", attention_maps.METHODS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_method_gives_a_value_per_patch_and_leaves_the_model_alone(method, kind, images):
+    model = make_model(**kind)
+    before = model(images).detach()
+    values = attention_maps.METHODS[method](model, images, TARGETS)
+    assert values.shape == (2, 16)
+    assert torch.isfinite(values).all()
+    assert values.std() > 0
+    assert torch.equal(model(images), before)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    assert not any(block.attn.qkv._forward_hooks for block in model.blocks)
+
+
+@pytest.mark.parametrize("method", attention_maps.METHODS)
+def test_photos_of_a_batch_do_not_mix(method, images):
+    model = make_model()
+    both = attention_maps.METHODS[method](model, images, TARGETS)
+    alone = [
+        attention_maps.METHODS[method](model, images[n : n + 1], TARGETS[n : n + 1])[0]
+        for n in (0, 1)
+    ]
+    assert torch.allclose(both, torch.stack(alone), atol=1e-5)
+
+
+def test_recomputed_attention_is_what_the_model_used(images):
+    model = make_model()
+    seen = {}
+    attn = model.blocks[1].attn
+    attn.register_forward_hook(lambda module, args, out: seen.update(out=out))
+    with torch.no_grad(), attention_maps.recording(model) as record:
+        model(images)
+        weights = attention_maps.attention_weights(record.qkv[1], attn)
+        _, _, v = attention_maps.split_heads(record.qkv[1], attn.num_heads)
+        mixed = (weights @ v).transpose(1, 2).flatten(2)  # (B, H, N, D) -> (B, N, H * D)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 3, 17))
+    assert torch.allclose(attn.proj(mixed), seen["out"], atol=1e-5)
+
+
+def test_attention_gradients_are_those_of_an_attention_written_out(images):
+    # One block, one photo: the map from the formula with autograd through an explicit softmax.
+    model = make_model().requires_grad_(False)
+    model.blocks = model.blocks[:1]
+    block, attn = model.blocks[0], model.blocks[0].attn
+    x = model.embed(images[:1])
+    q, k, v = attention_maps.split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
+    weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(-1).requires_grad_()
+    y = x + attn.proj((weights @ v).transpose(1, 2).flatten(2))
+    y = y + block.mlp(block.norm2(y))
+    logit = model.forward_head(model.norm(y))[0, 3]
+    (gradient,) = torch.autograd.grad(logit, weights)
+    wanted = (gradient * weights).clamp_min(0).mean(1)[:, 0, 1:]
+    found = attention_maps.gradient_attention(model, images[:1], torch.tensor([3]))
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_integrated_gradients_add_up_to_the_difference_of_logits(images):
+    model = make_model()
+    values = attention_maps.integrated_gradients(model, images, TARGETS, steps=64)
+    with torch.no_grad():
+        logits = attention_maps.class_logits(model, images, TARGETS)
+        empty = attention_maps.class_logits(model, torch.zeros_like(images), TARGETS)
+    assert torch.allclose(values.sum(1), logits - empty, atol=2e-2)
+
+
+def test_distilled_models_and_register_tokens_are_understood(images):
+    for extra in ({"distilled": True}, {"reg_tokens": 4, "no_embed_class": True}):
+        model = make_model(**extra)
+        for method in attention_maps.METHODS.values():
+            assert method(model, images, TARGETS).shape == (2, 16)
+
+
+# --------------------------------------------------------------------------- what splines added
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_contributions_are_the_logits_slope_along_each_curve(kind, images):
+    # Scaling one curve by (1 + e) must change the logit by e times its contribution.
+    model = make_model(**kind).double()
+    records = curves.trace(model, images[0].double(), 2)
+    for curve in curves.strongest(records, 5):
+        layer = curves.kan_layers(model)[curve.layer_name]
+        step = 1e-6
+        logits = []
+        with torch.no_grad():
+            for factor in (1 + step, (1 - step) / (1 + step)):
+                curves.coefficients(layer)[curve.index] *= factor
+                logits.append(model(images[:1].double())[0, 2])
+            curves.coefficients(layer)[curve.index] /= 1 - step
+        slope = float(logits[0] - logits[1]) / (2 * step)
+        assert slope == pytest.approx(curve.contribution, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_tokens_share_out_a_curves_contribution(kind, images):
+    model = make_model(**kind)
+    records = curves.trace(model, images[0], 2)
+    for curve in curves.strongest(records, 4):
+        layer = curves.kan_layers(model)[curve.layer_name]
+        x, y = curves.per_token(curve, layer, records[curve.layer_name])
+        assert x.shape[0] == 17
+        assert float(y.sum()) == pytest.approx(curve.contribution, rel=1e-3, abs=1e-5)
+
+
+def test_strongest_finds_the_largest_of_all_layers(images):
+    model = make_model(mlp="kan")
+    records = curves.trace(model, images[0], 0)
+    everything = torch.cat([record.contributions.flatten() for record in records.values()])
+    found = [abs(curve.contribution) for curve in curves.strongest(records, 7)]
+    assert found == pytest.approx(everything.abs().topk(7).values.tolist())
+
+
+def test_frozen_models_stay_frozen(images):
+    model = make_model(mlp="kan").requires_grad_(False)
+    curves.trace(model, images[0], 0)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_a_curve_evaluates_to_what_its_layer_adds(kind):
+    model = make_model(**kind)
+    name, layer = next(iter(curves.kan_layers(model).items()))
+    last = tuple(size - 1 for size in curves.coefficients(layer).shape[:-1])
+    curve = curves.Curve(name, last, 0.0)
+    x = torch.linspace(-4, 4, 9)
+    inputs = torch.zeros(9, layer.in_features)
+    curves.acting_on(curve, layer, inputs)[:] = x[:, None]
+    with torch.no_grad():
+        whole = layer(inputs)
+        curves.coefficients(layer)[curve.index] = 0
+        without = layer(inputs)
+        y = curves.evaluate(curve, make_layer_again(kind, name), x)
+        if kind["mlp"] == "gkan":
+            size = layer.in_features // layer.groups
+            added = y[:, None] * layer.base_weight[:, -size:].sum(1)
+        elif "kan_rank" in kind:
+            added = y[:, None] * layer.spline_up[:, last[0]]
+        else:
+            added = torch.zeros_like(whole)
+            added[:, last[0]] = y
+    assert torch.allclose(whole - without, added, atol=1e-5)
+
+
+def make_layer_again(kind, name):
+    return curves.kan_layers(make_model(**kind))[name]
+
+
+# --------------------------------------------------------------------------- figures
+
+
+class FakeClassifier:
+    """What photo_figure needs of predict.Classifier."""
+
+    def __init__(self, model):
+        self.model = model
+        self.classes = NAMES
+        self.preprocess = Preprocess(img_size=32)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_figure_is_written_for_every_photo(kind, tmp_path):
+    figures = photo_figure.Figures(
+        str(tmp_path / "out"), FakeClassifier(make_model(**kind)), None, torch.device("cpu")
+    )
+    top = [(1, "郁金香", 0.8), (0, "daisy", 0.2)]
+    for name in ("a", "b"):
+        image = Image.new("RGB", (60, 40), "orange")
+        figures.write(Answer(f"in/{name}.jpg", top, image=image))
+    figures.write(Answer("in/broken.jpg", error="no photo"))
+    figures.close()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    with Image.open(tmp_path / "out" / "a.png") as figure:
+        assert figure.size > (800, 300)
+
+
+def test_the_class_to_explain_is_found_by_name_or_refused_with_the_nearest():
+    classes = ["daisy", "roses", "tulips"]
+    assert photo_figure.class_index(None, classes) is None
+    assert photo_figure.class_index("tulips", classes) == 2
+    with pytest.raises(ValueError, match="did you mean roses"):
+        photo_figure.class_index("rose", classes)
+
+
+def test_half_of_the_relevance_is_counted_from_the_strongest_patch():
+    assert photo_figure.patches_for_half(torch.tensor([0.1, 0.6, 0.1, 0.2])) == 1
+    assert photo_figure.patches_for_half(torch.full((16,), 1.0)) == 8
+
+
+def test_a_map_has_its_patches_in_reading_order():
+    heat = photo_figure.heat_map(torch.tensor([0.0, 1.0, 2.0, 4.0]))
+    assert heat.tolist() == [[0.0, 0.25], [0.5, 1.0]]
+
+
+# --------------------------------------------------------------------------- the model itself
+
+
+def test_usage_is_the_spread_of_each_curve_and_does_not_depend_on_chunks():
+    model = make_model(mlp="kan")
+    layer = model.blocks[0].mlp.fc2
+    values = torch.randn(50, layer.in_features)
+    found = curves.usage(layer, values)
+    assert torch.allclose(found, curves.usage(layer, values, most=50), atol=1e-6)
+    index = (3, 70)
+    curve = curves.evaluate(curves.Curve("blocks.0.mlp.fc2", index, 0.0), layer, values[:, 70])
+    assert float(found[index]) == pytest.approx(float(curve.std()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_without_splines_a_block_computes_its_base_alone(kind, images):
+    model = make_model(**kind)
+    bare = make_model(**kind)
+    for layer in curves.kan_layers(bare).values():
+        for parameter in layer.spline_parameters():
+            torch.nn.init.zeros_(parameter)
+    layers = list(curves.kan_layers(model).values())
+    with torch.no_grad(), kan_vit.without_splines(layers):
+        assert torch.allclose(model(images), bare(images), atol=1e-5)
+    assert not torch.allclose(model(images), bare(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_pruning_nothing_changes_nothing(kind, images):
+    model = make_model(**kind)
+    same = pruning.prune(model, images, 0.0)
+    assert torch.allclose(same(images), model(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_dead_units_can_be_pruned_without_any_change(kind, images):
+    # Units whose outgoing edges are all zero, a quarter of each block, must be the ones to go.
+    model = make_model(**kind)
+    with torch.no_grad():
+        for block in model.blocks:
+            for parameter in block.mlp.fc2.parameters():
+                if parameter.shape[1:2] == (96,):  # the second axis counts hidden units
+                    parameter[:, ::4] = 0
+    small = pruning.prune(model, images, 0.25)
+    assert [block.mlp.fc1.out_features for block in small.blocks] == [72, 72, 72]
+    assert torch.allclose(small(images), model(images), atol=1e-4)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_importance_is_the_squared_effect_of_a_units_variation(kind, images):
+    model = make_model(**kind).double()
+    image = images[:1].double()
+    found = pruning.unit_importance(model, image)[1]
+    seen = []
+    with pruning.second_layers(model, seen):
+        (gradients,) = torch.autograd.grad(
+            pruning.margin(model(image.requires_grad_())).sum(), seen[1][1]
+        )
+    hidden, fc2 = seen[1][0].detach()[0], model.blocks[1].mlp.fc2
+    unit = 5
+    with torch.no_grad():
+        alone = torch.zeros_like(hidden)
+        alone[:, unit] = hidden[:, unit]
+        at_mean = fc2(alone).mean(0)
+        effect = ((fc2(alone) - at_mean) * gradients[0]).sum(-1)
+    assert float(found[unit]) == pytest.approx(float(effect.square().sum()), rel=1e-4)
+
+
+def test_what_removed_units_gave_on_average_stays_in_the_bias(images):
+    model = make_model()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp.fc1.weight[:48] = 0  # half of the units are constant
+            block.mlp.fc1.bias[:48] = 1.5
+    small = pruning.prune(model, images, 0.5)
+    assert torch.allclose(small(images), model(images), atol=1e-4)
+
+
+def test_groups_of_a_gkan_stay_equally_large(images):
+    model = make_model(mlp="gkan", kan_groups=4)
+    kept = pruning.units_to_keep(model, pruning.unit_importance(model, images), 0.3)
+    for keep in kept:
+        assert torch.bincount(keep // 24, minlength=4).tolist() == [17, 17, 17, 17]
+
+
+@pytest.mark.parametrize("kind", KINDS[:3], ids=str)
+def test_explain_draws_prunes_and_saves_a_checkpoint_that_loads(
+    kind, tmp_path, monkeypatch, capsys
+):
+    model = make_model(**kind)
+    write_checkpoint(tmp_path / "best.pth", model)
+    for folder in ("daisy", "roses"):
+        for n, colour in enumerate(["red", "green", "blue"]):
+            path = tmp_path / "data" / folder / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), colour).save(path)
+    run(monkeypatch, tmp_path / "best.pth", "--data", tmp_path / "data", "--prune", 0.5)
+    out = capsys.readouterr().out
+    pruned = load_model(tmp_path / "explain" / "pruned.pth")
+    assert [block.mlp.fc1.out_features for block in pruned.model.blocks] == [48, 48, 48]
+    assert pruned.classes == NAMES
+    assert "before" in out
+    assert "after" in out
+    pictures = {path.name for path in (tmp_path / "explain").glob("*.png")}
+    if kind["mlp"] == "kan":
+        assert {"importance.png", "block_03.png"} <= pictures
+
+
+def test_explain_works_without_photos(tmp_path, monkeypatch, capsys):
+    write_checkpoint(tmp_path / "best.pth", make_model(mlp="kan", kan_rank=3))
+    assert run(monkeypatch, tmp_path / "best.pth", "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "block_01.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "sentence"),
+    [
+        ((), {"mlp": "mlp"}, "no KAN layers"),
+        (("--prune", "0.5"), {"mlp": "kan"}, "--data"),
+        (("--prune", "1.5"), {"mlp": "kan"}, "out of range"),
+    ],
+)
+def test_explain_names_what_is_missing(tmp_path, monkeypatch, capsys, flags, kind, sentence):
+    write_checkpoint(tmp_path / "best.pth", make_model(**kind))
+    assert run(monkeypatch, tmp_path / "best.pth", *flags) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def write_checkpoint(path, model):
+    facts = {"classes": NAMES, "preprocess": Preprocess(img_size=32).to_dict()}
+    facts |= {"epoch": 1, "metrics": {}, "version": 1}
+    torch.save({"model": model.state_dict(), "config": model.config, **facts}, path)
+
+
+def run(monkeypatch, *argv) -> int:
+    monkeypatch.setattr(sys, "argv", ["explain.py", *map(str, argv)])
+    with pytest.raises(SystemExit) as exit_:
+        terminal.run_cli(explain.main)
+    return exit_.value.code

@@ -1,0 +1,200 @@
+"""What a run left behind, checked before anything is built from it: last.pth and split.json.
+
+Opening them executes nothing, but they may have been edited, damaged or made by a stranger. Each
+part is compared with what a run writes, so that all that follows can rely on it.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from formats.checkpoints import load_checkpoint
+from formats.reading import checked_classes, checked_config, checked_preprocess
+from imaging.splitting import DataSplit
+from system.files import read_json
+from system.flags import existing
+from training.flags import train_parser
+
+PARTS = {
+    "config": dict,
+    "classes": list,
+    "preprocess": dict,
+    "optimizer": dict,
+    "scheduler": dict,
+    "scaler": dict,
+    "rng": dict,
+    "loader": dict,
+    "args": dict,
+    "trainable": list,
+    "history": list,
+    "best": dict,
+    "advised": list,
+}
+# What may change when a run is resumed; everything else would make it another run.
+MAY_CHANGE = {"epochs", "workers", "device", "save_steps", "patience", "resume", "output"}
+MAY_CHANGE |= {"fsdp", "grad_checkpointing", "cache_images"}
+
+
+def load_state(folder: Path) -> dict:
+    """Returns the state in a run's last.pth; raises ValueError, naming it, where it is no run's."""
+    path = folder / "last.pth"
+    state = load_checkpoint(path)
+    missing = PARTS.keys() - state.keys()
+    if missing:
+        raise ValueError(f"{path} cannot be resumed: it lacks {', '.join(sorted(missing))}")
+    try:
+        _check(state)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be resumed: it {error}") from None
+    return state
+
+
+def read_split(folder: Path, data_path: str, classes: list[str]) -> DataSplit:
+    """Returns the split of a run; raises ValueError, naming split.json, where it is another's."""
+    path = folder / "split.json"
+    values = read_json(path)
+    try:
+        data = DataSplit.from_dict(values, data_path)
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}") from None
+    if data.classes != classes:
+        raise ValueError(f"{path} names other classes than the run's last.pth; restore it")
+    return data
+
+
+def _check(state: dict) -> None:
+    """Raises ValueError, worded to follow a file's name, for what no run would have written."""
+    for part, kind in PARTS.items():
+        if not isinstance(state[part], kind):
+            raise ValueError(f"has `{part}` of type {type(state[part]).__name__}")
+    for part in ("model", "raw_model", "ema"):
+        _check_finite(part, state.get(part) or {})
+    config = checked_config(state["config"], state["model"])
+    checked_classes(state["classes"], config)
+    checked_preprocess(state["preprocess"], config)
+    for part in ("trainable", "advised"):
+        _require(all(isinstance(name, str) for name in state[part]), part)
+    for row in (*state["history"], state["best"]):
+        _require(isinstance(row, dict), "history")
+        _require(all(isinstance(k, str) and _is_number(v) for k, v in row.items()), "history")
+    loader = state["loader"]
+    counts = [loader.get("epoch"), loader.get("batches_done"), loader.get("processes", 1)]
+    _require(all(type(count) is int and count >= 0 for count in counts), "loader")
+    sums, failed = loader.get("sums"), loader.get("failed")
+    _require(isinstance(sums, Tensor) and sums.shape == (3,), "loader")
+    _require(isinstance(failed, list) and all(map(_is_failure, failed)), "loader")
+    _check_args(state["args"])
+
+
+def _require(holds: bool, part: str) -> None:
+    if not holds:
+        raise ValueError(f"has `{part}` that is not as a run writes it")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_failure(value: object) -> bool:
+    """Whether `value` is a my_dataset.Failed as a list: path, reason, index."""
+    return isinstance(value, list) and list(map(type, value)) == [str, str, int]
+
+
+def _check_finite(part: str, tensors: object) -> None:
+    _require(isinstance(tensors, dict), part)
+    for name, value in tensors.items():
+        _require(isinstance(value, Tensor), part)
+        if not value.isfinite().all():
+            raise ValueError(f"is spoilt: {name} has values that are NaN or infinite")
+
+
+def _check_args(args: dict) -> None:
+    """Raises ValueError where a value is not one that its flag gives."""
+    _require(all(isinstance(name, str) for name in args), "args")
+    for action in train_parser()._actions:
+        value = args.get(action.dest)
+        absent = action.dest not in args or (value is None and action.default is None)
+        if not absent and not _comes_from(action, value):
+            flag = "--" + action.dest.replace("_", "-")
+            raise ValueError(f"has {flag} {value!r:.80}, which that flag does not take")
+
+
+def _comes_from(action: argparse.Action, value: object) -> bool:
+    """Whether the flag `action` gives `value` for some text."""
+    if action.nargs == 0:
+        return isinstance(value, bool)
+    if action.type in (None, existing):  # what is gone by now is named where it is opened
+        return isinstance(value, str) and (not action.choices or value in action.choices)
+    if type(value) not in (str, int, float, bool, tuple):
+        return False
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    try:
+        return action.type(text) == value
+    except argparse.ArgumentTypeError:
+        return False
+
+
+def check_alike(state: dict, optimizer, scheduler, scaler) -> None:
+    """Raises ValueError where the state is not one of these, which a resumed run has built anew."""
+    fresh = {"scheduler": scheduler.state_dict(), "scaler": scaler.state_dict()}
+    for part, values in fresh.items():
+        _require(_alike(values, state[part]), part)
+    saved, groups = state["optimizer"], optimizer.state_dict()["param_groups"]
+    _require(_alike(groups, saved.get("param_groups")), "optimizer")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    _require(isinstance(saved.get("state"), dict), "optimizer")
+    for number, values in saved["state"].items():
+        _require(type(number) is int and 0 <= number < len(parameters), "optimizer")
+        _require(isinstance(values, dict), "optimizer")
+        shapes = (torch.Size(), parameters[number].shape)
+        for value in values.values():
+            fits = isinstance(value, Tensor) and value.shape in shapes
+            _require(fits or value is None or _is_number(value), "optimizer")
+
+
+def _alike(fresh: object, saved: object) -> bool:
+    """Whether `saved` has the form of `fresh`: the same containers, numbers where numbers are.
+
+    Another version of torch may keep more or less, so only common keys are compared.
+    """
+    if isinstance(fresh, dict):
+        common = fresh.keys() & saved.keys() if isinstance(saved, dict) else ()
+        return isinstance(saved, dict) and all(_alike(fresh[key], saved[key]) for key in common)
+    if isinstance(fresh, list | tuple):
+        same = isinstance(saved, list | tuple) and len(fresh) == len(saved)
+        return same and all(map(_alike, fresh, saved))
+    if fresh is None or isinstance(fresh, bool):
+        return saved is None or isinstance(saved, bool) or _is_number(saved)
+    return _is_number(saved) if _is_number(fresh) else isinstance(saved, type(fresh))
+
+
+def share_batch(args: argparse.Namespace, before: int, now: int) -> None:
+    """Keeps the total batch of a run that `before` processes began and `now` processes continue.
+
+    Raises ValueError where they cannot share it equally.
+    """
+    if before == now:
+        return
+    total = args.batch_size * before
+    if total % now:
+        raise ValueError(
+            f"the run took {total} photos together at each step, which {now} processes cannot "
+            f"share equally: resume it on a number of processes that divides {total}"
+        )
+    args.batch_size = total // now
+    print(
+        f"begun on {before} process{'es' * (before > 1)}, resumed on {now}: {args.batch_size} "
+        f"photos per process keep the total batch of {total}"
+    )
+
+
+def check_still_there(data: DataSplit) -> None:
+    """Raises FileNotFoundError when photos of the split have vanished since the run began."""
+    gone = [path for path in data.train.paths + data.val.paths if not Path(path).exists()]
+    if gone:
+        raise FileNotFoundError(
+            f"{len(gone)} of the run's photos are gone, for instance {gone[0]}: put them back, or "
+            f"start a new run"
+        )
