@@ -22,7 +22,6 @@ Letters in shape comments: N rows (all leading dimensions), I in_features, O out
 G grid_size, k spline_order, K = G + k bases of an edge.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
@@ -30,233 +29,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splines.bases import OUTSIDE, dense_bases, local_bases, padded_knots, penalty, pieces
-from splines.grids import change_of_grid, everywhere
+from splines.bases import dense_bases, penalty, pieces, scaled
+from splines.grids import range_of
+from splines.layer import Range, SplineLayer, require_whole
+from splines.plain import plain_curves, plain_spline
 from splines.products import (
     CHUNK_BYTES,
-    BaseProduct,
     Curves,
     SplineProduct,
-    plain_curves,
-    plain_spline,
     product_dtype,
-    scaled,
     wants_plain_path,
 )
-
-INITIALISATIONS = ("power", "glorot", "noise")
-
-
-# --- Layers --------------------------------------------------------------------------------------
-
-
-class SplineLayer(nn.Module):
-    """What KANLinear and GroupKANLinear share: a grid of knots per curve, and a base function.
-
-    grid: (curves, G + 2k + 1), float32 or float64 also where the weights are narrower.
-    """
-
-    def __init__(
-        self, in_features, out_features, curves, grid_size, spline_order, base_activation,
-        grid_range, bias, scale_noise, outside,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        positive = {"in_features": in_features, "out_features": out_features}
-        for name, value in (positive | {"grid_size": grid_size}).items():
-            if value != int(value) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 on, got {value}")
-        if spline_order != int(spline_order) or spline_order < 0:
-            raise ValueError(f"spline_order must be a whole number from 0 on, got {spline_order}")
-        if len(grid_range) != 2 or not grid_range[0] < grid_range[1]:
-            raise ValueError(f"grid_range must be (low, high), low below high, got {grid_range}")
-        if not math.isfinite(grid_range[1] - grid_range[0]):
-            raise ValueError(f"grid_range must be finite, got {grid_range}")
-        if outside not in OUTSIDE:
-            raise ValueError(f"outside must be one of {', '.join(OUTSIDE)}, got {outside!r}")
-        if scale_noise < 0:
-            raise ValueError(f"scale_noise must not be negative, got {scale_noise}")
-        self.in_features, self.out_features, self.curves = in_features, out_features, curves
-        self.grid_size, self.spline_order = grid_size, spline_order
-        self.grid_range, self.outside = tuple(grid_range), outside
-        self.scale_noise = scale_noise
-        self.base_activation = base_activation()
-        self.base_weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
-        self.register_buffer("grid", self.build_grid())
-
-    @property
-    def bases_per_edge(self) -> int:
-        return self.grid_size + self.spline_order
-
-    def build_grid(self, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-        """Returns uniform knots on [low, high] (curves,), default `grid_range`, and k beyond."""
-        if low is None:
-            real = torch.promote_types(torch.get_default_dtype(), torch.float32)
-            low, high = (torch.full((self.curves,), float(v), dtype=real) for v in self.grid_range)
-        k, g = self.spline_order, self.grid_size
-        if low.is_meta:  # torch would import its compiler (2 s) to compute nothing
-            return low.new_empty(self.curves, g + 2 * k + 1)
-        steps = torch.arange(-k, g + k + 1, dtype=torch.float64) / g  # on the CPU: MPS has none
-        first, last = low.cpu().unsqueeze(1), high.cpu().unsqueeze(1)
-        # This form gives low and high exactly, where low + step * (high - low) / g may not.
-        return (first * (1 - steps) + last * steps).to(low)
-
-    @property
-    def low(self) -> Tensor:
-        return self.grid[:, self.spline_order]
-
-    @property
-    def high(self) -> Tensor:
-        return self.grid[:, self.grid_size + self.spline_order]
-
-    def spline_parameters(self) -> Iterator[Tensor]:
-        """The parameters whose last axis counts bases, and on which a change of grid acts."""
-        raise NotImplementedError
-
-    def per_curve(self, x: Tensor) -> Tensor:
-        """(..., I) -> (N, curves): the inputs of each curve, one below the other."""
-        raise NotImplementedError
-
-    @property
-    def splines_are_zero(self) -> bool:
-        return not any(bool(p.any()) for p in self.spline_parameters())
-
-    def checked(self, x: Tensor) -> Tensor:
-        """The input as the layer can use it. Raises ValueError for another number of features."""
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"the layer takes {self.in_features} features in the last dimension, got an input "
-                f"of shape {tuple(x.shape)}"
-            )
-        return x if x.is_floating_point() else x.to(self.base_weight.dtype)
-
-    def may_fuse(self, x: Tensor) -> bool:
-        """Whether functions of our own may compute the base function, and again for backward."""
-        return not wants_plain_path(x) and next(self.base_activation.parameters(), None) is None
-
-    def linear(self, x: Tensor) -> Tensor:
-        """The base term (N, I) -> (N, O)."""
-        if self.may_fuse(x) and not isinstance(self.base_activation, nn.Identity):
-            dtype = product_dtype(x, self.base_weight)
-            return BaseProduct.apply(x, self.base_weight, self.bias, self.base_activation, dtype)
-        return F.linear(self.base_activation(x), self.base_weight, self.bias)
-
-    @torch.no_grad()
-    def coverage(self, x: Tensor) -> float:
-        """The share of the values of x (..., I) that lie within [low, high] of their feature."""
-        x = self.per_curve(self.checked(x))
-        return ((x >= self.low) & (x <= self.high)).sum().item() / max(1, x.numel())
-
-    @torch.no_grad()
-    def set_range(self, low: Tensor | float, high: Tensor | float) -> None:
-        """Sets uniform knots on [low, high], numbers or one for each curve.
-
-        The splines keep their values where the new grid can represent them.
-        Raises ValueError where low is not below high.
-        """
-        low, high = (
-            torch.as_tensor(v, dtype=self.grid.dtype, device=self.grid.device).expand(self.curves)
-            for v in (low, high)
-        )
-        if not bool((low < high).all()) or not bool(torch.isfinite(high - low).all()):
-            raise ValueError(
-                "set_range: low must be below high, and both finite, for every feature"
-            )
-        self._regrid(self.build_grid(low, high))
-
-    @torch.no_grad()
-    def refine(self, grid_size: int) -> None:
-        """Grid extension: the same function on [low, high] with `grid_size` cells.
-
-        Exact where the new knots contain the old ones (grid_size a multiple of the old one), the
-        best approximation elsewhere. New knots divide the old cells as evenly as the old ones did.
-        """
-        if grid_size != int(grid_size) or grid_size < 1:
-            raise ValueError(f"grid_size must be a whole number from 1 on, got {grid_size}")
-        k, old = self.spline_order, self.grid.double()
-        inner = old[:, k : k + self.grid_size + 1]
-        position = torch.arange(grid_size + 1, device=old.device) * self.grid_size
-        cell = (position // grid_size).clamp(max=self.grid_size - 1)
-        part = (position - cell * grid_size) / grid_size
-        inner = inner[:, cell] * (1 - part) + inner[:, cell + 1] * part
-        self._regrid(padded_knots(inner, k).to(self.grid.dtype))
-
-    @torch.no_grad()
-    def update_grid(self, x: Tensor, margin: float = 0.01) -> None:
-        """Moves the knots to where the inputs x (..., I) are and keeps the function.
-
-        Knots follow the quantiles of x, mixed with `grid_eps` of uniform ones, on a range `margin`
-        wider than that of x. In a distributed run the samples of all processes count.
-        """
-        x = everywhere(self.per_curve(self.checked(x)).to(self.grid.dtype))
-        x = x[torch.isfinite(x).all(1)]
-        if not len(x):
-            return
-        ranked = x.double().sort(0).values
-        low, high = ranked[0], ranked[-1]
-        # A constant feature still needs knots that its type can tell apart.
-        room = torch.maximum(torch.full_like(low, margin), 1e-3 * torch.maximum(-low, high).abs())
-        room = torch.where((high - low) > 2e-3 * torch.maximum(-low, high).abs(), margin, room)
-        low, high = low - room.clamp_min(1e-6), high + room.clamp_min(1e-6)
-        share = torch.linspace(0, 1, self.grid_size + 1, device=x.device, dtype=torch.float64)
-        place = share * (len(x) - 1)
-        below = place.long()
-        part = (place - below)[:, None]
-        above = (below + 1).clamp(max=len(x) - 1)
-        adaptive = ranked[below] * (1 - part) + ranked[above] * part  # (G + 1, curves)
-        adaptive[0], adaptive[-1] = low, high
-        uniform = low + share[:, None] * (high - low)
-        inner = self.grid_eps * uniform + (1 - self.grid_eps) * adaptive
-        step = (high - low) / self.grid_size
-        count = torch.arange(1, self.spline_order + 1, device=x.device)[:, None]
-        grid = torch.cat([low - count.flip(0) * step, inner, high + count * step])
-        self._regrid(grid.t().to(self.grid.dtype).contiguous(), x)
-
-    def _regrid(self, grid: Tensor, samples: Tensor | None = None) -> None:
-        """Puts another grid in place and carries the splines over."""
-        size = grid.shape[1] - 1 - 2 * self.spline_order
-        if not self.splines_are_zero:
-            change = change_of_grid(self.grid, grid, self.spline_order, self.outside, samples)
-            for p in self.spline_parameters():
-                moved = torch.einsum("cnk,...ck->...cn", change, p.double())
-                p.data = moved.to(p.dtype).contiguous()  # LBFGS takes views of gradients
-        elif size != self.grid_size:
-            for p in self.spline_parameters():
-                # Of low rank only `spline_up` is zero: with both factors zero neither would ever
-                # get a gradient, so the other one is drawn anew in the size that it had.
-                deviation = p.square().mean().sqrt().item()
-                p.data = p.new_empty(*p.shape[:-1], size + self.spline_order).normal_(0, deviation)
-        self.grid_size = size
-        if grid.shape == self.grid.shape:
-            self.grid.copy_(grid)
-        else:
-            self.grid = grid
-
-    def _apply(self, fn, recurse=True):
-        grid = self.grid
-        super()._apply(fn, recurse)
-        if self.grid.dtype not in (torch.float32, torch.float64):  # .to(bfloat16) spares the knots
-            self.grid = grid.to(self.grid.device, torch.promote_types(grid.dtype, torch.float32))
-        return self
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Takes over the grid size of what is loaded."""
-        grid = state_dict.get(f"{prefix}grid")
-        if grid is not None and grid.ndim == 2 and grid.shape != self.grid.shape:
-            size = grid.shape[1] - 1 - 2 * self.spline_order
-            if size >= 1 and len(grid) == len(self.grid):
-                self.grid = self.grid.new_empty(grid.shape)
-                for p in self.spline_parameters():
-                    p.data = p.new_empty(*p.shape[:-1], size + self.spline_order)
-                self.grid_size = size
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"grid_size={self.grid_size}, spline_order={self.spline_order}, "
-            f"outside={self.outside!r}, bias={self.bias is not None}"
-        )
+from splines.starts import INITIALISATIONS, Spread, noisy, spreads
 
 
 class KANLinear(SplineLayer):
@@ -286,7 +70,7 @@ class KANLinear(SplineLayer):
         enable_standalone_scale_spline: bool = True,
         base_activation: Callable[[], nn.Module] = nn.SiLU,
         grid_eps: float = 0.02,
-        grid_range: tuple[float, float] = (-1, 1),
+        grid_range: Range = (-1, 1),
         *,
         scale_noise: float = 0.1,
         bias: bool = False,
@@ -295,17 +79,16 @@ class KANLinear(SplineLayer):
         init: str = INITIALISATIONS[0],
     ) -> None:
         super().__init__(
-            in_features, out_features, in_features, grid_size, spline_order, base_activation,
-            grid_range, bias, scale_noise, outside,
+            in_features, out_features, curves=in_features, grid_size=grid_size,
+            spline_order=spline_order, base_activation=base_activation, grid_range=grid_range,
+            grid_eps=grid_eps, bias=bias, scale_noise=scale_noise, outside=outside,
         )  # fmt: skip
-        if not 0 < grid_eps <= 1:
-            raise ValueError(f"grid_eps must lie in (0, 1], got {grid_eps}")
         if init not in INITIALISATIONS:
             raise ValueError(f"init must be one of {', '.join(INITIALISATIONS)}, got {init!r}")
-        if spline_rank is not None and (spline_rank != int(spline_rank) or spline_rank < 1):
-            raise ValueError(f"spline_rank must be None or from 1 on, got {spline_rank}")
+        if spline_rank is not None:
+            require_whole(1, spline_rank=spline_rank)
         self.scale_base, self.scale_spline = scale_base, scale_spline
-        self.grid_eps, self.init, self.spline_rank = grid_eps, init, spline_rank
+        self.init, self.spline_rank = init, spline_rank
         coefficients = (in_features, self.bases_per_edge)
         if spline_rank is None:
             self.spline_weight = nn.Parameter(torch.empty(out_features, *coefficients))
@@ -322,6 +105,17 @@ class KANLinear(SplineLayer):
     def enable_standalone_scale_spline(self) -> bool:
         return self.spline_scaler is not None
 
+    @property
+    def settings(self) -> dict:
+        own = (
+            "scale_base",
+            "scale_spline",
+            "enable_standalone_scale_spline",
+            "spline_rank",
+            "init",
+        )
+        return super().settings | {name: getattr(self, name) for name in own}
+
     def spline_parameters(self) -> Iterator[Tensor]:
         yield self.spline_weight if self.spline_rank is None else self.spline_down
 
@@ -332,11 +126,6 @@ class KANLinear(SplineLayer):
 
     def per_curve(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.in_features)
-
-    def reset_parameters(self) -> None:
-        """Knots and weights anew, for instance after construction on the meta device."""
-        self.grid.copy_(self.build_grid().to(self.grid))
-        self.initialize_weights()
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -353,7 +142,7 @@ class KANLinear(SplineLayer):
             return
         if self.bias is not None:
             self.bias.zero_()
-        base, spline = self._standard_deviations()
+        base, spline = self._spreads()
         self.base_weight.normal_(0, self.scale_base * base)
         scale = self.scale_spline if self.scale_noise else 0.0
         if self.spline_scaler is not None:
@@ -364,42 +153,17 @@ class KANLinear(SplineLayer):
             self.spline_down.normal_(0, self.in_features**-0.5)
             self.spline_up.normal_(0, scale * spline * (self.in_features / self.spline_rank) ** 0.5)
         elif self.init == "noise":
-            self.spline_weight.copy_(scale * self._noise())
+            shape = self.grid[:1], self.spline_order, self.outside, self.scale_noise
+            self.spline_weight.copy_(scale * noisy(self.spline_weight, *shape))
         else:
             self.spline_weight.normal_(0, scale * spline)
 
-    def _standard_deviations(self) -> tuple[float, float]:
-        """Of base weights and coefficients, for inputs of a standard normal distribution."""
-        terms = self.bases_per_edge + 1
+    def _spreads(self) -> Spread:
         if self.init == "noise":
-            return (3 * self.in_features) ** -0.5, 0.3 * self.scale_noise / self.grid_size
-        grid = self.grid[:1].cpu().double()
-        z = torch.linspace(0, 1, 1002, dtype=torch.float64, device="cpu")[1:-1, None]
-        z = math.sqrt(2) * torch.erfinv(2 * z - 1)  # quantiles of the normal distribution
-        bases, slopes, _ = local_bases(z, grid, self.spline_order, self.outside)
-        with torch.enable_grad():
-            z.requires_grad_()
-            active = self.base_activation(z)
-            (rise,) = torch.autograd.grad(active.sum(), z)
-
-        def deviation(value: Tensor, slope: Tensor, number: int) -> float:
-            forward = self.in_features * value.square().sum().item() / number / len(z)
-            backward = self.out_features * slope.square().sum().item() / number / len(z)
-            return (2 / terms / (forward + backward)) ** 0.5
-
-        if self.init == "power":
-            keeping = (self.in_features * active.square().mean().item()) ** -0.5
-            return keeping, (self.in_features * terms) ** -1.75
-        return deviation(active, rise, 1), deviation(bases, slopes, self.bases_per_edge)
-
-    def _noise(self) -> Tensor:
-        """Coefficients of splines through noise at the G + 1 inner knots, (O, I, K)."""
-        grid = self.grid[:1].double()
-        k, g = self.spline_order, self.grid_size
-        bases = dense_bases(grid[:, k : k + g + 1].t(), grid, k, self.outside)[:, 0]  # (G + 1, K)
-        solution = torch.linalg.pinv(bases).to(self.spline_weight.dtype)  # one for all edges
-        noise = self.spline_weight.new_empty(*self.spline_weight.shape[:2], g + 1)
-        return noise.uniform_(-0.5, 0.5) * (self.scale_noise / g) @ solution.t()
+            return Spread((3 * self.in_features) ** -0.5, 0.3 * self.scale_noise / self.grid_size)
+        shape = self.grid[:1], self.spline_order, self.outside
+        sizes = self.in_features, self.out_features
+        return spreads(self.init, *sizes, *shape, self.base_activation)
 
     def b_splines(self, x: Tensor) -> Tensor:
         """Returns all bases at x, (..., I) -> (..., I, K), in float32 or float64."""
@@ -495,11 +259,7 @@ class KANLinear(SplineLayer):
 
         The error is that of the best approximation (Eckart and Young), in the Frobenius norm.
         """
-        low_rank = KANLinear(
-            self.in_features, self.out_features, self.grid_size, self.spline_order,
-            self.scale_base, self.scale_spline, False, lambda: self.base_activation, self.grid_eps,
-            self.grid_range, bias=self.bias is not None, spline_rank=rank, outside=self.outside,
-        ).to(self.base_weight)  # fmt: skip
+        low_rank = self.like(spline_rank=rank, enable_standalone_scale_spline=False)
         weight = self.scaled_spline_weight.double().flatten(1)  # (O, I * K)
         # Eigenvectors of the small Gram matrix are the left singular vectors, at a small price.
         _, vectors = torch.linalg.eigh(weight @ weight.t())
@@ -524,18 +284,17 @@ class GroupKANLinear(SplineLayer):
     Raises ValueError where `groups` does not divide in_features.
     """
 
-    grid_eps = 0.02
-
     def __init__(
         self,
         in_features: int,
         out_features: int,
         groups: int = 8,
+        *,
         grid_size: int = 5,
         spline_order: int = 3,
         base_activation: Callable[[], nn.Module] = nn.SiLU,
-        grid_range: tuple[float, float] = (-1, 1),
-        *,
+        grid_eps: float = 0.02,
+        grid_range: Range = (-1, 1),
         bias: bool = True,
         scale_noise: float = 0.1,
         outside: str = "linear",
@@ -543,12 +302,17 @@ class GroupKANLinear(SplineLayer):
         if groups < 1 or in_features % groups:
             raise ValueError(f"groups must divide in_features {in_features}, got {groups}")
         super().__init__(
-            in_features, out_features, groups, grid_size, spline_order, base_activation, grid_range,
-            bias, scale_noise, outside,
+            in_features, out_features, curves=groups, grid_size=grid_size,
+            spline_order=spline_order, base_activation=base_activation, grid_range=grid_range,
+            grid_eps=grid_eps, bias=bias, scale_noise=scale_noise, outside=outside,
         )  # fmt: skip
         self.groups = groups
         self.spline_weight = nn.Parameter(torch.empty(groups, self.bases_per_edge))
         self.initialize_weights()
+
+    @property
+    def settings(self) -> dict:
+        return super().settings | {"groups": self.groups}
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -560,11 +324,6 @@ class GroupKANLinear(SplineLayer):
         if self.bias is not None:
             self.bias.uniform_(-bound, bound)
         self.spline_weight.normal_(0, self.scale_noise)
-
-    def reset_parameters(self) -> None:
-        """Knots and weights anew, for instance after construction on the meta device."""
-        self.grid.copy_(self.build_grid().to(self.grid))
-        self.initialize_weights()
 
     def spline_parameters(self) -> Iterator[Tensor]:
         yield self.spline_weight
@@ -631,7 +390,7 @@ def calibrate(
     batches: Iterable,
     outside_share: float = 0.01,
     layers: dict[str, SplineLayer] | None = None,
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Range]:
     """Sets the ranges of KAN layers in `model` so that at most `outside_share` lies outside.
 
     batches: inputs of `model`, a few. layers: by name; by default all that `model` has. Returns the
@@ -659,12 +418,7 @@ def measure_ranges(
     ranges: dict[str, tuple[Tensor, Tensor]] = {}
 
     def measure(name: str, layer: SplineLayer, x: Tensor) -> None:
-        ranked = layer.per_curve(x).to(layer.grid.dtype).t().sort(-1).values  # (curves, N)
-        skip = int(outside_share / 2 * ranked.shape[1])
-        low, high = ranked[:, skip], ranked[:, -1 - skip]
-        # A feature that hardly varies still needs knots that its type can tell apart.
-        room = 1e-3 * torch.maximum(low.abs(), high.abs()).clamp_min(1e-3) - (high - low)
-        low, high = low - room.clamp_min(0) / 2, high + room.clamp_min(0) / 2
+        low, high = range_of(layer.per_curve(x).to(layer.grid.dtype), outside_share)
         if name in ranges:
             low = torch.minimum(low, ranges[name][0])
             high = torch.maximum(high, ranges[name][1])

@@ -26,7 +26,7 @@ from formats.checkpoints import checkpoint_facts, save_checkpoint
 from formats.fitting import load_into
 from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess
-from kan import SplineLayer
+from splines.layer import SplineLayer
 from system.downloads import fetch_file
 from system.files import atomic_file, parse_json
 from system.flags import Parser, existing

@@ -154,12 +154,7 @@ def prune_network(model: KAN, x: Tensor, threshold: float = 0.03) -> KAN:
 
 def cut_layer(layer: KANLinear, rows: Tensor, columns: Tensor) -> KANLinear:
     """The layer between the outputs `rows` and the inputs `columns` alone."""
-    small = KANLinear(
-        len(columns), len(rows), layer.grid_size, layer.spline_order,
-        enable_standalone_scale_spline=layer.spline_scaler is not None,
-        base_activation=lambda: layer.base_activation, bias=layer.bias is not None,
-        spline_rank=layer.spline_rank, outside=layer.outside, grid_eps=layer.grid_eps,
-    ).to(layer.base_weight)  # fmt: skip
+    small = layer.like(len(columns), len(rows))
     by_edge = {"base_weight", "spline_weight", "spline_scaler"}
     state = {}
     for name, value in layer.state_dict().items():

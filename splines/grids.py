@@ -1,10 +1,68 @@
-"""From one grid of knots to another: what moves coefficients, and whose samples count."""
+"""Grids of knots: uniform, finer, where inputs are; what carries splines from one to another."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from splines.bases import dense_bases, pieces
+from splines.bases import dense_bases, padded_knots, pieces
+
+
+def uniform_knots(low: Tensor, high: Tensor, size: int, order: int) -> Tensor:
+    """Returns knots (curves, G + 2k + 1), uniform on [low, high] (curves,) and k beyond."""
+    if low.is_meta:  # torch would import its compiler (2 s) to compute nothing
+        return low.new_empty(len(low), size + 2 * order + 1)
+    steps = torch.arange(-order, size + order + 1, dtype=torch.float64) / size  # MPS has no float64
+    first, last = low.cpu().unsqueeze(1), high.cpu().unsqueeze(1)
+    # This form gives low and high exactly, where low + step * (high - low) / g may not.
+    return (first * (1 - steps) + last * steps).to(low)
+
+
+def finer_knots(grid: Tensor, order: int, size: int) -> Tensor:
+    """Returns knots with `size` cells in the range of `grid`, whose cells they divide as evenly."""
+    before = grid.shape[1] - 1 - 2 * order
+    old = grid.double()[:, order : order + before + 1]
+    position = torch.arange(size + 1, device=old.device) * before
+    cell = (position // size).clamp(max=before - 1)
+    part = (position - cell * size) / size
+    inner = old[:, cell] * (1 - part) + old[:, cell + 1] * part
+    return padded_knots(inner, order).to(grid.dtype)
+
+
+def knots_at(x: Tensor, size: int, order: int, uniform_share: float, margin: float) -> Tensor:
+    """Returns knots (curves, G + 2k + 1) at the quantiles of finite samples x (N, curves).
+
+    They are mixed with `uniform_share` of uniform ones, on a range `margin` wider than that of x.
+    """
+    ranked = x.double().sort(0).values
+    low, high = ranked[0], ranked[-1]
+    # A constant feature still needs knots that its type can tell apart.
+    largest = 1e-3 * torch.maximum(-low, high).abs()
+    room = torch.maximum(torch.full_like(low, margin), largest)
+    room = torch.where((high - low) > 2 * largest, margin, room)
+    low, high = low - room.clamp_min(1e-6), high + room.clamp_min(1e-6)
+    share = torch.linspace(0, 1, size + 1, device=x.device, dtype=torch.float64)
+    place = share * (len(x) - 1)
+    below = place.long()
+    part = (place - below)[:, None]
+    above = (below + 1).clamp(max=len(x) - 1)
+    adaptive = ranked[below] * (1 - part) + ranked[above] * part  # (G + 1, curves)
+    adaptive[0], adaptive[-1] = low, high
+    uniform = low + share[:, None] * (high - low)
+    inner = uniform_share * uniform + (1 - uniform_share) * adaptive
+    step = (high - low) / size
+    count = torch.arange(1, order + 1, device=x.device)[:, None]
+    grid = torch.cat([low - count.flip(0) * step, inner, high + count * step])
+    return grid.t().to(x.dtype).contiguous()
+
+
+def range_of(x: Tensor, outside_share: float) -> tuple[Tensor, Tensor]:
+    """Returns (low, high), each (curves,), that leave the share of x (N, curves) outside."""
+    ranked = x.t().sort(-1).values
+    skip = int(outside_share / 2 * ranked.shape[1])
+    low, high = ranked[:, skip], ranked[:, -1 - skip]
+    # A feature that hardly varies still needs knots that its type can tell apart.
+    room = 1e-3 * torch.maximum(low.abs(), high.abs()).clamp_min(1e-3) - (high - low)
+    return low - room.clamp_min(0) / 2, high + room.clamp_min(0) / 2
 
 
 def change_of_grid(

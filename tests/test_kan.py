@@ -13,7 +13,7 @@ import kan
 from kan import KAN, GroupKANLinear, KANLinear
 from splines import bases, native, products
 from splines.bases import dense_bases
-from splines.native import Splines
+from splines.products import splines_for
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -60,7 +60,7 @@ def test_bases_are_scipys_everywhere(path, order, dtype, uniform):
             grid = layer.grid
         low, high = grid.min(), grid.max()
         x = torch.cat([low + (high - low) * torch.rand(40, 3, dtype=dtype), grid.t()])
-        found = Splines(x, grid, order, "zero", dtype).bases(x).unflatten(1, (3, -1))
+        found = splines_for(x, grid, order, "zero", dtype).bases(x).unflatten(1, (3, -1))
         for i in range(3):
             for j in range(grid_size + order):
                 knots = grid[i, j : j + order + 2].double().numpy()
@@ -76,7 +76,7 @@ def test_bases_are_scipys_everywhere(path, order, dtype, uniform):
 def test_bases_are_exactly_zero_beyond_the_knots(path, order):
     grid = random_grid(2, 5, order, torch.float32)
     x = torch.tensor([[1e4, -1e4], [math.inf, -math.inf], [-1e30, 1e30]])
-    assert not Splines(x, grid, order, "zero", torch.float32).bases(x).any()
+    assert not splines_for(x, grid, order, "zero", torch.float32).bases(x).any()
 
 
 @pytest.mark.parametrize("order", range(1, 6))
