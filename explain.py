@@ -18,9 +18,8 @@ points, and --prune P removes the nodes whose edges vary less than the share P o
 Predictions are explained by `predict.py --explain`.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from explaining import curves
@@ -31,104 +30,114 @@ from explaining.pruning import prune
 from formats.opening import open_weights
 from predicting.classifier import Classifier, photos_per_second
 from predicting.inputs import find_photos
-from predicting.predictor import score_photos
+from predicting.predictor import Predictor
 from pretrained import load_model, save_weights
 from system.devices import pick_device
 from system.files import make_output_folder
-from system.flags import DEVICES, Parser, existing, number
+from system.flags import DEVICES, REQUIRED, Given, Section, existing, number, parse
 from system.terminal import run_cli, table
 
+CHECKPOINT, LOOK, MAKE = Section(""), Section("what to look at"), Section("what to make")
 
-def prune_and_report(loaded, images, photos, args: Namespace, device) -> None:
+
+@dataclass(frozen=True)
+class Options(Given):
+    """What a command line of explain.py says, a row for each flag: see `system.flags`."""
+
+    checkpoint: str = CHECKPOINT.row(
+        REQUIRED, "a checkpoint of any format", "checkpoint", type=existing, metavar="CKPT"
+    )
+    data: str | None = LOOK.row(
+        None,
+        "photos to look at; with class folders, accuracy is told before and after --prune (for a "
+        "plain KAN: a CSV file of points, a column per input, then per output)",
+        type=existing,
+        metavar="DIR",
+    )
+    photos: int | None = LOOK.row(
+        None,
+        f"how many of --data are looked at (default: {PHOTOS})",
+        type=number(int, 1),
+        metavar="N",
+    )
+    device: str = LOOK.row("auto", DEVICES, metavar="NAME")
+    output: str | None = MAKE.row(
+        None, "for pictures (default: explain/ beside the checkpoint)", metavar="DIR"
+    )
+    prune: float | None = MAKE.row(
+        None,
+        "remove this share of the hidden units of every block, those that matter least (of a "
+        "plain KAN: the nodes with edges that vary less than this, compared to the largest)",
+        type=number(float, 0, 0.99),
+        metavar="P",
+    )
+
+    @property
+    def folder(self) -> Path:
+        """Where the pictures go."""
+        return Path(self.output or Path(self.checkpoint).parent / "explain")
+
+    def check(self) -> None:
+        if self.photos and not self.data:
+            raise ValueError("--photos needs --data DIR")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Options:
+    about = "Show what a trained model is made of, and make it smaller."
+    return parse(Options, argv, prog="explain.py", description=about)
+
+
+def prune_and_report(loaded, images, photos, share: float, folder: Path, device) -> None:
     """Removes units, prints what it cost and brought, saves the smaller checkpoint."""
-    small = prune(loaded.model, images, args.prune)
+    small = prune(loaded.model, images, share)
     rows, right = [("", "parameters", "accuracy", "photos a second")], {}
     for name, model in (("before", loaded.model), ("after", small)):
         classifier = Classifier.of(loaded).computing_with(model)
-        score = score_photos(classifier, photos, device)
+        score = Predictor(classifier, device=device).score(photos)
         right[name] = score.right / score.total if score.total else None
         known = "unknown" if right[name] is None else f"{right[name]:.4f}"
         size = sum(parameter.numel() for parameter in model.parameters())
         speed = photos_per_second(model, images[:32])
         rows.append((name, f"{size / 1e6:.2f} M", known, f"{speed:.1f}"))
     print(*table(rows, "<>>>"), sep="\n")
-    metrics = {"pruned": args.prune, "accuracy_on_data": right["after"]}
+    metrics = {"pruned": share, "accuracy_on_data": right["after"]}
     weights = replace(loaded.weights, meta=loaded.weights.meta | {"metrics": metrics})
-    path = args.output / "pruned.pth"
+    path = folder / "pruned.pth"
     save_weights(path, replace(loaded, model=small, weights=weights))
     print(f"saved: {path} (train.py --weights {path} trains it further)")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Namespace:
-    parser = Parser(
-        prog="explain.py",
-        description="Show what a trained model is made of, and make it smaller.",
-    )
-    parser.add_argument(
-        "checkpoint", type=existing, metavar="CKPT", help="a checkpoint of any format"
-    )
-    flag = parser.add_argument_group("what to look at").add_argument
-    flag(
-        "--data",
-        type=existing,
-        metavar="DIR",
-        help="photos to look at; with class folders, accuracy is told before and after --prune "
-        "(for a plain KAN: a CSV file of points, a column per input, then per output)",
-    )
-    flag(
-        "--photos",
-        type=number(int, 1),
-        metavar="N",
-        help=f"how many of --data are looked at (default: {PHOTOS})",
-    )
-    flag("--device", default="auto", metavar="NAME", help=DEVICES)
-    flag = parser.add_argument_group("what to make").add_argument
-    flag("--output", metavar="DIR", help="for pictures (default: explain/ beside the checkpoint)")
-    flag(
-        "--prune",
-        type=number(float, 0, 0.99),
-        metavar="P",
-        help="remove this share of the hidden units of every block, those that matter least (of a "
-        "plain KAN: the nodes with edges that vary less than this, compared to the largest)",
-    )
-    args = parser.parse_args(argv)
-    if args.photos and not args.data:
-        parser.error("--photos needs --data DIR")
-    args.output = Path(args.output or Path(args.checkpoint).parent / "explain")
-    return args
-
-
-def explain_vit(args: Namespace) -> None:
+def explain_vit(options: Options) -> None:
     """Draws the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
-    if args.prune is not None and not args.data:
+    if options.prune is not None and not options.data:
         raise ValueError("--prune needs --data DIR: photos tell which units matter")
-    device = pick_device(args.device)
-    loaded = load_model(args.checkpoint, device=device)
+    device = pick_device(options.device)
+    loaded = load_model(options.checkpoint, device=device)
     has_kan = bool(curves.kan_layers(loaded.model))
-    if not has_kan and args.prune is None:
+    if not has_kan and options.prune is None:
         raise ValueError(
-            f"{args.checkpoint} has no KAN layers to draw; predict.py --explain shows where it "
+            f"{options.checkpoint} has no KAN layers to draw; predict.py --explain shows where it "
             "looks, and --prune makes it smaller"
         )
-    make_output_folder(args.output)
+    make_output_folder(options.folder)
     photos, images = [], None
-    if args.data:
-        photos = [p for p in find_photos([args.data], loaded.classes) if not p.error]
-        images = sample_images(photos, args.photos or PHOTOS, loaded.preprocess).to(device)
+    if options.data:
+        photos = [p for p in find_photos([options.data], loaded.classes) if not p.error]
+        images = sample_images(photos, options.photos or PHOTOS, loaded.preprocess).to(device)
     if has_kan:
-        explain_layers(loaded, images, args.output)
-    if args.prune is not None:
-        prune_and_report(loaded, images, photos, args, device)
+        explain_layers(loaded, images, options.folder)
+    if options.prune is not None:
+        prune_and_report(loaded, images, photos, options.prune, options.folder, device)
 
 
 def main() -> None:
-    args = parse_args()
-    network = read_network(args.checkpoint, open_weights(args.checkpoint))
+    options = parse_args()
+    network = read_network(options.checkpoint, open_weights(options.checkpoint))
     if network is None:
-        explain_vit(args)
+        explain_vit(options)
         return
-    make_output_folder(args.output)
-    explain_network(network, args)
+    make_output_folder(options.folder)
+    explain_network(network, options.data, options.folder, options.prune)
 
 
 if __name__ == "__main__":

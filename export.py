@@ -14,8 +14,8 @@ size. predict.py reads ONNX and safetensors, but no pt2: torch.export unpickles 
 
 import io
 import json
-from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,15 +32,80 @@ from formats.onnx_files import (
 from formats.portable import portable
 from predicting.classifier import Classifier, open_exported, photos_per_second
 from predicting.inputs import find_photos
-from predicting.predictor import score_photos
+from predicting.predictor import Predictor
 from pretrained import LoadedModel, load_model, save_weights
 from system.files import write_bytes
-from system.flags import Parser, existing
+from system.flags import REQUIRED, Given, Section, existing, parse
 from system.terminal import run_cli, table
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 FACTS = "facts.json"  # in a .pt2
 TOLERANCE = 1e-4  # of logits; both sides compute in float32, in another order
+
+
+CHECKPOINT, OUTPUT, CLASSES = Section(""), Section("output"), Section("classes")
+
+
+@dataclass(frozen=True)
+class Options(Given):
+    """What a command line of export.py says, a row for each flag: see `system.flags`."""
+
+    checkpoint: str = CHECKPOINT.row(
+        REQUIRED, "a checkpoint of any format", "checkpoint", type=existing, metavar="CKPT"
+    )
+    format: str | None = OUTPUT.row(
+        None, "of the file (default: as --output ends, else onnx)", choices=tuple(FORMATS)
+    )
+    output: str | None = OUTPUT.row(
+        None,
+        "the file (default: beside the checkpoint, with the format's ending)",
+        metavar="FILE",
+    )
+    int8: bool = OUTPUT.row(False, "ONNX with 8-bit weights: a quarter of the size", kind="switch")
+    data: str | None = CLASSES.row(
+        None,
+        "with --int8: class folders to measure the accuracy on",
+        type=existing,
+        metavar="DIR",
+    )
+    class_indices: str | None = CLASSES.row(
+        None,
+        "names for weights that hold none (default: numbers)",
+        type=existing,
+        metavar="FILE",
+    )
+
+    @property
+    def kind(self) -> str:
+        """The format, as said or as the output ends."""
+        endings = {ending: kind for kind, ending in FORMATS.items()}
+        return self.format or endings.get(Path(self.output or "").suffix.lower(), "onnx")
+
+    @property
+    def path(self) -> Path:
+        """The file to write."""
+        name = f"{Path(self.checkpoint).stem}{'_int8' if self.int8 else ''}{FORMATS[self.kind]}"
+        return Path(self.output or Path(self.checkpoint).with_name(name))
+
+    def check(self) -> None:
+        ending = Path(self.output or "").suffix.lower()
+        endings = FORMATS.values()
+        if self.output and ending not in endings:
+            ways = ", ".join(endings)
+            raise ValueError(f"--output {self.output} must end in {ways}: readers go by it")
+        if self.output and ending != FORMATS[self.kind]:
+            raise ValueError(
+                f"--format {self.format} and --output {self.output} contradict each other"
+            )
+        if self.int8 and self.kind != "onnx":
+            raise ValueError(f"--int8 writes ONNX, not {self.kind}")
+        if self.data and not self.int8:
+            raise ValueError("--data needs --int8, whose accuracy it measures")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Options:
+    about = "Write a trained model for other programs."
+    return parse(Options, argv, prog="export.py", description=about)
 
 
 def facts_of(loaded: LoadedModel) -> dict:
@@ -82,7 +147,8 @@ def largest_difference(loaded: LoadedModel, forward: Callable[[Tensor], Tensor])
 
 def accuracy(classifier: Classifier, folder: str) -> str:
     """Over a folder of class folders, as a word."""
-    score = score_photos(classifier, find_photos([folder], classifier.classes), torch.device("cpu"))
+    photos = find_photos([folder], classifier.classes)
+    score = Predictor(classifier, device="cpu").score(photos)
     if not score.total:
         raise ValueError(f"--data {folder} holds no folder named after one of the model's classes")
     return f"{score.right / score.total:.4f}"
@@ -127,64 +193,20 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
     print(*table(rows, "<>><"), sep="\n")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Namespace:
-    parser = Parser(prog="export.py", description="Write a trained model for other programs.")
-    parser.add_argument(
-        "checkpoint", type=existing, metavar="CKPT", help="a checkpoint of any format"
-    )
-    flag = parser.add_argument_group("output").add_argument
-    flag("--format", choices=FORMATS, help="of the file (default: as --output ends, else onnx)")
-    flag(
-        "--output",
-        metavar="FILE",
-        help="the file (default: beside the checkpoint, with the format's ending)",
-    )
-    flag("--int8", action="store_true", help="ONNX with 8-bit weights: a quarter of the size")
-    flag = parser.add_argument_group("classes").add_argument
-    flag(
-        "--data",
-        type=existing,
-        metavar="DIR",
-        help="with --int8: class folders to measure the accuracy on",
-    )
-    flag(
-        "--class-indices",
-        type=existing,
-        metavar="FILE",
-        help="names for weights that hold none (default: numbers)",
-    )
-    args = parser.parse_args(argv)
-    endings = {ending: kind for kind, ending in FORMATS.items()}
-    ending = Path(args.output or "").suffix.lower()
-    if args.output and ending not in endings:
-        parser.error(f"--output {args.output} must end in {', '.join(endings)}: readers go by it")
-    kind = endings.get(ending)
-    if kind and args.format not in (None, kind):
-        parser.error(f"--format {args.format} and --output {args.output} contradict each other")
-    args.format = args.format or kind or "onnx"
-    if args.int8 and args.format != "onnx":
-        parser.error(f"--int8 writes ONNX, not {args.format}")
-    if args.data and not args.int8:
-        parser.error("--data needs --int8, whose accuracy it measures")
-    return args
-
-
 def main() -> None:
-    args = parse_args()
-    kind = args.format
-    name = f"{Path(args.checkpoint).stem}{'_int8' if args.int8 else ''}{FORMATS[kind]}"
-    path = Path(args.output or Path(args.checkpoint).with_name(name))
-    if path.exists() and Path(args.checkpoint).exists() and path.samefile(args.checkpoint):
+    options = parse_args()
+    path = options.path
+    if path.exists() and path.samefile(options.checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
-    loaded = load_model(args.checkpoint, class_indices=args.class_indices)
+    loaded = load_model(options.checkpoint, class_indices=options.class_indices)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if args.int8:
-        export_int8(loaded, path, args.data)
+    if options.int8:
+        export_int8(loaded, path, options.data)
     else:
-        difference = export(loaded, kind, path)
+        difference = export(loaded, options.kind, path)
         print(f"checked: logits differ by at most {difference:.1e} from the checkpoint's")
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if kind != "pt2":
+    if options.kind != "pt2":
         print(f"try: python predict.py PHOTO --weights {path}")
 
 

@@ -219,6 +219,11 @@ class PhotoLoader(DataLoader):
         )
         LOADERS.add(self)
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of an image as the model takes it."""
+        return 3, self.preprocess.img_size, self.preprocess.img_size
+
     def __iter__(self) -> Iterator[Batch]:
         with held_back_signals():
             batches = super().__iter__()

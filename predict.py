@@ -9,19 +9,19 @@ Answers go to standard output as they come, in the order of the photos; progress
 standard error. Exit status: 0 all well, 1 some image failed, 2 wrong usage.
 """
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from predicting.classifier import Classifier, newest_checkpoint, open_classifier
 from predicting.inputs import find_photos
-from predicting.predictor import answer_photos
+from predicting.predictor import Predictor
 from predicting.writers import (
     UNSURE,
     AnnotatedPictures,
@@ -33,8 +33,82 @@ from predicting.writers import (
     Table,
 )
 from system.devices import default_workers, pick_device
-from system.flags import DEVICES, Parser, existing, number
+from system.flags import DEVICES, REQUIRED, Given, Section, existing, number, parse
 from system.terminal import run_cli
+
+PHOTOS, MODEL, OUTPUT = Section(""), Section("model"), Section("output")
+
+
+@dataclass(frozen=True)
+class Options(Given):
+    """What a command line of predict.py says, a row for each flag: see `system.flags`."""
+
+    inputs: list[str] = PHOTOS.row(
+        REQUIRED,
+        "photos, folders (with all that lies below), glob patterns; - reads a list from standard "
+        "input, one path per line or NUL-separated",
+        "inputs",
+        kind="list",
+        metavar="IMAGE|FOLDER|-",
+    )
+    weights: str | None = MODEL.row(
+        None,
+        "checkpoint of any format, or what export.py wrote (default: the newest best.pth under "
+        "weights/)",
+        type=existing,
+        metavar="FILE",
+    )
+    class_indices: str | None = MODEL.row(
+        None,
+        "index-to-name file for weights that hold no names (default: class_indices.json)",
+        type=existing,
+        metavar="FILE",
+    )
+    tta: bool = MODEL.row(False, "average over each photo and its mirror", kind="switch")
+    device: str = MODEL.row("auto", DEVICES, metavar="NAME")
+    batch_size: int = MODEL.row(16, "photos at a time", type=number(int, 1), metavar="N")
+    workers: int = MODEL.row(
+        default_workers(),
+        "threads that decode photos and, on a CPU, predict them (default: cores, at most 8)",
+        "--workers",
+        "-j",
+        type=number(int, 1, 256),
+        metavar="N",
+    )
+    topk: int = OUTPUT.row(5, "classes shown", type=number(int, 1), metavar="K")
+    threshold: float = OUTPUT.row(
+        0.0,
+        f'below this probability the answer is "{UNSURE}"',
+        type=number(float, 0, 1),
+        metavar="P",
+    )
+    json: bool = OUTPUT.row(False, "one JSON object per line, no tables", kind="switch")
+    csv: str | None = OUTPUT.row(None, "also write a table for spreadsheets", metavar="FILE")
+    save: str | None = OUTPUT.row(None, "also save each photo with its answer drawn", metavar="DIR")
+    sort: str | None = OUTPUT.row(None, "also copy each photo into DIR/<its class>/", metavar="DIR")
+    explain: str | None = OUTPUT.row(
+        None, "also save a figure per photo: where the model looked, why", metavar="DIR"
+    )
+    explain_class: str | None = OUTPUT.row(
+        None,
+        "with --explain: explain this class (default: the predicted one)",
+        metavar="NAME",
+    )
+
+    def check(self) -> None:
+        if self.explain_class and not self.explain:
+            raise ValueError("--explain-class needs --explain DIR")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Options:
+    return parse(
+        Options,
+        argv,
+        prog="predict.py",
+        description="Predict photos with a trained model.",
+        epilog="Exit status: 0 all well, 1 some image failed, 2 wrong usage. "
+        "Put -- before names that begin with a hyphen.",
+    )
 
 
 def progress_bar():
@@ -52,19 +126,19 @@ def progress_bar():
     )
 
 
-def make_writers(args: argparse.Namespace, classifier: Classifier, device: torch.device) -> list:
+def make_writers(options: Options, classifier: Classifier, device: torch.device) -> list:
     """The writers that the options ask for; output folders are created and tried here."""
-    writers: list = [JsonLines() if args.json else Table()]
-    if args.csv:
-        writers.append(CsvFile(args.csv, min(args.topk, len(classifier.classes))))
-    if args.save:
-        writers.append(AnnotatedPictures(args.save))
-    if args.sort:
-        writers.append(SortedCopies(args.sort, classifier.classes))
-    if args.explain:
+    writers: list = [JsonLines() if options.json else Table()]
+    if options.csv:
+        writers.append(CsvFile(options.csv, min(options.topk, len(classifier.classes))))
+    if options.save:
+        writers.append(AnnotatedPictures(options.save))
+    if options.sort:
+        writers.append(SortedCopies(options.sort, classifier.classes))
+    if options.explain:
         from explaining.photo_figure import Figures  # needs matplotlib
 
-        writers.append(Figures(args.explain, classifier, args.explain_class, device))
+        writers.append(Figures(options.explain, classifier, options.explain_class, device))
     return writers
 
 
@@ -81,105 +155,46 @@ def write_all(found: Iterable[Answer], writers: Sequence) -> tuple[int, int]:
     return total, failed
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def check_outputs(options: Options) -> None:
     """Raises ValueError where an output would lie among the photos: nothing is written there."""
-    inputs = [Path(os.path.realpath(path)) for path in args.inputs]
-    table = args.csv and os.path.realpath(args.csv)
+    inputs = [Path(os.path.realpath(path)) for path in options.inputs]
+    table = options.csv and os.path.realpath(options.csv)
     for flag in ("save", "sort", "explain", "csv"):
-        if not getattr(args, flag):
+        if not getattr(options, flag):
             continue
-        output = Path(os.path.realpath(getattr(args, flag)))
+        output = Path(os.path.realpath(getattr(options, flag)))
         if flag != "csv" and table == str(output):
-            raise ValueError(f"--csv {args.csv} would be a file and --{flag} a folder there")
+            raise ValueError(f"--csv {options.csv} would be a file and --{flag} a folder there")
         if any(output.is_relative_to(path) or path.is_relative_to(output) for path in inputs):
             raise ValueError(
-                f"--{flag} {getattr(args, flag)} lies among the photos to predict; "
+                f"--{flag} {getattr(options, flag)} lies among the photos to predict; "
                 "name a place outside them"
             )
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="predict.py",
-        description="Predict photos with a trained model.",
-        epilog="Exit status: 0 all well, 1 some image failed, 2 wrong usage. "
-        "Put -- before names that begin with a hyphen.",
-    )
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="IMAGE|FOLDER|-",
-        help="photos, folders (with all that lies below), glob patterns; - reads a list from "
-        "standard input, one path per line or NUL-separated",
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--weights",
-        type=existing,
-        metavar="FILE",
-        help="checkpoint of any format, or what export.py wrote (default: the newest best.pth "
-        "under weights/)",
-    )
-    model.add_argument(
-        "--class-indices",
-        type=existing,
-        metavar="FILE",
-        help="index-to-name file for weights that hold no names (default: class_indices.json)",
-    )
-    model.add_argument("--tta", action="store_true", help="average over each photo and its mirror")
-    model.add_argument("--device", default="auto", metavar="NAME", help=DEVICES)
-    model.add_argument(
-        "--batch-size", type=number(int, 1), default=16, metavar="N", help="photos at a time"
-    )
-    model.add_argument(
-        "--workers",
-        "-j",
-        type=number(int, 1, 256),
-        default=default_workers(),
-        metavar="N",
-        help="threads that decode photos and, on a CPU, predict them (default: cores, at most 8)",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--topk", type=number(int, 1), default=5, metavar="K", help="classes shown")
-    output.add_argument(
-        "--threshold",
-        type=number(float, 0, 1),
-        default=0.0,
-        metavar="P",
-        help=f'below this probability the answer is "{UNSURE}"',
-    )
-    output.add_argument("--json", action="store_true", help="one JSON object per line, no tables")
-    output.add_argument("--csv", metavar="FILE", help="also write a table for spreadsheets")
-    output.add_argument("--save", metavar="DIR", help="also save each photo with its answer drawn")
-    output.add_argument("--sort", metavar="DIR", help="also copy each photo into DIR/<its class>/")
-    output.add_argument(
-        "--explain", metavar="DIR", help="also save a figure per photo: where the model looked, why"
-    )
-    output.add_argument(
-        "--explain-class",
-        metavar="NAME",
-        help="with --explain: explain this class (default: the predicted one)",
-    )
-    args = parser.parse_args(argv)
-    if args.explain_class and not args.explain:
-        parser.error("--explain-class needs --explain DIR")
-    return args
-
-
 def main() -> int:
-    args = parse_args()
+    options = parse_args()
     started = time.perf_counter()
-    check_outputs(args)
-    device = pick_device(args.device)
-    weights = args.weights or newest_checkpoint()
-    classifier = open_classifier(weights, args.class_indices, device)
+    check_outputs(options)
+    device = pick_device(options.device)
+    weights = options.weights or newest_checkpoint()
+    classifier = open_classifier(weights, options.class_indices, device)
     score = Score(classifier.classes)
-    writers = [*make_writers(args, classifier, device), score]
-    notes = sys.stderr if args.json else sys.stdout  # with --json standard output holds JSON alone
+    writers = [*make_writers(options, classifier, device), score]
+    notes = sys.stderr if options.json else sys.stdout  # --json has standard output to itself
     print(f"{classifier.title} ({weights})", end="\n\n", file=notes, flush=True)
 
-    photos = find_photos(args.inputs, classifier.classes)
-    found = answer_photos(photos, classifier, args, device, keep_image=args.save or args.explain)
+    predictor = Predictor(
+        classifier,
+        device=device,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        tta=options.tta,
+        topk=options.topk,
+        threshold=options.threshold,
+    )
+    photos = find_photos(options.inputs, classifier.classes)
+    found = predictor.answers(photos, keep_image=bool(options.save or options.explain))
     with ExitStack() as stack:  # stops the threads and closes the files whatever happens
         for thing in (found, *writers):
             stack.enter_context(closing(thing))

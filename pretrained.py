@@ -29,7 +29,7 @@ from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
 from system.downloads import fetch_file
 from system.files import atomic_file, parse_json
-from system.flags import Parser, existing
+from system.flags import REQUIRED, Given, Section, existing, parse
 from system.terminal import run_cli, table
 from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
 
@@ -256,33 +256,43 @@ def _some(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def main() -> None:
-    parser = Parser(prog="pretrained.py", description="Describes and converts weights files.")
-    parser.add_argument(
-        "file", type=existing, metavar="FILE", help="a weights file of any supported format"
+FILE, OUTPUT = Section(""), Section("output")
+
+
+@dataclass(frozen=True)
+class Options(Given):
+    """What a command line of pretrained.py says, a row for each flag: see `system.flags`."""
+
+    file: str = FILE.row(
+        REQUIRED, "a weights file of any supported format", "file", type=existing, metavar="FILE"
     )
-    flag = parser.add_argument_group("output").add_argument
-    flag(
-        "--save",
+    save: str | None = OUTPUT.row(
+        None,
+        "write it in our format (config, classes, preprocessing), or as OUT.safetensors",
         metavar="OUT",
-        help="write it in our format (config, classes, preprocessing), or as OUT.safetensors",
     )
-    flag(
-        "--class-indices",
+    class_indices: str | None = OUTPUT.row(
+        None,
+        "with --save: JSON with the class names (default: numbers)",
         type=existing,
         metavar="FILE",
-        help="with --save: JSON with the class names (default: numbers)",
     )
-    args = parser.parse_args()
-    if args.class_indices and not args.save:
-        parser.error("--class-indices needs --save OUT")
-    weights = read_weights(args.file)
+
+    def check(self) -> None:
+        if self.class_indices and not self.save:
+            raise ValueError("--class-indices needs --save OUT")
+
+
+def main() -> None:
+    about = "Describes and converts weights files."
+    options = parse(Options, prog="pretrained.py", description=about)
+    weights = read_weights(options.file)
     print(*describe(weights), sep="\n")
-    if args.save:
-        classes = weights.classes or class_names(args.class_indices, weights)
+    if options.save:
+        classes = weights.classes or class_names(options.class_indices, weights)
         loaded = LoadedModel(_build(weights), classes, _preprocess(weights), weights)
-        save_weights(args.save, loaded)
-        print(f"wrote {args.save}")
+        save_weights(options.save, loaded)
+        print(f"wrote {options.save}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@
 
 A run writes its checkpoints, metrics and report into weights/<model>-<data>-<n>/ and can be killed
 at any moment and resumed bit for bit. `--help` explains every flag.
+
+This file is the story of a run: data, weights, model, recipe, loop, results.
 """
 
-import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
-
-import torch
 
 from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess, eval_transform
@@ -27,19 +27,14 @@ from system.devices import default_workers, pick_device, seed_everything
 from system.downloads import fetch_flower_photos
 from system.files import write_json, write_text
 from system.terminal import run_cli
-from training.advice import advice_on_memory
-from training.flags import parse_args
+from training import advice
+from training.assembly import assemble, prepare
+from training.flags import Options, parse_args
 from training.loss import Teacher
 from training.optim import freeze
+from training.position import Position
 from training.results import show_start, write_results
-from training.resuming import (
-    MAY_CHANGE,
-    check_alike,
-    check_still_there,
-    load_state,
-    read_split,
-    share_batch,
-)
+from training.resuming import changed, check_still_there, load_state, read_split, shared_batch
 from training.run_folder import (
     RunLog,
     advice_on_disk,
@@ -49,19 +44,157 @@ from training.run_folder import (
     write_class_indices,
 )
 from training.setup import (
+    Run,
     build_model,
     calibrate_model,
+    case_of,
     check_flags,
+    check_sizes,
     choose_preprocess,
-    data_roots,
+    choose_values,
     describe,
-    fill_in,
-    model_config,
+    is_frozen,
     try_batch_sizes,
 )
-from training.trainer import Trainer
 from utils import evaluate
 from vit_model import VARIANTS, create_model
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Trains or evaluates as `args` say, by default the command line; returns the exit status."""
+    with join_launch() as world:
+        options = world.first_does(parse_args, args)
+        if options.list_models:
+            print(model_table())
+            return 0
+        if options.workers is None:
+            options = options.settled(workers=default_workers(world.local_size))
+        seed_everything(options.seed)
+        with advice.on_memory(options):
+            return evaluate_only(options, world) if options.eval else train(options, world)
+
+
+def train(options: Options, world: World) -> int:
+    """Trains a new run, or goes on with one; returns the exit status."""
+    with ExitStack() as held:
+        run = (resume if options.resume else start)(options, world, held)
+        if run is None:
+            return 0
+        held.enter_context(advice.on_memory(options if options.resume else run.options))
+        report = run.folder / "report.html"  # written last, when a run is finished
+        if run.state is None:
+            write_start(run)
+        elif run.over():
+            print(f"{run.folder} is finished: {run.position.epoch} epochs were trained")
+            if report.exists():
+                return 0
+        else:
+            left = run.options.epochs - run.position.epoch
+            print(f"resuming {run.folder} at epoch {run.position.epoch + 1}: {left} epochs to go")
+        stepper = prepare(run)
+        with first_log(run) as log:
+            if log:
+                report.unlink(missing_ok=True)
+                if run.state is None:
+                    show_start(run, log)
+            trainer = assemble(run, stepper)
+            stopped_by = trainer.fit(log)
+            if stopped_by:
+                print(f"stopped and saved; go on with: python train.py --resume {run.folder}")
+                return 128 + stopped_by
+            answers = trainer.validate_best()
+            if log:
+                write_results(run, log, answers)
+    return 0
+
+
+def start(options: Options, world: World, held: ExitStack) -> Run | None:
+    """Prepares a new run: data, weights, model, recipe, folder, lock. None with --dry-run."""
+    device = world.own(pick_device(options.device))
+    check_flags(options, device)
+    options = with_weights(with_data(options, world), world)
+    weights = load_weights(options)
+    check_sizes(options, weights)
+    teacher = options.teacher and load_model(options.teacher)
+    data = world.first_does(load_data, options)
+
+    model, pretrained = build_model(options, weights, data.classes)
+    preprocess = choose_preprocess(options, model, weights)
+    teacher = Teacher(teacher, preprocess, data.classes) if teacher else None
+    trainable = freeze(model, pretrained if is_frozen(options) else ())
+
+    photos, chosen = len(data.train.paths), {}
+    if options.batch_size == "auto":
+        chosen = try_batch_sizes(options, model.to(device), device, photos, world)
+    given = options.to_dict() | {name: value for name, (value, _) in chosen.items()}
+    chosen |= choose_values(case_of(options, model, trainable, photos, world), given)
+    options = options.settled(**{name: value for name, (value, _) in chosen.items()})
+    reasons = {name: reason for name, (_, reason) in chosen.items()}
+    run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)
+    print(describe(model, trainable, device, run.amp_dtype, world))
+    if options.dry_run:
+        print("--dry-run: nothing was trained or written")
+        return None
+
+    model.to(device)
+    if model.sizes.mlp != "mlp" and options.kan_range == "auto" and world.first:
+        calibrate_model(model, data, preprocess)
+    world.copy_first(list(model.state_dict().values()))
+    names = options.output, model.name, options.data_path, options.data_roots
+    run.folder = world.first_does(new_run_dir, *names)
+    hold(run.folder, world, held, new=True)
+    run.options = options.settled(output=str(run.folder))
+    run.teacher = teacher and teacher.to(device)
+    return run
+
+
+def resume(options: Options, world: World, held: ExitStack) -> Run:
+    """Prepares the continuation of a run; flags that would make it another run are refused."""
+    folder = world.first_does(find_run, options.resume)
+    hold(folder, world, held)
+    state = load_state(folder)
+    saved = changed(Options.from_dict(state["args"]), options, folder)
+    batch = shared_batch(saved.batch_size, state["loader"].get("processes", 1), world.size)
+    saved = saved.settled(batch_size=batch, output=str(folder))
+    device = world.own(pick_device(saved.device))
+    data = read_split(folder, saved.data_path, state["classes"])
+    check_still_there(data)
+    model = create_model(**state["config"])
+    preprocess = Preprocess.from_dict(state["preprocess"])
+    teacher = None
+    if saved.teacher:
+        teacher = Teacher(load_model(saved.teacher), preprocess, data.classes).to(device)
+    return Run(
+        saved,
+        state["args"].get("reasons", {}),
+        folder,
+        device,
+        data,
+        model,
+        preprocess,
+        state["trainable"],
+        teacher,
+        world,
+        state,
+        Position.of(state, device, world),
+    )
+
+
+# --- files -> data set -> weights ---------------------------------------------------------------
+
+
+def with_data(options: Options, world: World) -> Options:
+    """Returns the options with --data-path where the data lies, drawn or fetched if need be."""
+    data_path = world.first_does(find_data, options.data_path, options.download)
+    find_sides(data_path, options.val_path, [])  # refuses what are no folders of class folders
+    return options.settled(data_path=data_path)
+
+
+def with_weights(options: Options, world: World) -> Options:
+    """Returns the options with --weights as a file, downloaded where it is a model's name."""
+    if options.weights not in VARIANTS or Path(options.weights).exists():
+        return options
+    return options.settled(weights=str(world.first_does(fetch_weights, options.weights)))
 
 
 def find_data(data_path: str, download: bool) -> str:
@@ -73,61 +206,26 @@ def find_data(data_path: str, download: bool) -> str:
     return data_path
 
 
-def load_data(args: argparse.Namespace) -> DataSplit:
+def load_weights(options: Options) -> WeightsFile | None:
+    """Reads the file that --weights names."""
+    return read_weights(options.weights, model=options.model) if options.weights else None
+
+
+def load_data(options: Options) -> DataSplit:
     """Scans, checks and splits the data, and prints what was found."""
     data = prepare_data(
-        args.data_path, args.val_path, args.val_split, args.seed, args.workers, args.num_classes
+        options.data_path,
+        options.val_path,
+        options.val_split,
+        options.seed,
+        options.workers,
+        options.num_classes,
     )
     print("\n".join(data.report.lines()))
     return data
 
 
-def find_weights(args: argparse.Namespace, world: World) -> WeightsFile | None:
-    """Reads the file that --weights names, downloading it when that is a model's name."""
-    if not args.weights:
-        return None
-    if args.weights in VARIANTS and not Path(args.weights).exists():
-        args.weights = str(world.first_does(fetch_weights, args.weights))
-    return read_weights(args.weights, model=args.model)
-
-
-def start(
-    args: argparse.Namespace, typed: set[str], world: World, held: ExitStack
-) -> Trainer | None:
-    """Prepares a new run: data, model, recipe, folder, lock. None with --dry-run."""
-    device = device_of(args, world)
-    check_flags(args, device)
-    args.data_path = world.first_does(find_data, args.data_path, args.download)
-    find_sides(args.data_path, args.val_path, [])  # refuses what are no folders of class folders
-    weights = find_weights(args, world)
-    with torch.device("meta"):  # sizes that do not fit are refused before photos are looked at
-        create_model(**model_config(args, typed, weights, num_classes=2))
-    teacher = args.teacher and load_model(args.teacher)
-    data = world.first_does(load_data, args)
-    model, pretrained = build_model(args, typed, weights, data.classes)
-    preprocess = choose_preprocess(args, model, weights)
-    teacher = teacher and Teacher(teacher, preprocess, data.classes)
-    frozen = bool(weights) if args.freeze_layers is None else args.freeze_layers
-    trainable = freeze(model, pretrained if frozen else ())
-    args.reasons = {}
-    if args.batch_size == "auto":
-        try_batch_sizes(args, model.to(device), device, len(data.train.paths), world)
-    fill_in(args, model, trainable, data, frozen, world)
-    print(describe(model, trainable, device, args, world))
-    if args.dry_run:
-        print("--dry-run: nothing was trained or written")
-        return None
-    model.to(device)
-    if model.sizes.mlp != "mlp" and args.kan_range == "auto" and world.first:
-        calibrate_model(model, data, preprocess)
-    world.copy_first(list(model.state_dict().values()))
-    folder = world.first_does(
-        new_run_dir, args.output, model.name, args.data_path, data_roots(args)
-    )
-    hold(folder, world, held, new=True)
-    args.output = str(folder)
-    teacher = teacher and teacher.to(device)
-    return Trainer(args, folder, device, data, model, preprocess, trainable, teacher, world)
+# --- the folder of a run ------------------------------------------------------------------------
 
 
 def hold(folder: Path, world: World, held: ExitStack, new: bool = False) -> None:
@@ -138,135 +236,51 @@ def hold(folder: Path, world: World, held: ExitStack, new: bool = False) -> None
     world.wait()  # leftovers of a killed run are cleared
 
 
-def resume(args: argparse.Namespace, typed: set[str], world: World, held: ExitStack) -> Trainer:
-    """Prepares the continuation of a run; flags that would make it another run are refused."""
-    folder = world.first_does(find_run, args.resume)
-    hold(folder, world, held)
-    state = load_state(folder)
-    saved = argparse.Namespace(**vars(parse_args([])[0]) | state["args"])  # older runs know fewer
-    for name in sorted(typed - {"resume", "output"}):
-        new, old = getattr(args, name), getattr(saved, name, None)
-        if new == old or (name, new) == ("batch_size", "auto"):
-            continue
-        flag = "--" + name.replace("_", "-")
-        if name not in MAY_CHANGE:
-            raise ValueError(
-                f"{flag} {new} differs from the run in {folder} ({old}) and would make it another "
-                f"run: leave it out to resume, or start anew with --output"
-            )
-        print(f"{flag}: {new} instead of {old}")
-        setattr(saved, name, new)
-    share_batch(saved, state["loader"].get("processes", 1), world.size)
-    device = device_of(saved, world)
-    data = read_split(folder, saved.data_path, state["classes"])
-    check_still_there(data)
-    model = create_model(**state["config"])
-    preprocess = Preprocess.from_dict(state["preprocess"])
-    teacher = saved.teacher and load_model(saved.teacher)
-    teacher = teacher and Teacher(teacher, preprocess, data.classes).to(device)
-    saved.output = str(folder)
-    trainer = Trainer(
-        saved, folder, device, data, model, preprocess, state["trainable"], teacher, world
-    )
-    stepper = trainer.stepper
-    try:
-        check_alike(state, stepper.optimizer, stepper.scheduler, stepper.scaler)
-        trainer.restore(state)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder / 'last.pth'} cannot be resumed: it {error}") from None
-    return trainer
-
-
-def device_of(args: argparse.Namespace, world: World) -> torch.device:
-    return world.own(pick_device(args.device))
-
-
-def write_start(trainer: Trainer, roots: list[str]) -> None:
+def write_start(run: Run) -> None:
     """Writes what is known before the first step: arguments, split, classes, data report."""
-    folder, data = trainer.folder, trainer.data
-    write_json(folder / "args.json", vars(trainer.args))
-    write_json(folder / "split.json", data.to_dict())
-    write_text(folder / "data_report.txt", data.report.text())
-    changed = write_class_indices(data.classes, folder, roots)
+    if not run.world.first:
+        return
+    write_json(run.folder / "args.json", run.settings)
+    write_json(run.folder / "split.json", run.data.to_dict())
+    write_text(run.folder / "data_report.txt", run.data.report.text())
+    changed = write_class_indices(run.data.classes, run.folder, run.options.data_roots)
     if changed:
         print(changed)
 
 
-def train(args: argparse.Namespace, typed: set[str], world: World) -> int:
-    """Trains a new run, or goes on with one; returns the exit status."""
-    with ExitStack() as held:
-        trainer = (resume if args.resume else start)(args, typed, world, held)
-        if trainer is None:
-            return 0
-        report = trainer.folder / "report.html"  # written last, when a run is finished
-        left = trainer.args.epochs - trainer.epoch
-        if args.resume and (left <= 0 or trainer.out_of_patience()):
-            print(f"{trainer.folder} is finished: {trainer.epoch} epochs were trained")
-            if report.exists():
-                return 0
-        elif args.resume:
-            print(f"resuming {trainer.folder} at epoch {trainer.epoch + 1}: {left} epochs to go")
-        elif world.first:
-            write_start(trainer, data_roots(args))
-        with first_log(trainer) as log:
-            if log:
-                report.unlink(missing_ok=True)
-                if not args.resume:
-                    show_start(trainer, log)
-            stopped_by = trainer.fit(log)
-            if stopped_by:
-                print(f"stopped and saved; go on with: python train.py --resume {trainer.folder}")
-                return 128 + stopped_by
-            answers = trainer.validate_best()
-            if log:
-                write_results(trainer, log, answers)
-    return 0
-
-
-def first_log(trainer: Trainer):
+def first_log(run: Run):
     """Returns the context of the run's log, which is None in all processes but the first."""
-    if not trainer.world.first:
+    if not run.world.first:
         return nullcontext()
-    return closing(RunLog(trainer.folder, trainer.history))
+    return closing(RunLog(run.folder, run.position.history))
 
 
-def evaluate_only(args: argparse.Namespace, world: World) -> int:
+# --- evaluation alone ---------------------------------------------------------------------------
+
+
+def evaluate_only(options: Options, world: World) -> int:
     """Evaluates --weights on the validation photos of --data-path and prints the accuracy."""
-    device = device_of(args, world)
-    args.batch_size = 32 if args.batch_size in (None, "auto") else args.batch_size
-    args.data_path = world.first_does(find_data, args.data_path, args.download)
-    find_sides(args.data_path, args.val_path, [])
-    loaded = load_model(args.weights, device=device)
-    data = world.first_does(load_data, args)
+    device = world.own(pick_device(options.device))
+    batch_size = options.batch_size if isinstance(options.batch_size, int) else 32
+    options = with_data(options, world)
+    loaded = load_model(options.weights, device=device)
+    data = world.first_does(load_data, options)
     unknown = sorted(set(data.classes) - set(loaded.classes))
     if unknown:
         raise ValueError(
-            f"{args.weights} does not know the classes {', '.join(unknown)} of {args.data_path}; "
-            f"it knows {', '.join(loaded.classes[:20])}"
+            f"{options.weights} does not know the classes {', '.join(unknown)} of "
+            f"{options.data_path}; it knows {', '.join(loaded.classes[:20])}"
         )
     labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
     dataset = MyDataSet(data.val.paths, labels, eval_transform(loaded.preprocess))
-    order = SeededSampler(len(dataset), args.seed, False, world.rank, world.size)
-    loader = PhotoLoader(dataset, args.batch_size, order, args.workers, device)
+    order = SeededSampler(len(dataset), options.seed, False, world.rank, world.size)
+    loader = PhotoLoader(dataset, batch_size, order, options.workers, device)
     result, _, _ = evaluate(loaded.model, loader, device, world=world)
     print(
-        f"{args.weights} on {result.samples} validation photos of {args.data_path}: "
+        f"{options.weights} on {result.samples} validation photos of {options.data_path}: "
         f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
     )
     return 0
-
-
-def main() -> int:
-    with join_launch() as world:
-        args, typed = world.first_does(parse_args)
-        if args.workers is None:
-            args.workers = default_workers(world.local_size)
-        if args.list_models:
-            print(model_table())
-            return 0
-        seed_everything(args.seed)
-        with advice_on_memory(args):
-            return evaluate_only(args, world) if args.eval else train(args, typed, world)
 
 
 if __name__ == "__main__":

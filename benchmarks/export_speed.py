@@ -25,7 +25,7 @@ from formats import onnx_files
 from formats.portable import portable
 from predicting.classifier import Classifier, photos_per_second
 from predicting.inputs import find_photos
-from predicting.predictor import score_photos
+from predicting.predictor import Predictor
 from pretrained import LoadedModel, load_model
 
 
@@ -72,7 +72,7 @@ def report(checkpoint: str, options: argparse.Namespace) -> None:
         rate = photos_per_second(form.forward, images, turns=options.turns)
         known = "not measured"
         if not options.speed_only:
-            score = score_photos(classifier.computing_with(form.forward), photos, images.device)
+            score = Predictor(classifier.computing_with(form.forward), device="cpu").score(photos)
             known = f"{score.right / score.total:.4f} of {score.total}"
         away = float((form.forward(images) - wanted).abs().max())
         print(f"{form.name:20s}  {form.size / 1e6:6.1f}  {rate:15.1f}  {known:14s}  {away:.1e}",

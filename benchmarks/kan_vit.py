@@ -119,7 +119,7 @@ def speed(args: argparse.Namespace) -> None:
     images, labels = torch.randn(16, 3, 128, 128), torch.randint(5, (16,))
     print(f"{'setting':<28} {'parameters':>11} {'trained':>11} {'ms a step':>10}")
     for setting in args.only or list(SETTINGS)[:10]:
-        flags, _ = parse_args(
+        flags = parse_args(
             ["--data-path", ".", "--weights", args.weights, *SETTINGS[setting].split()]
         )
         kan = {"mlp": flags.mlp, "kan_rank": flags.kan_rank, "kan_blocks": flags.kan_blocks}

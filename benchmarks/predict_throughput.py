@@ -38,13 +38,12 @@ def bare_rate(forward, images: torch.Tensor, device: torch.device, photos: int) 
     return photos / (time.perf_counter() - start)
 
 
-def predict_rate(classifier, photos: list[Photo], args: argparse.Namespace, device) -> float:
+def predict_rate(model: predictor.Predictor, photos: list[Photo]) -> float:
     """Photos per second from files to a JSON line each and a CSV file."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        writers = [JsonLines(nowhere), CsvFile(os.devnull, args.topk)]
+        writers = [JsonLines(nowhere), CsvFile(os.devnull, model.topk)]
         start = time.perf_counter()
-        found = predictor.answer_photos(photos, classifier, args, device, keep_image=False)
-        total, failed = predict.write_all(found, writers)
+        total, failed = predict.write_all(model.answers(photos), writers)
     assert (total, failed) == (len(photos), 0)
     return total / (time.perf_counter() - start)
 
@@ -52,20 +51,22 @@ def predict_rate(classifier, photos: list[Photo], args: argparse.Namespace, devi
 def throughput(options: argparse.Namespace, photos: list[Photo]) -> None:
     device = pick_device(options.device)
     classifier = open_classifier(options.weights, None, device)
-    args = predictor.default_settings(batch_size=options.batch_size, workers=options.workers)
+    model = predictor.Predictor(
+        classifier, device=device, batch_size=options.batch_size, workers=options.workers
+    )
     size = classifier.preprocess.img_size
     images = torch.rand(options.batch_size, 3, size, size)
     bare, whole = [], []
     for turn in range(options.repeats + 1):
         rates = (
             bare_rate(classifier.forward, images, device, len(photos)),
-            predict_rate(classifier, photos, args, device),
+            predict_rate(model, photos),
         )
         if turn:  # the first warms caches and threads
             bare.append(rates[0])
             whole.append(rates[1])
     ratios = [w / b for w, b in zip(whole, bare, strict=True)]
-    print(f"{classifier.title}: {len(photos)} photos, batch {args.batch_size}, {device}")
+    print(f"{classifier.title}: {len(photos)} photos, batch {options.batch_size}, {device}")
     for name, values in (("model alone", bare), ("predict.py", whole), ("ratio", ratios)):
         low, middle, high = min(values), statistics.median(values), max(values)
         print(f"  {name:12s} {middle:8.2f}  ({low:.2f} to {high:.2f}, {len(values)} turns)")

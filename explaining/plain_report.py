@@ -7,7 +7,6 @@ the range of its first grids, and compared with itself.
 
 import csv
 import re
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,14 +109,14 @@ def symbols(names: Sequence[str]) -> list[str]:
     return [name or f"x_{number}" for number, name in enumerate(kept)]
 
 
-def explain_network(network: Network, args: Namespace) -> None:
+def explain_network(network: Network, data: str | None, folder: Path, prune: float | None) -> None:
     """Draws the network and reads it as a formula; with --prune, a copy without idle nodes."""
     use_fonts()
     model, names = network
     first, last = model.layers[0], model.layers[-1]
     y = None
-    if args.data:
-        x, y, named = read_points(Path(args.data), first.in_features, last.out_features)
+    if data:
+        x, y, named = read_points(Path(data), first.in_features, last.out_features)
         names = named or names
     else:
         x = points_on_grid(model)
@@ -127,11 +126,11 @@ def explain_network(network: Network, args: Namespace) -> None:
         y = model(x) if y is None else y.to(x)
     print("         sizes                  edges  parameters   RMSE to y")
     print(describe("network", model, rmse(model, x, y)))
-    draw(Network(model, names), x, args.output / "network.png")
-    if args.prune is not None:
-        model = prune_network(model, x, args.prune)
+    draw(Network(model, names), x, folder / "network.png")
+    if prune is not None:
+        model = prune_network(model, x, prune)
         print(describe("pruned", model, rmse(model, x, y)))
-        draw(Network(model, names), x, args.output / "pruned.png")
-        save_network(args.output / "pruned.pth", model, names)
-        print(f"saved: {args.output / 'pruned.pth'}")
+        draw(Network(model, names), x, folder / "pruned.png")
+        save_network(folder / "pruned.pth", model, names)
+        print(f"saved: {folder / 'pruned.pth'}")
     print_formula(Network(model, names), x, y)

@@ -11,12 +11,13 @@ thumbnails does not get far (tests/test_sample_flowers.py measures both).
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from system.flags import Parser, number
+from system.flags import Given, Section, number, parse
 from system.terminal import run_cli
 
 SIZE = 160  # pixels, both sides
@@ -426,21 +427,24 @@ def _holds(root: Path, files: list[str], note: str) -> bool:
         return first.info.get("comment") == note.encode()
 
 
-def main() -> int:
-    parser = Parser(prog="sample_flowers.py", description="Draw the sample flowers.")
-    flag = parser.add_argument_group("output").add_argument
-    flag("--output", default="sample_flowers", metavar="DIR", help="a new folder")
-    flag(
-        "--per-class",
-        type=number(int, 2, 9999),
-        default=PER_CLASS,
-        metavar="N",
-        help="pictures of each flower",
+OUTPUT = Section("output")
+
+
+@dataclass(frozen=True)
+class Options(Given):
+    """What a command line of this module says, a row for each flag: see `system.flags`."""
+
+    output: str = OUTPUT.row("sample_flowers", "a new folder", metavar="DIR")
+    per_class: int = OUTPUT.row(
+        PER_CLASS, "pictures of each flower", type=number(int, 2, 9999), metavar="N"
     )
-    flag("--seed", type=number(int, 0), default=0, metavar="N", help="of what is drawn")
-    args = parser.parse_args()
-    root = draw_samples(args.output, args.per_class, seed=args.seed)
-    print(f"{root}: {args.per_class} pictures in each of {len(FLOWERS)} classes")
+    seed: int = OUTPUT.row(0, "of what is drawn", type=number(int, 0), metavar="N")
+
+
+def main() -> int:
+    options = parse(Options, prog="sample_flowers.py", description="Draw the sample flowers.")
+    root = draw_samples(options.output, options.per_class, seed=options.seed)
+    print(f"{root}: {options.per_class} pictures in each of {len(FLOWERS)} classes")
     return 0
 
 

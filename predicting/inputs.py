@@ -15,11 +15,15 @@ from imaging.scanning import as_text, composed, identity, is_photo, walk
 
 
 class Photo(NamedTuple):
-    """A file to predict, the class index that its folder names, or why it cannot be read."""
+    """A file to predict, the class index that its folder names, or why it cannot be read.
 
-    path: str
+    source: where the photo is in memory, a PIL image or an open file; `path` then is its name.
+    """
+
+    path: str | None
     truth: int | None = None
     error: str | None = None
+    source: object = None
 
 
 def find_photos(inputs: Iterable[str], classes: Sequence[str] = ()) -> Iterator[Photo]:

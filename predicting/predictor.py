@@ -1,28 +1,152 @@
-"""Photos in, answers out, in their order: decoded by threads, computed in batches."""
+"""Photos in, answers out, in their order: decoded by threads, computed in batches.
 
-import argparse
+from predict import Predictor
+
+predictor = Predictor("weights/run/best.pth")
+predictor("photo.jpg")                  # the dict that predict.py --json prints for it
+predictor(["a.jpg", pil_image])         # a list of them, for paths and pictures
+for answer in predictor.answers(photos): ...
+"""
+
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from imaging.decoding import decode as decode_opened
 from imaging.decoding import load_image
 from imaging.preprocess import eval_transform
-from predicting.classifier import Classifier
-from predicting.inputs import Photo
-from predicting.writers import Answer, Score
-from system.devices import default_workers
+from predicting.classifier import Classifier, open_classifier
+from predicting.inputs import Photo, expand
+from predicting.writers import Answer, Score, as_record
+from system.devices import default_workers, pick_device
 
 
 class Decoded(NamedTuple):
     photo: Photo
     tensor: Tensor | None = None  # (3, H, W), None where the photo could not be read
-    image: object = None  # the PIL image, where a writer draws on it
+    image: Image.Image | None = None  # where a writer draws on it
+
+
+class Predictor:
+    """A trained model that answers for photos as predict.py does.
+
+    model: a file of any format, or a `Classifier`. class_indices: names for weights that hold none.
+    device: auto, cpu, cuda, cuda:1, mps. batch_size: photos at a time; workers: threads that decode
+    and, on a CPU, compute. tta: the mean of each photo and its mirror. topk: classes of an answer;
+    threshold: below this probability it is unsure.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Classifier,
+        *,
+        class_indices: str | None = None,
+        device: str | torch.device = "auto",
+        batch_size: int = 16,
+        workers: int | None = None,
+        tta: bool = False,
+        topk: int = 5,
+        threshold: float = 0.0,
+    ) -> None:
+        self.device = pick_device(device) if isinstance(device, str) else device
+        if not isinstance(model, Classifier):
+            model = open_classifier(str(model), class_indices, self.device)
+        self.classifier, self.classes = model, model.classes
+        self.batch_size, self.workers = batch_size, workers or default_workers()
+        self.tta, self.topk, self.threshold = tta, topk, threshold
+
+    def __call__(self, photos) -> dict | list[dict]:
+        """Returns the dict of one photo, or a list for several: a list of them, or a folder.
+
+        A photo is a path, an open binary file, a PIL image or an array (H, W, 3) of bytes. One that
+        cannot be read has an `error` in place of `predictions`.
+        """
+        listed = isinstance(photos, list | tuple)
+        several = listed or (_is_path(photos) and os.path.isdir(photos))
+        items = photos if listed else [photos]
+        found = chain.from_iterable(map(self._named, items))
+        records = [as_record(answer) for answer in self.answers(found)]
+        return records if several else records[0]
+
+    def _named(self, photo) -> Iterator[Photo]:
+        if _is_path(photo):
+            return expand(os.fspath(photo), self.classes)
+        image = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo
+        name = getattr(image, "filename", None) or getattr(image, "name", None)
+        return iter([Photo(name if isinstance(name, str) else None, source=image)])
+
+    def answers(self, photos: Iterable[Photo], keep_image: bool = False) -> Iterator[Answer]:
+        """Yields an Answer for each photo, in order, with a few batches in memory at most.
+
+        keep_image: for writers that draw on the photos.
+        """
+        transform = eval_transform(self.classifier.preprocess)
+        read = partial(decode, transform=transform, keep_image=keep_image)
+        groups = batches(photos, self.batch_size)
+        first, second = next(groups, []), next(groups, [])
+        groups = chain([first, second] if second else [first], groups)
+        if self.device.type == "cpu" and second:
+            yield from by_batch(groups, read, self.answer_batch, self.workers)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:  # decodes while the device computes
+            single, ahead = chain.from_iterable(groups), 2 * self.batch_size
+            for batch in batches(in_order(pool, read, single, ahead), self.batch_size):
+                yield from self.answer_batch(batch)
+
+    def answer_batch(self, batch: Sequence[Decoded]) -> Iterator[Answer]:
+        """Yields an Answer for each photo of `batch`, in its order."""
+        readable = [item.tensor for item in batch if item.tensor is not None]
+        rows = iter(self.probabilities(torch.stack(readable)) if readable else ())
+        for photo, tensor, image in batch:
+            if tensor is None:
+                yield Answer(photo.path, error=photo.error)
+                continue
+            best = next(rows).topk(min(self.topk, len(self.classes)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            top = [(index, self.classes[index], probability) for index, probability in pairs]
+            if top[0][2] != top[0][2]:
+                yield Answer(photo.path, error="the model's output for this photo is not a number")
+            else:
+                unsure = top[0][2] < self.threshold
+                yield Answer(photo.path, top, unsure, photo.truth, image=image)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> probabilities (B, K) on the CPU."""
+        return probabilities(images, self.classifier.forward, self.device, self.tta)
+
+    def score(self, photos: Iterable[Photo]) -> Score:
+        """The score over photos in class folders."""
+        score = Score(self.classes)
+        for answer in self.answers(photos):
+            score.write(answer)
+        return score
+
+
+def _is_path(photo) -> bool:
+    return isinstance(photo, str | os.PathLike)
+
+
+@torch.inference_mode()
+def probabilities(images: Tensor, forward, device: torch.device, tta: bool = False) -> Tensor:
+    """Images (B, 3, H, W) -> probabilities (B, K) on the CPU; `tta`: mean of image and mirror."""
+    images = images.to(device)
+    result = forward(images).float().softmax(-1)
+    if tta:
+        result = (result + forward(images.flip(-1)).float().softmax(-1)) / 2
+    return result.cpu()
+
+
+# --- photos in order ----------------------------------------------------------------------------
 
 
 def decode(photo: Photo, transform, keep_image: bool) -> Decoded:
@@ -30,11 +154,18 @@ def decode(photo: Photo, transform, keep_image: bool) -> Decoded:
     if photo.error:
         return Decoded(photo)
     try:
-        image = load_image(photo.path, transform.min_size)
+        image = open_source(photo, transform.min_size)
         return Decoded(photo, transform(image), image if keep_image else None)
     except Exception as error:  # a damaged file can make a decoder raise anything at all
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         return Decoded(photo._replace(error=reason))
+
+
+def open_source(photo: Photo, min_size: int) -> Image.Image:
+    """Returns the photo upright and in RGB, from its file or from memory."""
+    if isinstance(photo.source, Image.Image):
+        return decode_opened(photo.source.copy(), min_size)
+    return load_image(photo.path if photo.source is None else photo.source, min_size)
 
 
 def in_order(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:
@@ -64,64 +195,6 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-@torch.inference_mode()
-def probabilities(images: Tensor, forward, device: torch.device, tta: bool = False) -> Tensor:
-    """Images (B, 3, H, W) -> probabilities (B, K) on the CPU; `tta`: mean of image and mirror."""
-    images = images.to(device)
-    result = forward(images).float().softmax(-1)
-    if tta:
-        result = (result + forward(images.flip(-1)).float().softmax(-1)) / 2
-    return result.cpu()
-
-
-def answer_batch(batch: Sequence[Decoded], predict, classes, topk, threshold) -> Iterator[Answer]:
-    """Yields an Answer for each photo of `batch`, in its order."""
-    readable = [item.tensor for item in batch if item.tensor is not None]
-    rows = iter(predict(torch.stack(readable)) if readable else ())
-    for photo, tensor, image in batch:
-        if tensor is None:
-            yield Answer(photo.path, error=photo.error)
-            continue
-        best = next(rows).topk(min(topk, len(classes)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        top = [(index, classes[index], probability) for index, probability in pairs]
-        if top[0][2] != top[0][2]:
-            yield Answer(photo.path, error="the model's output for this photo is not a number")
-        else:
-            yield Answer(photo.path, top, top[0][2] < threshold, photo.truth, image=image)
-
-
-def default_settings(**changes) -> argparse.Namespace:
-    """The settings that `answer_photos` reads, for other programs that predict."""
-    settings = {"batch_size": 16, "workers": default_workers(), "tta": False}
-    return argparse.Namespace(**settings | {"topk": 5, "threshold": 0.0} | changes)
-
-
-def answer_photos(
-    photos: Iterable[Photo], classifier, args, device, keep_image
-) -> Iterator[Answer]:
-    """Yields an Answer for each photo, in order, with no more than a few batches in memory."""
-    transform = eval_transform(classifier.preprocess)
-    read = partial(decode, transform=transform, keep_image=keep_image)
-    answer = partial(
-        answer_batch,
-        predict=partial(probabilities, forward=classifier.forward, device=device, tta=args.tta),
-        classes=classifier.classes,
-        topk=args.topk,
-        threshold=args.threshold,
-    )
-    groups = batches(photos, args.batch_size)
-    first, second = next(groups, []), next(groups, [])
-    groups = chain([first, second] if second else [first], groups)
-    if device.type == "cpu" and second:
-        yield from by_batch(groups, read, answer, args.workers)
-        return
-    with ThreadPoolExecutor(args.workers) as pool:  # decodes while the device computes
-        decoded = in_order(pool, read, chain.from_iterable(groups), ahead=2 * args.batch_size)
-        for batch in batches(decoded, args.batch_size):
-            yield from answer(batch)
-
-
 def by_batch(groups: Iterable[list[Photo]], read, answer, workers: int) -> Iterator[Answer]:
     """On a CPU: each thread decodes and computes whole batches, on its share of the cores.
 
@@ -142,12 +215,3 @@ def by_batch(groups: Iterable[list[Photo]], read, answer, workers: int) -> Itera
                 yield from found
     finally:
         torch.set_num_threads(threads)
-
-
-def score_photos(classifier: Classifier, photos: Iterable[Photo], device) -> Score:
-    """The score over photos in class folders, for other programs."""
-    score = Score(classifier.classes)
-    settings = default_settings(topk=1)
-    for answer in answer_photos(photos, classifier, settings, device, keep_image=False):
-        score.write(answer)
-    return score

@@ -27,7 +27,7 @@ LARGEST_MATRIX = 20  # classes; more do not fit a terminal, so the most frequent
 class Answer(NamedTuple):
     """What predict.py found for one photo: `top` (best first), or the reason why there is none."""
 
-    path: str
+    path: str | None
     top: Sequence[tuple[int, str, float]] = ()  # (index, class name, probability)
     unsure: bool = False  # the best probability lies below --threshold
     truth: int | None = None  # index of the class folder that the photo lies in
@@ -80,17 +80,20 @@ class JsonLines(Writer):
         self.ascii = "utf" not in (self.stream.encoding or "").lower()
 
     def write(self, answer: Answer) -> None:
-        record: dict = {"image": answer.path}
-        if answer.error:
-            record["error"] = answer.error
-        else:
-            record["predictions"] = [
-                {"class": name, "index": index, "probability": round(probability, 6)}
-                for index, name, probability in answer.top
-            ]
-            if answer.unsure:
-                record[UNSURE] = True
-        print(json.dumps(record, ensure_ascii=self.ascii), file=self.stream, flush=True)
+        line = json.dumps(as_record(answer), ensure_ascii=self.ascii)
+        print(line, file=self.stream, flush=True)
+
+
+def as_record(answer: Answer) -> dict:
+    """Returns an answer as plain Python: image and predictions, or image and error."""
+    record: dict = {"image": answer.path}
+    if answer.error:
+        return record | {"error": answer.error}
+    record["predictions"] = [
+        {"class": name, "index": index, "probability": round(probability, 6)}
+        for index, name, probability in answer.top
+    ]
+    return record | ({UNSURE: True} if answer.unsure else {})
 
 
 def safe_cell(text: str) -> str:

@@ -1,11 +1,22 @@
-"""How every command line is read: one sentence an error, help that tells defaults, value types."""
+"""How every command line is read: a table of flags in, a frozen object of options out.
+
+    class Options(Given):                      # frozen dataclass, a row for each flag
+        epochs: int = RUN.row(10, "passes over the photos", type=number(int, 0), metavar="N")
+
+    options = parse(Options, argv, prog="train.py", description="...")
+
+From the row come the parser, the help, which tells every default, and what a saved value may be. An
+error is one sentence with the nearest flag; `options.given` says which flags were typed.
+"""
 
 import argparse
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
 
 ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 LARGEST = 10**9  # whole number of a flag: what is computed from it still fits 64 bits
@@ -119,20 +130,10 @@ def block_list(text: str) -> str:
 
 
 class Help(argparse.HelpFormatter):
-    """Help of 98 columns in any terminal; every flag tells its default."""
+    """Help of 98 columns in any terminal."""
 
     def __init__(self, prog: str, **options) -> None:
         super().__init__(prog, **options | {"max_help_position": 30, "width": 98})
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        is_help = action.default == argparse.SUPPRESS
-        if "(default" in text or is_help or action.required or not action.option_strings:
-            return text
-        value = action.default
-        words = {"None": "none", "False": "off", "True": "on"}
-        told = f"{value:g}" if isinstance(value, float) else words.get(str(value), "%(default)s")
-        return f"{text} (default: {told})"
 
 
 class Parser(argparse.ArgumentParser):
@@ -172,3 +173,148 @@ def spell(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a flag beside its name and default.
+
+    names: as typed, by default --NAME; without hyphens, an argument of that place. kind: "value",
+    "switch" (on if it stands there), "pair" (--x and --no-x), "maybe" (its value may be left out,
+    which means true; `off` names its opposite) or "list". facts: what a command asks of its rows.
+    """
+
+    section: str
+    help: str
+    names: tuple[str, ...]
+    kind: str
+    parse: dict[str, Any]  # type, choices, metavar
+    off: str | None
+    facts: dict[str, Any]
+
+    @property
+    def parser(self) -> Callable[[str], Any] | None:
+        return self.parse.get("type")
+
+
+class Section:
+    """A group of flags in the help."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def row(self, default, help, *names, kind="value", off=None, type=None, choices=None,
+            metavar=None, **facts) -> Any:  # fmt: skip
+        """Returns the field of a dataclass for one flag: see `Row`."""
+        parse = {"type": type, "choices": choices, "metavar": metavar}
+        parse = {key: value for key, value in parse.items() if value is not None}
+        row = Row(self.title, help, names, kind, parse, off, facts)
+        if default is REQUIRED:
+            return field(metadata={"row": row}, kw_only=True)
+        return field(default=default, metadata={"row": row}, kw_only=True)
+
+
+REQUIRED = object()
+T = TypeVar("T", bound="Given")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Options of a command: what its flags say, and which of them were typed."""
+
+    given: frozenset[str] = frozenset()
+
+    @classmethod
+    def rows(cls) -> Iterator[tuple[Field, Row]]:
+        return ((f, f.metadata["row"]) for f in fields(cls) if "row" in f.metadata)
+
+    def check(self) -> None:
+        """Raises ValueError with a sentence where flags contradict each other."""
+
+
+def flag_of(name: str) -> str:
+    """Returns the flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(kind: type[T], argv: Sequence[str] | None = None, **about: str) -> T:
+    """Returns the options that a command line says; ends with a sentence where it is wrong.
+
+    about: prog, description, epilog.
+    """
+    parser = parser_of(kind, **about)
+    typed = vars(parser.parse_args(argv))
+    options = kind(given=frozenset(typed), **typed)
+    try:
+        options.check()
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def parser_of(kind: type[Given], **about: str) -> Parser:
+    """Returns the parser of a table; what is not typed is absent from its result."""
+    parser = Parser(argument_default=argparse.SUPPRESS, **about)
+    parser.table = kind
+    sections: dict[str, Any] = {"": parser}
+    for named, row in kind.rows():
+        if row.section not in sections:
+            sections[row.section] = parser.add_argument_group(row.section)
+        _add(sections[row.section], named, row)
+    return parser
+
+
+def _add(group, named: Field, row: Row) -> None:
+    help = _told(named, row)
+    names = row.names or (flag_of(named.name),)
+    if not names[0].startswith("-"):
+        group.add_argument(named.name, help=help, **_list_of(row), **row.parse)
+        return
+    common = {"dest": named.name, "default": argparse.SUPPRESS, "help": help}
+    if row.kind == "switch":
+        group.add_argument(*names, action="store_true", **common)
+    elif row.kind == "pair":
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+    elif row.kind == "maybe":
+        const = row.facts.get("const", True)
+        if row.off:
+            group = group.add_mutually_exclusive_group()
+        group.add_argument(*names, nargs="?", const=const, **row.parse, **common)
+        if row.off:
+            same = f"the same as {names[0]} false (default: as there)"
+            group.add_argument(row.off, action="store_false", **common | {"help": same})
+    else:
+        group.add_argument(*names, **row.parse, **common)
+
+
+def _list_of(row: Row) -> dict:
+    return {"nargs": "+"} if row.kind == "list" else {}
+
+
+def _told(named: Field, row: Row) -> str:
+    """Returns the help of a flag with its default, where the words do not tell it."""
+    positional = row.names and not row.names[0].startswith("-")
+    if "(default" in row.help or positional:
+        return row.help
+    words = {"None": "none", "False": "off", "True": "on"}
+    value = named.default
+    told = f"{value:g}" if isinstance(value, float) else words.get(str(value), str(value))
+    return f"{row.help} (default: {told})"
+
+
+def gives(row: Row, value: object) -> bool:
+    """Whether a flag gives `value` for some text: for what was saved and may have been edited."""
+    if row.kind in ("switch", "pair"):
+        return isinstance(value, bool)
+    if row.parser in (None, str, existing):  # what is gone by now is named where it is opened
+        return isinstance(value, str) and value in row.parse.get("choices", (value,))
+    if type(value) not in (str, int, float, bool, tuple):
+        return False
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    try:
+        return row.parser(text) == value
+    except argparse.ArgumentTypeError:
+        return False

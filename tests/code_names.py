@@ -42,11 +42,26 @@ def all_sources():
     }
 
 
+@cache
+def all_flags():
+    """The flags of all commands."""
+    import explain
+    import export
+    import predict
+    import pretrained
+    from imaging import sample_flowers
+    from system.flags import parser_of
+    from training import flags
+
+    commands = (explain, export, predict, pretrained, sample_flowers, flags)
+    parsers = [parser_of(command.Options) for command in commands]
+    return {flag for parser in parsers for flag in parser._option_string_actions}
+
+
 def is_known(name):
     """Whether the code has this name, flag, or file that it reads or writes."""
     if name.startswith("--"):
-        flag = name.split()[0]
-        return flag == "--help" or any(f'"{flag}"' in source for source in all_sources().values())
+        return name.split()[0] in all_flags()
     if name.startswith("torch."):
         return hasattr(torch, name.removeprefix("torch."))
     if (ROOT / name).exists() or (ROOT / "docs" / "diagrams" / name).exists():

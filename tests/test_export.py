@@ -73,7 +73,7 @@ def test_portable_layers_equal_the_layers_of_kan(outside, order, cells):
     layers = [
         KANLinear(12, 5, cells, order, outside=outside, bias=True),
         KANLinear(12, 30, cells, order, outside=outside, spline_rank=2, bias=False),
-        GroupKANLinear(12, 5, 3, cells, order, outside=outside),
+        GroupKANLinear(12, 5, 3, grid_size=cells, spline_order=order, outside=outside),
     ]
     for layer, kind in zip(
         layers, (PortableKANLinear, PortableKANLinear, PortableGroupKANLinear), strict=True

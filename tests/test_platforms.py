@@ -378,7 +378,7 @@ def test_stored_paths_have_slashes_and_are_read_back():
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has MPS")
 def test_mps_is_a_device_that_this_machine_lacks():
-    assert parse_args(["--device", "mps"])[0].device == "mps"
+    assert parse_args(["--device", "mps"]).device == "mps"
     with pytest.raises(ValueError, match="--device mps: torch finds no GPU of Apple here"):
         pick_device("mps")
 

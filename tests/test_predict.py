@@ -244,9 +244,10 @@ def test_tta_averages_the_photo_and_its_mirror():
 
 def test_an_output_that_is_not_a_number_is_an_error():
     batch = [predictor.Decoded(inputs.Photo("x.jpg"), torch.zeros(3, 2, 2))]
-    (answer,) = predictor.answer_batch(
-        batch, lambda images: torch.full((1, 2), torch.nan), ["a", "b"], 2, 0
+    model = classifier.Classifier(
+        lambda images: torch.full((1, 2), torch.nan), ["a", "b"], Preprocess(2), {}
     )
+    (answer,) = predictor.Predictor(model, device="cpu").answer_batch(batch)
     assert "not a number" in answer.error
 
 

@@ -4,7 +4,45 @@ After "Bag of Tricks for Image Classification" (arXiv 1812.01187) as far as it a
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+Chosen = dict[str, tuple[object, str]]  # value and reason by name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What suits a kind of run, by optimiser where it matters.
+
+    rate: for `batch` photos together; it grows linearly with their number (arXiv 1706.02677).
+    """
+
+    words: str
+    batch: int
+    rate: dict[str, float]
+    weight_decay: dict[str, float]
+    warmup_epochs: float
+    layer_decay: float
+    label_smoothing: float
+
+
+# benchmarks/recipe.py measures these.
+KINDS = {
+    "head": Kind(
+        "head only", 32, {"adamw": 3e-3, "sgd": 0.03}, {"adamw": 0.0, "sgd": 0.0}, 0.0, 1.0, 0.0
+    ),
+    "fine-tune": Kind(
+        "all layers from pretrained weights",
+        16, {"adamw": 2e-4, "sgd": 0.003}, {"adamw": 0.05, "sgd": 5e-5}, 1.0, 0.75, 0.1,
+    ),
+    "scratch": Kind(
+        "from random weights",
+        16, {"adamw": 5e-4, "sgd": 0.01}, {"adamw": 0.05, "sgd": 5e-5}, 5.0, 1.0, 0.1,
+    ),
+}  # fmt: skip
+# The splines' rate as a multiple of --lr. Ten times the rate at low rank cost three points with all
+# layers training (docs/results.md).
+SPLINES = {"none": 1.0, "full": 0.1, "low-rank": 1.0, "group": 1.0}
 
 
 @dataclass(frozen=True)
@@ -27,60 +65,33 @@ class Case:
     optimizer: str = "adamw"
 
 
-def choose(case: Case, given: dict) -> dict[str, tuple]:
-    """Returns {name: (value, reason)} for every value in `given` that is None.
-
-    Rates are for AdamW unless the case says SGD, and grow linearly with the total batch size
-    (arXiv 1706.02677). benchmarks/recipe.py measures them.
-    """
-    chosen: dict[str, tuple] = {}
-
-    def value(name: str, default, reason: str):
-        if given.get(name) is None:
-            chosen[name] = (default, reason)
-        return given[name] if given.get(name) is not None else default
-
-    kind, names = (
-        case.kind,
-        {"head": "head only", "fine-tune": "all layers from pretrained weights"},
-    )
-    what = names.get(kind, "from random weights")
-    if kind == "head" and case.spline != "none":
-        what = "head and splines"
-    batch = value("batch_size", *_batch_size(case))
-    total = batch * case.world_size * case.accum_steps
-    base, base_batch = _base_rate(case)
-    rate = base * total / base_batch
-    value("lr", float(f"{rate:.3g}"), f"{what}: {base:g} at batch {base_batch}, now {total}")
-    value(
-        "weight_decay",
-        0.0 if kind == "head" else 5e-5 if case.optimizer == "sgd" else 0.05,
-        what,
-    )
-    warmup = {"head": 0.0, "fine-tune": 1.0, "scratch": 5.0}[kind]
-    value("warmup_epochs", min(warmup, case.epochs / 5), f"{what}, a fifth of the run at most")
-    value("layer_decay", 0.75 if kind == "fine-tune" else 1.0, what)
-    value("label_smoothing", 0.0 if kind == "head" else 0.1, what)
-    if case.one_view:
-        value("aug", "none", "the frozen layers run once, on each photo as it is")
-    else:
-        value("aug", "basic", what)
-    # Ten times the rate at low rank cost three points with all layers training (docs/results.md).
-    scale = {"none": 1.0, "full": 0.1, "low-rank": 1.0, "group": 1.0}[case.spline]
-    value("kan_lr_scale", scale, f"{case.spline} splines")
-    return chosen
+def choose(case: Case, given: Mapping) -> Chosen:
+    """Returns {name: (value, reason)} for each value below that `given` lacks or has as None."""
+    kind, splines = KINDS[case.kind], case.kind == "head" and case.spline != "none"
+    what = "head and splines" if splines else kind.words
+    batch, why = _batch_size(case, kind)
+    total = (given.get("batch_size") or batch) * case.world_size * case.accum_steps
+    base = kind.rate[case.optimizer]
+    rate = float(f"{base * total / kind.batch:.3g}")
+    warmup = min(kind.warmup_epochs, case.epochs / 5)
+    aug = ("none", "the frozen layers run once, on each photo as it is")
+    table = {
+        "batch_size": (batch, why),
+        "lr": (rate, f"{what}: {base:g} at batch {kind.batch}, now {total}"),
+        "weight_decay": (kind.weight_decay[case.optimizer], what),
+        "warmup_epochs": (warmup, f"{what}, a fifth of the run at most"),
+        "layer_decay": (kind.layer_decay, what),
+        "label_smoothing": (kind.label_smoothing, what),
+        "aug": aug if case.one_view else ("basic", what),
+        "kan_lr_scale": (SPLINES[case.spline], f"{case.spline} splines"),
+    }
+    return {name: chosen for name, chosen in table.items() if given.get(name) is None}
 
 
-def _batch_size(case: Case) -> tuple[int, str]:
-    """Returns the largest power of two up to 32 that gives an epoch at least eight steps."""
-    usual = 32 if case.kind == "head" else 16
+def _batch_size(case: Case, kind: Kind) -> tuple[int, str]:
+    """Returns the largest power of two up to the usual one that gives an epoch eight steps."""
     share = max(1, case.train_images // (8 * case.world_size))
-    batch = min(usual, 2 ** int(math.log2(share)))
-    return batch, "usual" if batch == usual else f"{case.train_images} photos make 8 steps or more"
-
-
-def _base_rate(case: Case) -> tuple[float, int]:
-    """Returns a learning rate and the total batch size it suits."""
-    if case.optimizer == "sgd":
-        return {"head": (0.03, 32), "fine-tune": (0.003, 16), "scratch": (0.01, 16)}[case.kind]
-    return {"head": (3e-3, 32), "fine-tune": (2e-4, 16), "scratch": (5e-4, 16)}[case.kind]
+    batch = min(kind.batch, 2 ** int(math.log2(share)))
+    if batch == kind.batch:
+        return batch, "usual"
+    return batch, f"{case.train_images} photos make 8 steps or more"

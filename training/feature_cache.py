@@ -49,6 +49,11 @@ class Tail(nn.Module):
         return self.model.forward_rest(x, first=self.skip)
 
 
+def rest_of(model: VisionTransformer, skip: int) -> nn.Module:
+    """Returns what takes the loaders' batches: the model, or what follows its `skip` layers."""
+    return Tail(model, skip) if skip else model
+
+
 def run_frozen(model: VisionTransformer, skip: int, images: Tensor) -> Tensor:
     """Images (B, 3, S, S) -> what `Tail` takes."""
     depth = len(model.blocks)
@@ -75,6 +80,11 @@ class CachedLoader:
     ) -> None:
         self.features, self.labels = features, torch.tensor(labels)
         self.failed, self.batch_size, self.sampler = failed, batch_size, sampler
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of a photo's features."""
+        return tuple(self.features.shape[2:])
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
@@ -107,11 +117,8 @@ def fill(
     does not fit in memory becomes a memory-mapped file in `folder` (see `remove`). Of several
     processes each runs over its part of the photos, and all get the whole.
     """
-    was_training = model.training
+    was_training, dataset = model.training, loader.dataset
     model.eval()
-    dataset, order = loader.dataset, loader.sampler
-    in_order = SeededSampler(len(dataset), order.seed, False, world.rank, world.size)
-    batches = loader.with_order(in_order, batch_size=32)
 
     def run(images: Tensor) -> Tensor:
         with autocast(device, amp_dtype):
@@ -121,20 +128,29 @@ def fill(
     sample = run(torch.zeros(1, model.sizes.in_chans, size, size))[0]
     kept = sample.dtype if skip > len(model.blocks) else amp_dtype or sample.dtype
     features = allocate((views, len(dataset), *sample.shape), kept, folder, world)
-    failed: dict[int, Failed] = {}
-    for view in range(views):
-        in_order.set_epoch(view)
-        for batch in batches:
-            failed |= {failure.index: failure for failure in batch.failed}
-            if len(batch.images):
-                features[view, batch.indices] = run(batch.images).to(kept).cpu()
-            progress(len(batch.images) + len(batch.failed))
+    failed = _fill(features, run, loader, world, progress)
     model.train(was_training)
-    failed = {failure.index: failure for failure in world.joined(list(failed.values()))}
+    failed = {failure.index: failure for failure in world.joined(failed)}
     if len(failed) == len(dataset):
         raise ValueError(f"no photo could be read: {next(iter(failed.values())).reason}")
     exchange(features, device, world)
-    return CachedLoader(features, dataset.images_class, failed, loader.batch_size, order)
+    return CachedLoader(features, dataset.images_class, failed, loader.batch_size, loader.sampler)
+
+
+def _fill(features: Tensor, run: Callable, loader: PhotoLoader, world: World, progress) -> list:
+    """Puts what `run` makes of this process's photos into `features`; returns those that failed."""
+    dataset, seed = loader.dataset, loader.sampler.seed
+    in_order = SeededSampler(len(dataset), seed, False, world.rank, world.size)
+    batches = loader.with_order(in_order, batch_size=32)
+    failed: list[Failed] = []
+    for view in range(len(features)):
+        in_order.set_epoch(view)
+        for batch in batches:
+            failed += batch.failed
+            if len(batch.images):
+                features[view, batch.indices] = run(batch.images).to(features.dtype).cpu()
+            progress(len(batch.images) + len(batch.failed))
+    return failed
 
 
 def allocate(

@@ -8,55 +8,57 @@ from imaging.preprocess import eval_transform
 from reporting.metrics import class_lines, confusion_matrix, most_confused, worst_mistakes
 from reporting.page import write_report
 from reporting.plots import image_grid, plot_confusion, plot_curves
+from system.flags import flag_of
 from system.fonts import font_advice
 from system.terminal import printable
 from training import feature_cache
+from training.assembly import photo_loaders
 from training.run_folder import RunLog
-from training.trainer import Trainer
+from training.setup import Run
 from vit_model import kind_of
 
 SAMPLES = 12
 
 
-def show_start(trainer: Trainer, log: RunLog) -> None:
+def show_start(run: Run, log: RunLog) -> None:
     """Draws some training photos as the model sees them, and notes the configuration."""
-    dataset, sampler = trainer.train_loader.dataset, trainer.train_loader.sampler
-    sampler.set_epoch(0)
+    loader, _ = photo_loaders(run)
+    dataset, sampler = loader.dataset, loader.sampler
     keys = [key for key, _ in zip(sampler, range(SAMPLES), strict=False)]
     batch = dataset.collate_fn(dataset.__getitems__(keys))
     if len(batch.images):
-        images = trainer.train_loader.on_device(batch).images.cpu()
-        titles = [trainer.data.classes[label] for label in batch.labels]
-        preprocess, path = trainer.preprocess, trainer.folder / "samples.png"
+        images = loader.on_device(batch).images.cpu()
+        titles = [run.data.classes[label] for label in batch.labels]
+        preprocess, path = run.preprocess, run.folder / "samples.png"
         image_grid(images, titles, path, preprocess.mean, preprocess.std)
         log.picture("samples", path)
-    log.text("settings", [f"{name}: {value}" for name, value in vars(trainer.args).items()])
-    log.text("data", trainer.data.report.text().splitlines())
+    log.text("settings", [f"{name}: {value}" for name, value in run.settings.items()])
+    log.text("data", run.data.report.text().splitlines())
 
 
-def write_results(trainer: Trainer, log: RunLog, answers: tuple) -> None:
+def write_results(run: Run, log: RunLog, answers: tuple) -> None:
     """Writes pictures and report; says what to type next. answers: of Trainer.validate_best()."""
-    folder, classes, val = trainer.folder, trainer.data.classes, trainer.data.val
+    folder, classes, val = run.folder, run.data.classes, run.data.val
     result, probabilities, indices = answers
     labels = [val.labels[i] for i in indices]
     paths = [val.paths[i] for i in indices]
     matrix = confusion_matrix(labels, probabilities.argmax(1), len(classes))
     mistakes = worst_mistakes(paths, labels, probabilities, classes)
-    draw_results(trainer, log, matrix, mistakes)
+    draw_results(run, log, matrix, mistakes)
     write_report(
         folder,
-        title=f"{trainer.model.name} on {Path(trainer.args.data_path).name}",
-        summary=summary(trainer, result),
+        title=f"{run.model.name} on {Path(run.options.data_path).name}",
+        summary=summary(run, result),
         classes=classes,
         matrix=matrix,
-        rows=trainer.history,
+        rows=run.position.history,
         mistakes=mistakes,
-        settings=settings(trainer.args),
+        settings=settings(run),
         data_lines=(folder / "data_report.txt").read_text("utf-8").splitlines()[:40],
         commands=commands(folder),
     )
     confused = most_confused(matrix, classes, 3)
-    print(f"best: epoch {trainer.best['epoch']}, validation accuracy {result.accuracy:.4f}")
+    print(f"best: epoch {run.position.best['epoch']}, validation accuracy {result.accuracy:.4f}")
     advice = font_advice(classes)
     if advice:
         print(advice)
@@ -69,17 +71,17 @@ def write_results(trainer: Trainer, log: RunLog, answers: tuple) -> None:
         print(f"{what}: {command}")
 
 
-def draw_results(trainer: Trainer, log: RunLog, matrix, mistakes: list[dict]) -> None:
+def draw_results(run: Run, log: RunLog, matrix, mistakes: list[dict]) -> None:
     """Draws the run's pictures and puts them, with the table of classes, into TensorBoard."""
-    folder, classes = trainer.folder, trainer.data.classes
-    if trainer.history:
-        plot_curves(trainer.history, folder / "curves.png")
+    folder, classes = run.folder, run.data.classes
+    if run.position.history:
+        plot_curves(run.position.history, folder / "curves.png")
         log.picture("curves", folder / "curves.png")
     plot_confusion(matrix, classes, folder / "confusion.png")
     log.picture("confusion", folder / "confusion.png")
     log.text("classes", class_lines(matrix, classes))
     images, titles = [], []
-    transform = eval_transform(trainer.preprocess, as_bytes=True)
+    transform = eval_transform(run.preprocess, as_bytes=True)
     for mistake in mistakes:
         with contextlib.suppress(PhotoError):  # gone or changed since
             images.append(transform(load_image(mistake["path"], transform.min_size)))
@@ -89,27 +91,27 @@ def draw_results(trainer: Trainer, log: RunLog, matrix, mistakes: list[dict]) ->
         log.picture("mistakes", folder / "mistakes.png")
 
 
-def summary(trainer: Trainer, result) -> list[tuple[str, object]]:
+def summary(run: Run, result) -> list[tuple[str, object]]:
     """Returns (label, value) of what matters most about a run."""
-    model, rows = trainer.model, trainer.history
+    model, rows = run.model, run.position.history
     kan = kind_of(model.config, ", ", " blocks")
     count = sum(p.numel() for p in model.parameters())
     return [
         ("validation accuracy", f"{result.accuracy:.4f}"),
         ("validation loss", f"{result.loss:.4f}"),
-        ("best epoch", f"{trainer.best['epoch']} of {len(rows)}"),
+        ("best epoch", f"{run.position.best['epoch']} of {len(rows)}"),
         ("model", f"{model.name}{kan}, {count / 1e6:.2f} M parameters"),
-        ("photos", f"{len(trainer.data.train.paths)} + {len(trainer.data.val.paths)}"),
-        ("training time", f"{sum(row['seconds'] for row in rows):.0f} s on {trainer.device}"),
+        ("photos", f"{len(run.data.train.paths)} + {len(run.data.val.paths)}"),
+        ("training time", f"{sum(row['seconds'] for row in rows):.0f} s on {run.device}"),
     ]
 
 
-def settings(args) -> list[tuple[str, object, str]]:
+def settings(run: Run) -> list[tuple[str, object, str]]:
     """Returns (flag, value, why it was chosen) for every setting of a run."""
     return [
-        ("--" + name.replace("_", "-"), value, args.reasons.get(name, ""))
-        for name, value in vars(args).items()
-        if name not in ("reasons", "resume", "list_models", "eval", "dry_run")
+        (flag_of(name), value, run.reasons.get(name, ""))
+        for name, value in run.options.to_dict().items()
+        if name not in ("resume", "list_models", "eval", "dry_run")
     ]
 
 

@@ -4,7 +4,6 @@ Opening them executes nothing, but they may have been edited, damaged or made by
 part is compared with what a run writes, so that all that follows can rely on it.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -14,8 +13,8 @@ from formats.checkpoints import load_checkpoint
 from formats.reading import checked_classes, checked_config, checked_preprocess
 from imaging.splitting import DataSplit
 from system.files import read_json
-from system.flags import existing
-from training.flags import train_parser
+from system.flags import flag_of
+from training.flags import Options, kept
 
 PARTS = {
     "config": dict,
@@ -32,9 +31,6 @@ PARTS = {
     "best": dict,
     "advised": list,
 }
-# What may change when a run is resumed; everything else would make it another run.
-MAY_CHANGE = {"epochs", "workers", "device", "save_steps", "patience", "resume", "output"}
-MAY_CHANGE |= {"fsdp", "grad_checkpointing", "cache_images"}
 
 
 def load_state(folder: Path) -> dict:
@@ -85,7 +81,8 @@ def _check(state: dict) -> None:
     sums, failed = loader.get("sums"), loader.get("failed")
     _require(isinstance(sums, Tensor) and sums.shape == (3,), "loader")
     _require(isinstance(failed, list) and all(map(_is_failure, failed)), "loader")
-    _check_args(state["args"])
+    _require(all(isinstance(name, str) for name in state["args"]), "args")
+    Options.from_dict(state["args"])
 
 
 def _require(holds: bool, part: str) -> None:
@@ -108,32 +105,6 @@ def _check_finite(part: str, tensors: object) -> None:
         _require(isinstance(value, Tensor), part)
         if not value.isfinite().all():
             raise ValueError(f"is spoilt: {name} has values that are NaN or infinite")
-
-
-def _check_args(args: dict) -> None:
-    """Raises ValueError where a value is not one that its flag gives."""
-    _require(all(isinstance(name, str) for name in args), "args")
-    for action in train_parser()._actions:
-        value = args.get(action.dest)
-        absent = action.dest not in args or (value is None and action.default is None)
-        if not absent and not _comes_from(action, value):
-            flag = "--" + action.dest.replace("_", "-")
-            raise ValueError(f"has {flag} {value!r:.80}, which that flag does not take")
-
-
-def _comes_from(action: argparse.Action, value: object) -> bool:
-    """Whether the flag `action` gives `value` for some text."""
-    if action.nargs == 0:
-        return isinstance(value, bool)
-    if action.type in (None, existing):  # what is gone by now is named where it is opened
-        return isinstance(value, str) and (not action.choices or value in action.choices)
-    if type(value) not in (str, int, float, bool, tuple):
-        return False
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    try:
-        return action.type(text) == value
-    except argparse.ArgumentTypeError:
-        return False
 
 
 def check_alike(state: dict, optimizer, scheduler, scaler) -> None:
@@ -170,24 +141,45 @@ def _alike(fresh: object, saved: object) -> bool:
     return _is_number(saved) if _is_number(fresh) else isinstance(saved, type(fresh))
 
 
-def share_batch(args: argparse.Namespace, before: int, now: int) -> None:
-    """Keeps the total batch of a run that `before` processes began and `now` processes continue.
+def changed(saved: Options, typed: Options, folder: Path) -> Options:
+    """Returns the options of a run with what a resume may change; prints what it changes.
 
-    Raises ValueError where they cannot share it equally.
+    Raises ValueError for a typed flag that would make it another run.
+    """
+    changes = {}
+    for name in sorted(typed.given - {"resume", "output"}):
+        new, old = getattr(typed, name), getattr(saved, name)
+        if new == old or (name, new) == ("batch_size", "auto"):
+            continue
+        if name in kept():
+            raise ValueError(
+                f"{flag_of(name)} {new} differs from the run in {folder} ({old}) and would make it "
+                f"another run: leave it out to resume, or start anew with --output"
+            )
+        print(f"{flag_of(name)}: {new} instead of {old}")
+        changes[name] = new
+    return saved.settled(**changes)
+
+
+def shared_batch(batch_size: int, before: int, now: int) -> int:
+    """Returns the batch of each of `now` processes in a run that `before` processes began.
+
+    Together they take as many photos as before. Raises ValueError where they cannot share them
+    equally.
     """
     if before == now:
-        return
-    total = args.batch_size * before
+        return batch_size
+    total = batch_size * before
     if total % now:
         raise ValueError(
             f"the run took {total} photos together at each step, which {now} processes cannot "
             f"share equally: resume it on a number of processes that divides {total}"
         )
-    args.batch_size = total // now
     print(
-        f"begun on {before} process{'es' * (before > 1)}, resumed on {now}: {args.batch_size} "
+        f"begun on {before} process{'es' * (before > 1)}, resumed on {now}: {total // now} "
         f"photos per process keep the total batch of {total}"
     )
+    return total // now
 
 
 def check_still_there(data: DataSplit) -> None:

@@ -1,6 +1,9 @@
-"""What a new run is made of before it begins: model, preprocessing, recipe."""
+"""What a run is made of, and how a new one gets it: model, preprocessing, chosen values."""
 
-import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -9,12 +12,16 @@ from formats.reading import WeightsFile
 from imaging.preprocess import Preprocess, eval_transform
 from imaging.splitting import DataSplit
 from my_dataset import MyDataSet
-from parallel.world import World
+from parallel.world import ALONE, World
 from pretrained import calibrate
 from system.devices import amp_dtype
+from system.flags import flag_of
 from training.batch_size import find_batch_size, trial_step, weight_of
-from training.choices import Case, choose
+from training.choices import Case, Chosen, choose
 from training.feature_cache import plan
+from training.flags import Options
+from training.loss import Teacher
+from training.position import Position
 from training.run_folder import check_output
 from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model, find_variant
 
@@ -22,34 +29,91 @@ DEFAULT_MODEL = "vit_base_patch16_224_in21k"
 CALIBRATION_IMAGES = 256
 
 
-def model_config(
-    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, num_classes: int
-) -> dict:
+@dataclass
+class Run:
+    """What a run is made of, before its first step or the next one.
+
+    options: settled, so that nothing is left to be chosen; reasons: why, by name.
+    trainable: names of the parameters that train; the others never change.
+    world: the processes that train together; all do the same, the first alone prints and writes.
+    state: what last.pth holds of a run that goes on.
+    """
+
+    options: Options
+    reasons: dict[str, str]
+    folder: Path
+    device: torch.device
+    data: DataSplit
+    model: VisionTransformer
+    preprocess: Preprocess
+    trainable: list[str]
+    teacher: Teacher | None = None
+    world: World = ALONE
+    state: dict | None = None
+    position: Position = field(default_factory=Position)
+
+    @property
+    def sharded(self) -> bool:
+        return self.options.fsdp and self.world.size > 1
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        return amp_dtype(self.options.amp, self.device)
+
+    @property
+    def settings(self) -> dict:
+        """The options as args.json and last.pth keep them, with the reasons of what was chosen."""
+        return self.options.to_dict() | {"reasons": self.reasons}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.batches_over(len(self.data.train.paths))
+
+    def batches_over(self, photos: int) -> int:
+        """Returns how many batches each process takes to share so many photos."""
+        return math.ceil(photos / (self.options.batch_size * self.world.size))
+
+    def over(self) -> bool:
+        """Whether there is no epoch left to train."""
+        options, position = self.options, self.position
+        return position.epoch >= options.epochs or position.out_of_patience(options.patience)
+
+
+# --- model --------------------------------------------------------------------------------------
+
+
+def model_config(options: Options, weights: WeightsFile | None, num_classes: int) -> dict:
     """Returns what `create_model` takes: the flags' before the weights file's before defaults."""
-    if args.model or weights is None:
-        config: dict = {"name": args.model or DEFAULT_MODEL}
+    if options.model or weights is None:
+        config: dict = {"name": options.model or DEFAULT_MODEL}
     else:
         config = dict(weights.config)
         if config["num_classes"] != num_classes:  # a pre-logits layer belongs to the old head
             config["representation_size"] = None
     kan = ("mlp", "kan_blocks", "kan_hidden", "kan_rank", "kan_grid", "kan_order", "kan_range")
     # A KAN checkpoint keeps its own sizes unless the flag was typed.
-    config |= {name: getattr(args, name) for name in kan if name in typed or name not in config}
-    config |= {"num_classes": num_classes, "drop_path_rate": args.drop_path}
-    if args.img_size:
-        config["img_size"] = args.img_size
+    told = [name for name in kan if name in options.given or name not in config]
+    config |= {name: getattr(options, name) for name in told}
+    config |= {"num_classes": num_classes, "drop_path_rate": options.drop_path}
+    if options.img_size:
+        config["img_size"] = options.img_size
     return config
 
 
+def check_sizes(options: Options, weights: WeightsFile | None) -> None:
+    """Raises ValueError for sizes that do not fit, before a photo is looked at."""
+    with torch.device("meta"):
+        create_model(**model_config(options, weights, num_classes=2))
+
+
 def build_model(
-    args: argparse.Namespace, typed: set[str], weights: WeightsFile | None, classes: list[str]
+    options: Options, weights: WeightsFile | None, classes: list[str]
 ) -> tuple[VisionTransformer, set[str]]:
     """Returns the model and the names of the parameters that came from the weights file."""
-    model = create_model(**model_config(args, typed, weights, len(classes)))
-    ignored = sorted(name for name in typed if name.startswith("kan_"))
+    model = create_model(**model_config(options, weights, len(classes)))
+    ignored = sorted(name for name in options.given if name.startswith("kan_"))
     if model.sizes.mlp == "mlp" and ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        print(f"{flags}: ignored with --mlp mlp")
+        print(f"{', '.join(map(flag_of, ignored))}: ignored with --mlp mlp")
     if weights is None:
         here = VARIANTS[model.name].url and f" or --weights {model.name}"
         print(
@@ -57,13 +121,13 @@ def build_model(
             f"thousand photos are few; far better is --weights FILE{here or ''}"
         )
         return model, set()
-    report = load_into(model, weights, classes, allow_partial=args.allow_partial)
+    report = load_into(model, weights, classes, allow_partial=options.allow_partial)
     print("\n".join(report.lines()))
     return model, set(report.from_file)
 
 
 def choose_preprocess(
-    args: argparse.Namespace, model: VisionTransformer, weights: WeightsFile | None
+    options: Options, model: VisionTransformer, weights: WeightsFile | None
 ) -> Preprocess:
     """Returns size and normalisation: the flags' before the weights' before the model's own."""
     if weights is not None:
@@ -71,11 +135,11 @@ def choose_preprocess(
     else:
         mean, std = FAMILIES[VARIANTS[model.name].family]
         why = f"as {model.name} wants"
-    if args.mean or args.std:
-        mean, std, why = args.mean or mean, args.std or std, "--mean and --std"
-    if weights is None or args.mean or args.std:  # else the weights' report has told
+    if options.mean or options.std:
+        mean, std, why = options.mean or mean, options.std or std, "--mean and --std"
+    if weights is None or options.mean or options.std:  # else the weights' report has told
         print(f"normalisation: mean {_short(mean)}, std {_short(std)} ({why})")
-    return Preprocess(model.sizes.img_size, args.resize_mode, mean=tuple(mean), std=tuple(std))
+    return Preprocess(model.sizes.img_size, options.resize_mode, mean=tuple(mean), std=tuple(std))
 
 
 def _short(values) -> str:
@@ -91,54 +155,72 @@ def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Prepr
     print("\n".join(report.lines()))
 
 
-def check_flags(args: argparse.Namespace, device: torch.device) -> None:
+def check_flags(options: Options, device: torch.device) -> None:
     """Raises ValueError for what the flags of a new run alone can tell, before any work is done."""
-    amp_dtype(args.amp, device)
-    check_output(args.output, data_roots(args))
-    if args.model:
-        find_variant(args.model)
+    amp_dtype(options.amp, device)
+    check_output(options.output, options.data_roots)
+    if options.model:
+        find_variant(options.model)
 
 
-def fill_in(args, model: VisionTransformer, trainable, data: DataSplit, frozen, world) -> None:
-    """Chooses every value that the user did not set, and prints each with its reason."""
-    sizes = model.sizes
-    if sizes.mlp == "mlp":
-        spline = "none"
-    elif sizes.mlp == "gkan":
-        spline = "group"
-    else:
-        spline = "full" if sizes.kan_rank in (None, "full") else "low-rank"
-    kind = "head" if frozen else "fine-tune" if args.weights else "scratch"
-    case = Case(
+# --- recipe -------------------------------------------------------------------------------------
+
+
+def case_of(
+    options: Options, model: VisionTransformer, trainable: list[str], photos: int, world: World
+) -> Case:
+    """Returns what the values depend on that the user did not set. photos: for training."""
+    frozen = is_frozen(options)
+    kind = "head" if frozen else "fine-tune" if options.weights else "scratch"
+    return Case(
         kind,
-        len(data.train.paths),
-        args.epochs,
-        spline,
-        one_view=frozen and args.cache_views == 1 and plan(model, trainable) > 0,
+        photos,
+        options.epochs,
+        spline_kind(model),
+        one_view=frozen and options.cache_views == 1 and plan(model, trainable) > 0,
         world_size=world.size,
-        accum_steps=args.accum_steps,
-        optimizer=args.opt,
+        accum_steps=options.accum_steps,
+        optimizer=options.opt,
     )
-    for name, (value, reason) in choose(case, vars(args)).items():
-        setattr(args, name, value)
-        args.reasons[name] = reason
-        if name != "kan_lr_scale" or spline != "none":
-            print(f"--{name.replace('_', '-')} {value}  ({reason})")
 
 
-def try_batch_sizes(args, model: VisionTransformer, device, train_images: int, world) -> None:
-    """Replaces `--batch-size auto` by the largest number that fits, the same in all processes."""
-    model.grad_checkpointing = args.grad_checkpointing
-    spare = weight_of(model) * ((args.ema > 0) + (args.teacher is not None))
-    step = trial_step(model, device, amp_dtype(args.amp, device), args.opt, spare)
-    processes = world.size * args.accum_steps
+def is_frozen(options: Options) -> bool:
+    """Whether what came from the weights file stays as it is."""
+    return bool(options.weights) if options.freeze_layers is None else options.freeze_layers
+
+
+def spline_kind(model: VisionTransformer) -> str:
+    """Returns the splines of a model as `Case` calls them."""
+    sizes = model.sizes
+    if sizes.mlp != "kan":
+        return {"mlp": "none", "gkan": "group"}[sizes.mlp]
+    return "full" if sizes.kan_rank in (None, "full") else "low-rank"
+
+
+def choose_values(case: Case, given: Mapping) -> Chosen:
+    """Returns `choices.choose`'s values after printing each with its reason."""
+    chosen = choose(case, given)
+    for name, (value, reason) in chosen.items():
+        if name != "kan_lr_scale" or case.spline != "none":
+            print(f"{flag_of(name)} {value}  ({reason})")
+    return chosen
+
+
+def try_batch_sizes(
+    options: Options, model: VisionTransformer, device, train_images: int, world: World
+) -> Chosen:
+    """Returns the largest batch that fits for `--batch-size auto`, the same in all processes."""
+    model.grad_checkpointing = options.grad_checkpointing
+    spare = weight_of(model) * ((options.ema > 0) + (options.teacher is not None))
+    step = trial_step(model, device, amp_dtype(options.amp, device), options.opt, spare)
+    processes = world.size * options.accum_steps
     found, why = find_batch_size(step, device, train_images, processes, world.local_size)
-    args.batch_size = world.lowest(found)
-    args.reasons["batch_size"] = why
-    print(f"--batch-size {args.batch_size}  ({why})")
+    found = world.lowest(found)
+    print(f"--batch-size {found}  ({why})")
+    return {"batch_size": (found, why)}
 
 
-def describe(model, trainable: list[str], device, args, world: World) -> str:
+def describe(model, trainable: list[str], device: torch.device, amp, world: World) -> str:
     """Returns a line on the model: name, parameters in all and training, blocks, device, type."""
     count = {name: p.numel() for name, p in model.named_parameters()}
     sizes = model.sizes
@@ -147,14 +229,9 @@ def describe(model, trainable: list[str], device, args, world: World) -> str:
         if sizes.mlp == "mlp"
         else f", {sizes.mlp} in {len(sizes.kan_at)} of {sizes.depth} blocks"
     )
-    amp = amp_dtype(args.amp, device)
     where = str(device) if world.size == 1 else f"{world.size} processes, {device.type}"
     return (
         f"{model.name}: {sum(count.values()):,} parameters, "
         f"{sum(count[name] for name in trainable):,} of them train{blocks}; "
         f"{where}, {str(amp or torch.float32).removeprefix('torch.')}"
     )
-
-
-def data_roots(args: argparse.Namespace) -> list[str]:
-    return [path for path in (args.data_path, args.val_path) if path]

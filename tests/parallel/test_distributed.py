@@ -1,6 +1,5 @@
 """Several processes train as one would: same losses, same files, one end."""
 
-import argparse
 import multiprocessing
 import os
 import re
@@ -258,15 +257,13 @@ def test_a_run_of_one_process_goes_on_sharded_over_two(launch, alone):
     ("before", "now", "batch", "becomes"), [(2, 1, 4, 8), (1, 2, 8, 4), (4, 6, 3, 2), (3, 3, 5, 5)]
 )
 def test_the_total_batch_stays_on_any_number_of_processes(before, now, batch, becomes, capsys):
-    args = argparse.Namespace(batch_size=batch)
-    resuming.share_batch(args, before, now)
-    assert args.batch_size == becomes
+    assert resuming.shared_batch(batch, before, now) == becomes
     assert ("keep the total batch" in capsys.readouterr().out) == (before != now)
 
 
 def test_a_total_batch_that_cannot_be_shared_is_said():
     with pytest.raises(ValueError, match="took 5 photos together at each step, which 2 processes"):
-        resuming.share_batch(argparse.Namespace(batch_size=5), 1, 2)
+        resuming.shared_batch(5, 1, 2)
 
 
 # --- one end ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import train
 from system import memory
 from system.memory import out_of_memory
 from training import batch_size, trainer
-from training.advice import advice_on_memory
+from training.advice import on_memory
 from training.batch_size import (
     find_batch_size,
     fitting_by_measurement,
@@ -184,7 +184,7 @@ def test_running_out_of_memory_names_the_flags_that_help_and_loses_nothing(run, 
 def test_every_kind_of_lack_is_known(error):
     assert out_of_memory(error)
     args = SimpleNamespace(grad_checkpointing=True, resume=None, batch_size="auto", fsdp=True)
-    with pytest.raises(ValueError, match="try a smaller") as raised, advice_on_memory(args):
+    with pytest.raises(ValueError, match="try a smaller") as raised, on_memory(args):
         raise error
     assert "--fsdp" not in str(raised.value)
     assert "--grad-checkpointing" not in str(raised.value)
@@ -192,13 +192,13 @@ def test_every_kind_of_lack_is_known(error):
 
 def test_other_errors_stay_themselves():
     args = SimpleNamespace(grad_checkpointing=False, resume=None, batch_size=1, fsdp=False)
-    with pytest.raises(RuntimeError, match="shapes"), advice_on_memory(args):
+    with pytest.raises(RuntimeError, match="shapes"), on_memory(args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_on_resume_the_total_batch_stays():
     args = SimpleNamespace(grad_checkpointing=False, resume="out", batch_size=None, fsdp=False)
-    with pytest.raises(ValueError, match="the same total batch"), advice_on_memory(args):
+    with pytest.raises(ValueError, match="the same total batch"), on_memory(args):
         raise MemoryError
 
 

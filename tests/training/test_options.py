@@ -16,9 +16,9 @@ from training.flags import parse_args
 
 
 def test_underscores_and_hyphens_are_the_same():
-    args, typed = parse_args(["--batch_size", "4", "--data_path=a_b", "--freeze-layers", "False"])
+    args = parse_args(["--batch_size", "4", "--data_path=a_b", "--freeze-layers", "False"])
     assert (args.batch_size, args.data_path, args.freeze_layers) == (4, "a_b", False)
-    assert typed == {"batch_size", "data_path", "freeze_layers"}
+    assert args.given == {"batch_size", "data_path", "freeze_layers"}
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_underscores_and_hyphens_are_the_same():
     ],
 )
 def test_freeze_layers_means_what_it_says(words, value):
-    assert parse_args(words)[0].freeze_layers is value
+    assert parse_args(words).freeze_layers is value
 
 
 def test_every_flag_of_the_reference_is_known():
     words = "--num_classes 5 --epochs 3 --batch-size 8 --lr 0.001 --lrf 0.01 --data-path d"
     words += " --model-name vit_base_patch16_224 --weights w --freeze-layers True --device cuda:0"
-    args, _ = parse_args(words.split())
+    args = parse_args(words.split())
     assert (args.num_classes, args.model, args.lr, args.device) == (
         5,
         "vit_base_patch16_224",
@@ -49,7 +49,7 @@ def test_every_flag_of_the_reference_is_known():
 
 @pytest.mark.parametrize("words", [["--kan-range", "-2,2"], ["--kan_range=-2,2"]])
 def test_a_range_may_start_with_a_minus(words):
-    assert parse_args(words)[0].kan_range == (-2.0, 2.0)
+    assert parse_args(words).kan_range == (-2.0, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,184 @@
+"""The parts of a `Trainer`, made from a `Run`: loaders, optimiser, loss, what is computed once."""
+
+import math
+
+import torch
+from torch import nn
+
+from imaging.pixel_cache import SHARE
+from imaging.preprocess import eval_transform, train_transform
+from my_dataset import MyDataSet, PhotoLoader, SeededSampler
+from parallel.sharding import load_model_state, load_optimizer_state, replicate, shard
+from system.devices import set_rng_state
+from training import feature_cache
+from training.compiling import compile_blocks
+from training.feature_cache import CachedLoader, rest_of
+from training.loss import Criterion, class_weights
+from training.optim import create_ema, create_lr_scheduler, create_optimizer, param_groups
+from training.progress import Progress
+from training.resuming import check_alike
+from training.setup import Run
+from training.trainer import Trainer
+from utils import Stepper
+
+Loader = PhotoLoader | CachedLoader
+
+
+def prepare(run: Run) -> Stepper:
+    """Returns what steps the model of a run, both as they were saved.
+
+    Raises ValueError, naming last.pth, where what was saved does not fit the model.
+    """
+    prepare_model(run)
+    stepper = make_stepper(run)
+    if run.state is not None:
+        restore(run, stepper)
+    return stepper
+
+
+def assemble(run: Run, stepper: Stepper) -> Trainer:
+    """Returns what trains a run from where it stands, once what is computed once has been."""
+    loaders, skip = cache_frozen(run, *photo_loaders(run))
+    if not skip:
+        keep_decoded(run, *loaders)
+    trained = make_trained(run, loaders[0], stepper, skip)
+    return Trainer(run, *loaders, stepper, make_criterion(run), trained, skip)
+
+
+def prepare_model(run: Run) -> None:
+    """Puts the model on its device, with what trains and nothing else to be trained."""
+    model = run.model.to(run.device)
+    model.grad_checkpointing = run.options.grad_checkpointing
+    model.distill_outputs = run.teacher is not None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in set(run.trainable))
+
+
+def photo_loaders(run: Run) -> tuple[PhotoLoader, PhotoLoader]:
+    """Returns the loaders of training and of validation photos."""
+    options, world, preprocess = run.options, run.world, run.preprocess
+    train = train_transform(preprocess, options.aug, options.reprob, as_bytes=True)
+    val = eval_transform(preprocess, as_bytes=True)
+
+    def loader(samples, transform, shuffle: bool) -> PhotoLoader:
+        dataset = MyDataSet(*samples, transform)
+        order = SeededSampler(len(dataset), options.seed, shuffle, world.rank, world.size)
+        rest = options.workers, run.device, preprocess
+        return PhotoLoader(dataset, options.batch_size, order, *rest)
+
+    return loader(run.data.train, train, True), loader(run.data.val, val, False)
+
+
+def make_stepper(run: Run) -> Stepper:
+    """Returns optimiser, schedule, scaler and average; cuts the model into shards with --fsdp."""
+    options, model = run.options, run.model
+    ema = create_ema(model, options.ema) if options.ema else None
+    if run.sharded:
+        for copy in {model, ema.module if ema else model}:
+            shard(copy, run.device, run.world)
+    rates = options.lr, options.weight_decay, options.layer_decay, options.kan_lr_scale
+    groups = param_groups(model, *rates, options.decay_all)
+    optimizer = create_optimizer(options.opt, groups)
+    per_epoch = math.ceil(run.batches_per_epoch / options.accum_steps)
+    steps, warmup = options.epochs * per_epoch, round(options.warmup_epochs * per_epoch)
+    scheduler = create_lr_scheduler(optimizer, steps, warmup, options.lrf)
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
+    return Stepper(optimizer, scheduler, scaler, run.amp_dtype, options.clip_grad, ema)
+
+
+def make_criterion(run: Run) -> Criterion:
+    options, classes = run.options, len(run.data.classes)
+    balanced = options.class_weights == "balanced"
+    return Criterion(
+        classes,
+        label_smoothing=options.label_smoothing,
+        class_weights=class_weights(run.data.train.labels, classes) if balanced else None,
+        mixup=options.mixup,
+        cutmix=options.cutmix,
+        seed=options.seed,
+        kan_reg=options.kan_reg,
+        teacher=run.teacher,
+        teacher_weight=options.teacher_weight,
+    )
+
+
+def restore(run: Run, stepper: Stepper) -> None:
+    """Puts weights, averages, optimiser and random states back to where they were saved."""
+    state = run.state
+    try:
+        check_alike(state, stepper.optimizer, stepper.scheduler, stepper.scaler)
+        load_model_state(run.model, state.get("raw_model", state["model"]))
+        if stepper.ema is not None:
+            load_model_state(stepper.ema, state["ema"])
+        load_optimizer_state(stepper.optimizer, state["optimizer"])
+        stepper.scheduler.load_state_dict(state["scheduler"])
+        stepper.scaler.load_state_dict(state["scaler"])
+        set_rng_state(state["rng"])
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{run.folder / 'last.pth'} cannot be resumed: it {error}") from None
+
+
+# --- what need not be computed twice ------------------------------------------------------------
+
+
+def cache_frozen(run: Run, train: Loader, val: Loader) -> tuple[tuple[Loader, Loader], int]:
+    """Runs the layers before everything that trains once; returns loaders of what comes out.
+
+    And how many layers that are: 0, and the loaders as they were, where every epoch needs new
+    images: random crops (unless a few views are kept), mixing, a teacher that looks at them.
+    """
+    options, skip = run.options, feature_cache.plan(run.model, run.trainable)
+    random = options.aug != "none" or options.reprob > 0
+    if skip < 1 or options.mixup or options.cutmix or run.teacher is not None:
+        return (train, val), 0
+    if run.sharded:
+        print("--fsdp: the frozen layers run in every epoch; without it they run once")
+        return (train, val), 0
+    if random and options.cache_views < 2:
+        print(
+            f"--aug {options.aug}: the frozen layers run in every epoch; with --cache-views N they "
+            f"run for N views of each photo, once"
+        )
+        return (train, val), 0
+    views = options.cache_views if random else 1
+    photos = views * len(train.sampler) + len(val.sampler)
+    progress = Progress("frozen layers, once", photos)
+    place = {"device": run.device, "folder": run.folder, "world": run.world}
+    place["progress"] = progress.bar.update
+    filled = (
+        feature_cache.fill(run.model, skip, train, views=views, amp_dtype=run.amp_dtype, **place),
+        # Validation keeps full precision, as prediction has it.
+        feature_cache.fill(run.model, skip, val, views=1, amp_dtype=None, **place),
+    )
+    progress.close()
+    return filled, skip
+
+
+def keep_decoded(run: Run, *loaders: PhotoLoader) -> None:
+    """Keeps each photo's pixels once decoded, where photos are needed more than once."""
+    options = run.options
+    if options.epochs - run.position.epoch < 2:
+        return
+    share, threads = SHARE / run.world.local_size, max(1, options.workers)
+    train, val = (
+        loader.dataset.keep_decoded(options.cache_images, run.folder, share=share, threads=threads)
+        for loader in loaders
+    )
+    print(f"decoded photos: for training {train}; for validation {val}")
+
+
+def make_trained(run: Run, loader: Loader, stepper: Stepper, skip: int) -> nn.Module:
+    """Returns what the loop trains: the model or what follows its frozen layers, on all devices."""
+    trained = rest_of(run.model, skip)
+    if run.options.compile:
+        compile_trained(run, trained, loader, stepper, skip)
+    return trained if run.sharded else replicate(trained, run.device, run.world)
+
+
+def compile_trained(run: Run, trained: nn.Module, loader, stepper: Stepper, skip: int) -> None:
+    """Compiles the blocks, where there are some to train."""
+    if skip > len(run.model.blocks):
+        print("--compile: ignored, for the blocks have run and heads alone train")
+        return
+    images = torch.zeros(run.options.batch_size, *loader.item_shape, device=run.device)
+    compile_blocks(run.model, trained, images, stepper.autocast(run.device))
