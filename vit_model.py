@@ -14,14 +14,15 @@ Letters in shape comments: B batch, N tokens, C channels (embed_dim), H heads, D
 import difflib
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kan import GroupKANLinear, KANLinear
+from vit.mlps import KanMlp, Mlp, matching_hidden, parse_blocks
 
 # Mean and standard deviation by which each family of pretrained weights normalises its input.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -135,62 +136,6 @@ class Attention(nn.Module):
         x = F.scaled_dot_product_attention(q[:, :, :out], k, v, dropout_p=dropout)
         x = x.transpose(1, 2).reshape(B, -1, C)  # (B, H, N, D) -> (B, N, H * D)
         return self.proj_drop(self.proj(x))
-
-
-class Mlp(nn.Module):
-    """The transformer's two linear maps with a GELU between, (B, N, C) -> (B, N, C)."""
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.act(self.fc1(x))))
-
-
-class KanMlp(nn.Module):
-    """Two KAN layers that compute exactly what `Mlp` does while their splines are zero.
-
-    fc1 has the identity as base function and fc2 the GELU, so `fc1.base_weight`, `fc1.bias` and so
-    on are the MLP's weights and each edge adds a spline of its own. The splines start at zero: a
-    block built from pretrained weights changes nothing, a new one starts as an MLP.
-    """
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0, **kan) -> None:
-        super().__init__()
-        self.fc1 = kan_layer(dim, hidden, nn.Identity, **kan)
-        self.fc2 = kan_layer(hidden, dim, nn.GELU, **kan)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.fc1(x)))
-
-
-def kan_layer(in_features, out_features, base, *, kind, rank, groups, grid, order, grid_range):
-    """Returns a KANLinear (kind "kan") or GroupKANLinear ("gkan") whose splines are zero."""
-    # Beyond the range splines go on straight instead of vanishing: activations move in training.
-    shared = {
-        "grid_size": grid,
-        "spline_order": order,
-        "grid_range": grid_range,
-        "base_activation": base,
-        "bias": True,
-        "scale_noise": 0.0,
-        "outside": "linear",
-    }
-    if kind == "gkan":
-        return GroupKANLinear(in_features, out_features, groups=groups, **shared)
-    # One scale per edge next to its coefficients would be a second handle on the same numbers.
-    return KANLinear(
-        in_features,
-        out_features,
-        spline_rank=rank,
-        enable_standalone_scale_spline=False,
-        **shared,
-    )
 
 
 class Block(nn.Module):
@@ -335,59 +280,6 @@ class ViTConfig:
             # LayerNorm's output lies within 3 standard deviations; calibration replaces this.
             "grid_range": (-3.0, 3.0) if self.kan_range == "auto" else tuple(self.kan_range),
         }
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is a finite int or float."""
-    return type(value) in (int, float) and abs(value) < float("inf")
-
-
-def parse_blocks(spec: str | Iterable[int], depth: int) -> tuple[int, ...]:
-    """Returns the block numbers that `spec` names ("all", "last:N", "0,3,5" or numbers), sorted.
-
-    Raises ValueError for a number outside [0, depth) and for anything else.
-    """
-    if isinstance(spec, str):
-        text = spec.strip()
-        try:
-            if text == "all":
-                return tuple(range(depth))
-            if text.startswith("last:"):
-                last = int(text.removeprefix("last:"))
-                if not 1 <= last <= depth:
-                    raise ValueError
-                return tuple(range(depth - last, depth))
-            numbers = [int(part) for part in text.split(",")]
-        except ValueError:
-            raise ValueError(
-                f"kan_blocks {spec!r} is not all, last:N (N from 1 to {depth}) or a list of block "
-                f"numbers such as 0,3,5"
-            ) from None
-    elif isinstance(spec, Iterable) and all(type(n) is int for n in spec):
-        numbers = list(spec)
-    else:
-        raise ValueError(f"kan_blocks {spec!r:.80} is not all, last:N or a list of block numbers")
-    outside = [n for n in numbers if not 0 <= n < depth]
-    if outside or not numbers:
-        raise ValueError(
-            f"kan_blocks {spec!r}: the model has blocks 0 to {depth - 1}, "
-            f"and no {', '.join(map(str, outside)) or 'empty list'}"
-        )
-    return tuple(sorted(set(numbers)))
-
-
-def matching_hidden(dim: int, hidden: int, **kan) -> int:
-    """Returns the KAN width with (nearly) the parameters of an MLP of width `hidden`."""
-
-    def parameters(module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    with torch.device("meta"):  # counting needs no memory
-        target = parameters(Mlp(dim, hidden))
-        unit = kan["groups"] if kan["kind"] == "gkan" else 1
-        small, large = (parameters(KanMlp(dim, n * unit, **kan)) for n in (1, 2))
-    per_unit = large - small  # the count is linear in the width
-    return unit * max(1, round((target - small) / per_unit) + 1)
 
 
 class VisionTransformer(nn.Module):
@@ -546,13 +438,14 @@ class Variant:
     """A named model: its sizes (fields of `ViTConfig`), where its weights lie, how they normalise.
 
     url is None where no address is known to hold the file; sha256 is None where the file's name
-    carries its hash.
+    carries its hash. pre_logits: whether the reference's function of that name adds that layer.
     """
 
     sizes: dict
     family: str
     url: str | None = None
     sha256: str | None = None
+    pre_logits: bool = False
 
 
 TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -570,8 +463,8 @@ def _vit(size: dict, patch: int, url: str | None, img: int = 224, **extra) -> Va
     return Variant({**size, "patch_size": patch, "img_size": img, **extra}, "half", url)
 
 
-def _in21k(size: dict, patch: int, url: str | None) -> Variant:
-    return _vit(size, patch, url, num_classes=21843)
+def _in21k(size: dict, patch: int, url: str | None, pre_logits: bool = True) -> Variant:
+    return replace(_vit(size, patch, url, num_classes=21843), pre_logits=pre_logits)
 
 
 def _deit(size: dict, file: str, img: int = 224, distilled: bool = False) -> Variant:
@@ -602,13 +495,13 @@ VARIANTS: dict[str, Variant] = {
         {"embed_dim": 128, "depth": 4, "num_heads": 4}, 8, None, img=64, mlp_hidden=256
     ),
     "vit_tiny_patch16_224": _vit(TINY, 16, f"{_TI16}{_I1K}224.npz"),
-    "vit_tiny_patch16_224_in21k": _in21k(TINY, 16, f"{_TI16}.npz"),
+    "vit_tiny_patch16_224_in21k": _in21k(TINY, 16, f"{_TI16}.npz", pre_logits=False),
     "vit_tiny_patch16_384": _vit(TINY, 16, f"{_TI16}{_I1K}384.npz", img=384),
     "vit_small_patch16_224": _vit(SMALL, 16, f"{_S16}{_I1K}224.npz"),
-    "vit_small_patch16_224_in21k": _in21k(SMALL, 16, f"{_S16}.npz"),
+    "vit_small_patch16_224_in21k": _in21k(SMALL, 16, f"{_S16}.npz", pre_logits=False),
     "vit_small_patch16_384": _vit(SMALL, 16, f"{_S16}{_I1K}384.npz", img=384),
     "vit_small_patch32_224": _vit(SMALL, 32, f"{_S32}{_I1K}224.npz"),
-    "vit_small_patch32_224_in21k": _in21k(SMALL, 32, f"{_S32}.npz"),
+    "vit_small_patch32_224_in21k": _in21k(SMALL, 32, f"{_S32}.npz", pre_logits=False),
     "vit_small_patch32_384": _vit(SMALL, 32, f"{_S32}{_I1K}384.npz", img=384),
     "vit_base_patch16_224": _vit(BASE, 16, f"{JX}jx_vit_base_p16_224-80ecf9dd.pth"),
     "vit_base_patch16_224_in21k": _in21k(
@@ -664,6 +557,11 @@ def find_variant(name: str) -> Variant:
     raise ValueError(f"unknown model {name!r}: {hint}")
 
 
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite int or float."""
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+
 def create_model(
     name: str,
     num_classes: int | None = None,
@@ -698,22 +596,17 @@ def create_model(
     return model
 
 
-def _named(name: str):
-    """Returns the function that builds the variant `name`, as the reference offers one for each."""
-
-    def build(num_classes: int | None = None, has_logits: bool = True, **options):
-        width = VARIANTS[name].sizes["embed_dim"]
-        return create_model(name, num_classes, representation_size=width * has_logits, **options)
-
-    def build_without_logits(num_classes: int | None = None, **options):
-        return create_model(name, num_classes, **options)
-
-    # Only the ImageNet-21k models of the reference have a pre-logits layer.
-    has_pre_logits = name.endswith("_in21k") and "tiny" not in name and "small" not in name
-    function = build if has_pre_logits else build_without_logits
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"Returns a new {name}; the keywords are those of `create_model`."
-    return function
+def __getattr__(name: str):
+    """The reference's functions: `vit_model.vit_base_patch16_224(num_classes)` and so on."""
+    if name not in VARIANTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return partial(_reference_model, name)
 
 
-globals().update({name: _named(name) for name in VARIANTS})
+def _reference_model(
+    name: str, num_classes: int | None = None, has_logits: bool = True, **options
+) -> VisionTransformer:
+    """Returns a new model; has_logits: whether it has the pre-logits layer of some variants."""
+    variant = VARIANTS[name]
+    width = variant.sizes["embed_dim"] if variant.pre_logits and has_logits else None
+    return create_model(name, num_classes, **{"representation_size": width} | options)

@@ -34,43 +34,60 @@ def minimise(
 ) -> float:
     """Returns the least value of loss() that `steps` iterations of LBFGS found, and leaves it set.
 
-    loss: computes a non-negative scalar from the parameters, always from the same data.
-    history: pairs of vectors that the approximation of the curvature remembers.
-    watch: called with the number of iterations done, after each `every` of them.
-    A line search that goes astray, also to values that are no numbers, does no harm: parameters
-    end as the best that were tried. Raises ValueError where the loss is no number at the start.
+    loss: a non-negative scalar of the parameters, always from the same data. history: pairs of
+    vectors that the approximation of the curvature remembers. watch: called with the iterations
+    done, after each `every` of them. A line search that goes astray, also to values that are no
+    numbers, does no harm: parameters end as the best that were tried. Raises ValueError where the
+    loss is no number at the start.
     """
-    parameters = [p for p in parameters if p.requires_grad]
-    start = loss().item()
+    start, parameters = loss().item(), [p for p in parameters if p.requires_grad]
     if not math.isfinite(start):
         raise ValueError(f"minimise: the loss must be finite at the start, got {start}")
-    factor = SCALED_TO / max(start, 1e-200)
-    best, kept = start, [p.detach().clone() for p in parameters]
+    best = Best(start, parameters)
     every = min(every or steps, steps)  # iterations between two calls of `watch`
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=every, max_eval=4 * every, history_size=history,
-        tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe",
-    )  # fmt: skip
+    optimizer = lbfgs(parameters, every, history)
 
     @torch.enable_grad()
     def closure() -> Tensor:
-        nonlocal best, kept
         optimizer.zero_grad()
         value = loss()
-        (factor * value).backward()
-        if value.item() < best:
-            best, kept = value.item(), [p.detach().clone() for p in parameters]
-        return factor * value.detach()
+        scaled = value * (SCALED_TO / max(start, 1e-200))
+        scaled.backward()
+        best.see(value.item())
+        return scaled.detach()
 
     for done in range(every, steps + 1, every):
         optimizer.step(closure)
         if watch is not None:
             watch(done)
     optimizer.zero_grad()
-    with torch.no_grad():
-        for p, value in zip(parameters, kept, strict=True):
+    best.put_back()
+    return best.value
+
+
+def lbfgs(parameters: list[Tensor], steps: int, history: int) -> torch.optim.LBFGS:
+    """Returns the optimiser of whose calls each takes `steps` iterations."""
+    return torch.optim.LBFGS(
+        parameters, max_iter=steps, max_eval=4 * steps, history_size=history,
+        tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+
+class Best:
+    """The parameters that gave the least value so far."""
+
+    def __init__(self, value: float, parameters: list[Tensor]) -> None:
+        self.value, self.parameters = value, parameters
+        self.kept = [p.detach().clone() for p in parameters]
+
+    def see(self, value: float) -> None:
+        if value < self.value:
+            self.value, self.kept = value, [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for p, value in zip(self.parameters, self.kept, strict=True):
             p.copy_(value)
-    return best
 
 
 def fit(model: nn.Module, x: Tensor, y: Tensor, steps: int = 200, **options) -> float:

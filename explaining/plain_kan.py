@@ -191,26 +191,28 @@ def draw_network(model: KAN, x: Tensor, names: Sequence[str] | None = None):
     axes.axis("off")
     places = [[(n + 0.5) / width for n in range(width)] for width in widths]
     for level, (inputs, edges) in enumerate(curves):
-        spread = edges.std(0)
-        strength = (spread / spread.max().clamp_min(1e-12)).tolist()
-        slots = edges[0].numel()
-        for target in range(edges.shape[1]):
-            for source in range(edges.shape[2]):
-                # Curves stand in the order of their sources, so that lines cross little.
-                slot = (source * edges.shape[1] + target + 0.5) / slots
-                alpha = max(0.08, strength[target][source])
-                line = {"color": "black", "alpha": alpha, "linewidth": 1.2}
-                axes.plot([places[level][source], slot], [level, level + 0.36], **line)
-                axes.plot([slot, places[level + 1][target]], [level + 0.64, level + 1], **line)
-                draw_small_curve(
-                    axes, slot, level + 0.5, 0.8 / slots, inputs[:, source],
-                    edges[:, target, source], alpha,
-                )  # fmt: skip
+        draw_layer(axes, level, inputs, edges, places[level], places[level + 1])
     for level, row in enumerate(places):
         axes.plot(row, [level] * len(row), "o", color="black", markersize=6)
     for place, name in zip(places[0], names or default_names(widths[0]), strict=True):
         axes.text(place, -0.12, name, ha="center", va="center", parse_math=False)
     return figure
+
+
+def draw_layer(axes, level: int, inputs: Tensor, edges: Tensor, below: list, above: list) -> None:
+    """Draws the edges (N, O, I) of a layer between the nodes at `below` and at `above`."""
+    spread = edges.std(0)
+    strength = (spread / spread.max().clamp_min(1e-12)).tolist()
+    outputs, slots = edges.shape[1], edges[0].numel()
+    for target, source in itertools.product(range(outputs), range(edges.shape[2])):
+        # Curves stand in the order of their sources, so that lines cross little.
+        slot = (source * outputs + target + 0.5) / slots
+        alpha = max(0.08, strength[target][source])
+        line = {"color": "black", "alpha": alpha, "linewidth": 1.2}
+        axes.plot([below[source], slot], [level, level + 0.36], **line)
+        axes.plot([slot, above[target]], [level + 0.64, level + 1], **line)
+        curve = inputs[:, source], edges[:, target, source]
+        draw_small_curve(axes, slot, level + 0.5, 0.8 / slots, *curve, alpha)
 
 
 def draw_small_curve(axes, x: float, y: float, width: float, inputs, values, alpha: float) -> None:

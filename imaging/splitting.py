@@ -122,12 +122,7 @@ def prepare_data(
     train_root, val_root = find_sides(data_path, val_path, problems)
     found = scan_classes(train_root, problems)
     require_classes(train_root, found, problems)
-    if num_classes not in (None, len(found)):
-        raise ValueError(
-            f"--num-classes {num_classes} contradicts the {len(found)} class folders of "
-            f"{printable(train_root)} ({', '.join(map(printable, sorted(found)[:10]))}); leave the "
-            f"flag out"
-        )
+    require_count(train_root, found, num_classes)
     found_val = {name: [] for name in found}
     if val_root is not None:
         found_val |= match_classes(found, scan_classes(val_root, problems), val_root, problems)
@@ -143,6 +138,16 @@ def prepare_data(
         problems += [Problem("missing class", name) for name in sorted(val) if not val[name]]
     require_photos(train, val)
     return make_split(data_path, sorted(found), train, val, problems)
+
+
+def require_count(root: str, found: ByClass, num_classes: int | None) -> None:
+    """Raises ValueError unless there are `num_classes` class folders, where that is said."""
+    if num_classes not in (None, len(found)):
+        raise ValueError(
+            f"--num-classes {num_classes} contradicts the {len(found)} class folders of "
+            f"{printable(root)} ({', '.join(map(printable, sorted(found)[:10]))}); leave the flag "
+            f"out"
+        )
 
 
 def _files(found: dict[str, list[File]]) -> Iterable[File]:

@@ -121,7 +121,7 @@ def value_range(text: str) -> str | tuple[float, float]:
 
 
 def block_list(text: str) -> str:
-    """Returns `text` if `vit_model.parse_blocks` takes it for some number of blocks."""
+    """Returns `text` if `vit.mlps.parse_blocks` takes it for some number of blocks."""
     if re.fullmatch(r" *(all|last:0*[1-9]\d{0,3}|\d{1,4}( *, *\d{1,4})*) *", text, re.ASCII):
         return text
     raise argparse.ArgumentTypeError(

@@ -9,8 +9,11 @@ from code_names import is_known, quoted
 from conftest import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-ENGLISH = (ROOT / "README.md").read_text("utf-8")
-CHINESE = (ROOT / "README.zh-TW.md").read_text("utf-8")
+PAIRS = {
+    name: tuple((ROOT / f"{name}{end}").read_text("utf-8") for end in (".md", ".zh-TW.md"))
+    for name in ("README", "docs/kan_and_mlp", "docs/training")
+}
+both = pytest.mark.parametrize(("english", "chinese"), PAIRS.values(), ids=PAIRS)
 OF_TORCHRUN = {"--nproc-per-node", "--nnodes", "--node-rank", "--rdzv-endpoint"}
 
 
@@ -47,60 +50,73 @@ def anchor(heading):
 # --- both languages -------------------------------------------------------------------------------
 
 
-def test_both_readmes_have_the_same_headings():
-    assert [level for level, _ in headings(CHINESE)] == [level for level, _ in headings(ENGLISH)]
+@both
+def test_both_languages_have_the_same_headings(english, chinese):
+    assert [level for level, _ in headings(chinese)] == [level for level, _ in headings(english)]
 
 
-def test_headings_are_translated():
-    same = {text for _, text in headings(ENGLISH)} & {text for _, text in headings(CHINESE)}
-    assert not same
+@both
+def test_headings_are_translated(english, chinese):
+    assert not {text for _, text in headings(english)} & {text for _, text in headings(chinese)}
 
 
-def test_both_readmes_have_the_same_commands():
-    assert commands(CHINESE) == commands(ENGLISH)
+@both
+def test_both_languages_have_the_same_commands(english, chinese):
+    assert commands(chinese) == commands(english)
 
 
-def test_both_readmes_have_the_same_links():
-    def of_readme(text):  # each names the other
-        return [target for target in links(text) if not target.startswith("README")]
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_languages_have_the_same_links(name):
+    english, chinese = PAIRS[name]
+    file = name.rpartition("/")[2]
 
-    assert of_readme(CHINESE) == of_readme(ENGLISH)
-    assert "README.zh-TW.md" in links(ENGLISH)
-    assert "README.md" in links(CHINESE)
+    def common(text):  # each names the other, and Chinese pages where there are some
+        return [t for t in links(text) if not t.endswith(".zh-TW.md") and t != f"{file}.md"]
+
+    assert common(chinese) == common(english)
+    assert f"{file}.zh-TW.md" in links(english)
+    assert f"{file}.md" in links(chinese)
 
 
-def test_both_readmes_name_the_same_things_of_the_code():
+@both
+def test_both_languages_name_the_same_things_of_the_code(english, chinese):
     def names(text):
         words = quoted(without_code(text))
         return sorted(word for word in words if re.fullmatch(r"[\w./*<>-]+", word))
 
-    assert names(CHINESE) == names(ENGLISH)
+    assert names(chinese) == names(english)
 
 
-def test_both_readmes_have_the_same_formulas_and_rows():
-    assert formulas(CHINESE) == formulas(ENGLISH)
+@both
+def test_both_languages_have_the_same_formulas_and_rows(english, chinese):
+    assert formulas(chinese) == formulas(english)
 
     def rows(text):
         return [line.count("|") for line in text.splitlines() if line.startswith("|")]
 
-    assert rows(CHINESE) == rows(ENGLISH)
+    assert rows(chinese) == rows(english)
 
 
-def test_the_chinese_readme_is_written_as_in_taiwan():
-    for character in set(re.findall(r"[\u4e00-\u9fff]", CHINESE)):
+@both
+def test_chinese_is_written_as_in_taiwan(english, chinese):
+    for character in set(re.findall(r"[\u4e00-\u9fff]", chinese)):
         character.encode("big5")  # Taiwan's own encoding lacks the simplified characters
-    for word in ("資料", "檔案", "程式", "資料夾", "預測"):
-        assert word in CHINESE
     for elsewhere in ("數據集", "文件夾", "默認", "視頻", "軟件", "命令行", "網絡", "卷積", "信息"):
-        assert elsewhere not in CHINESE
+        assert elsewhere not in chinese
 
 
-def test_the_readme_names_only_flags_that_there_are():
-    flags = set(re.findall(r"--[a-z][a-z-]*", ENGLISH)) - OF_TORCHRUN
+@both
+def test_only_flags_are_named_that_there_are(english, chinese):
+    flags = set(re.findall(r"--[a-z][a-z-]*", english)) - OF_TORCHRUN
     assert not {flag for flag in flags if not is_known(flag)}
 
 
-@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["en", "zh"])
+def test_the_readme_fits_three_screens():
+    for text in PAIRS["README"]:
+        assert len(text.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("text", PAIRS["docs/kan_and_mlp"], ids=["en", "zh"])
 def test_formulas_survive_githubs_markdown(text):
     assert formulas(text)
     for formula in formulas(text):

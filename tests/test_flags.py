@@ -20,6 +20,7 @@ import vit_model
 from system import flags
 from system.flags import Parser, block_list, number, numbers, on_off
 from training.flags import parse_args
+from vit.mlps import parse_blocks
 
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -383,13 +384,13 @@ BLOCKS = st.from_regex(r" ?(all|last:)?[0-9]{0,3}( ?,[0-9]{0,2}){0,3} ?", fullma
 @settings(max_examples=60, deadline=None)
 @given(BLOCKS)
 def test_block_lists_are_those_that_some_model_takes(text):
-    assert accepts(block_list, text) == accepts(lambda t: vit_model.parse_blocks(t, 10_000), text)
+    assert accepts(block_list, text) == accepts(lambda t: parse_blocks(t, 10_000), text)
 
 
 @given(st.lists(st.integers(0, 11), min_size=1))
 def test_lists_of_blocks_round_trip(blocks):
     text = ",".join(map(str, blocks))
-    assert vit_model.parse_blocks(block_list(text), 12) == tuple(sorted(set(blocks)))
+    assert parse_blocks(block_list(text), 12) == tuple(sorted(set(blocks)))
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3))

@@ -22,10 +22,7 @@ USERS_FOLDERS = (
 )
 USERS_FOLDERS += " results logs train val test flowers flower_photos examples"
 MOST_LINES = {"vit_model.py": 700}
-# What moved as it was, and is mended next.
-AS_IT_WAS = {"kan", "predict", "vit_model", "utils", "reporting.page", "training.choices"}
-AS_IT_WAS |= {"training.flags", "training.trainer", "training.feature_cache", "splines.bases"}
-AS_IT_WAS |= {"explaining.fitting", "explaining.plain_kan", "imaging.splitting"}
+LOOPS = {"train_one_epoch"}  # the one obvious loop: parameters and docstring are half of it
 
 
 @cache
@@ -118,13 +115,12 @@ def test_a_rooms_name_is_nobody_elses(name):
     assert name not in brought, f"{brought.get(name)} brings a module {name}"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in sources() if module_of(path) not in AS_IT_WAS], ids=module_of
-)
+@pytest.mark.parametrize("path", sources(), ids=module_of)
 def test_no_file_is_longer_than_a_reader_bears(path):
     most = MOST_LINES.get(path.name, 500)
     assert len(path.read_text("utf-8").splitlines()) <= most
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
             most = 60 if node.name in ("__init__", "__post_init__", "main") else 40
-            assert node.end_lineno - node.lineno + 1 <= most, f"{node.name} in {path}"
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= most or node.name in LOOPS, f"{node.name} in {path}"

@@ -10,11 +10,13 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import predict
+from imaging.decoding import load_image
 from imaging.preprocess import Preprocess
 from kan import KAN
 from predicting import classifier, inputs, predictor, writers
@@ -522,3 +524,42 @@ def test_one_photo_needs_no_plotting_library_nor_torchvision(checkpoint, tmp_pat
     imported = {line.split("|")[-1].strip().split(".")[0] for line in running.stderr.splitlines()}
     assert "torch" in imported
     assert not imported & {"torchvision", "matplotlib", "tensorboard", "scipy", "sympy"}
+
+
+# --- the same in Python -------------------------------------------------------------------------
+
+
+def test_a_predictor_gives_the_dicts_that_json_prints(monkeypatch, capsys, checkpoint, tmp_path):
+    colours = ("red", "green", "blue")
+    paths = [photo(tmp_path / "photos" / f"{n}.jpg", c) for n, c in enumerate(colours)]
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no photo")
+    assert run(monkeypatch, tmp_path / "photos", "--json", "--weights", checkpoint) == 1
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    model = predict.Predictor(str(checkpoint), device="cpu")
+    assert model(str(tmp_path / "photos")) == told
+    of_photos = [record for record in told if "error" not in record]
+    assert model(list(map(str, paths))) == of_photos
+    assert model(Path(paths[1])) == of_photos[1]
+
+
+def test_a_predictor_takes_pictures_arrays_and_open_files(checkpoint, tmp_path):
+    path = str(photo(tmp_path / "x.png"))
+    predictor = predict.Predictor(str(checkpoint), device="cpu", topk=2)
+    of_file = predictor(path)
+    with Image.open(path) as opened, open(path, "rb") as stream:
+        inputs = [opened, np.asarray(opened.convert("RGB")), stream]
+        found = predictor(inputs)
+    assert [record["predictions"] for record in found] == [of_file["predictions"]] * 3
+    assert [record["image"] for record in found] == [path, None, path]
+    assert len(of_file["predictions"]) == 2
+
+
+def test_a_predictor_turns_a_picture_upright_as_its_file_is(tmp_path):
+    picture, exif = Image.linear_gradient("L").resize((90, 70)), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        found = predictor.open_source(inputs.Photo(None, source=opened), 64)
+    assert found.size == (70, 90)
+    assert found.tobytes() == load_image(tmp_path / "turned.png").tobytes()

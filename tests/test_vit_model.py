@@ -7,16 +7,8 @@ from torch import nn
 
 import vit_model
 from pretrained import gmacs, model_table
-from vit_model import (
-    VARIANTS,
-    DropPath,
-    KanMlp,
-    Mlp,
-    ViTConfig,
-    create_model,
-    matching_hidden,
-    parse_blocks,
-)
+from vit.mlps import KanMlp, Mlp, matching_hidden, parse_blocks
+from vit_model import VARIANTS, DropPath, ViTConfig, create_model
 
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 20, "depth": 3, "num_heads": 5}
 

@@ -1,0 +1,1 @@
+"""The parts of vit_model.py, one idea a file."""
