@@ -2,12 +2,14 @@
 # make test      every test that a commit must pass, with the linter
 # make test-all  the long tests as well
 # make test-lowest   the tests with the oldest versions that the requirements allow
-# Each makes the environment in .venv first and skips what is done.
+# Each makes the environment in .venv first and skips what is done. Tests run in as many processes as
+# there are cores, each with one thread: two threads of torch wait for each other in every layer.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 DEMO := weights/demo
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
 .PHONY: help demo test test-all test-lowest lint clean
 
@@ -44,17 +46,17 @@ lint: .venv/installed-dev
 	$(PY) -m ruff format --check .
 
 test: lint
-	$(PY) -m pytest
+	$(TEST)
 
 test-all: lint
-	$(PY) -m pytest -m ""
+	$(TEST) -m ""
 
 # The oldest versions that the requirements allow, in an environment of its own (some GB).
 test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 	    $$(sed -n 's/^\([a-z-]*\)>=\([0-9.]*\)\( .*\)*$$/\1==\2/p' requirements.txt requirements-dev.txt)
-	.venv-lowest/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto
 
 clean:
 	rm -rf .venv .venv-lowest sample_flowers $(DEMO)
