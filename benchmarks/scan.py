@@ -80,7 +80,15 @@ def main() -> int:
             print(f"made {args.files:,} files in {time.perf_counter() - start:.0f} s")
         print("\n| scan | files | seconds | memory, MB |\n|---|---|---|---|", flush=True)
         for name in [*SCANS, *SCANS]:
-            command = [sys.executable, __file__, "--measure", name, "--folder", args.folder or made]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scan",
+                "--measure",
+                name,
+                "--folder",
+                args.folder or made,
+            ]
             status = subprocess.run(command, check=False).returncode
             if status:
                 return status

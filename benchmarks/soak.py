@@ -41,6 +41,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+# Processes are forked from this one: no library may start threads when it is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import numpy as np
 import torch
 from PIL import Image

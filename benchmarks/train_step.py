@@ -81,7 +81,7 @@ class Worker:
 
     def __init__(self, **options) -> None:
         words = [f"--{name}={value}" for name, value in options.items()]
-        command = [sys.executable, __file__, "work", *words]
+        command = [sys.executable, "-m", "benchmarks.train_step", "work", *words]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8")
 

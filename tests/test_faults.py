@@ -448,8 +448,8 @@ def test_memory_that_ends_is_one_sentence_and_the_run_goes_on(run, monkeypatch, 
 @LINUX
 @pytest.mark.slow
 def test_a_short_soak_loses_nothing():
-    command = [sys.executable, ROOT / "benchmarks" / "soak.py", "--faults", "22", "--seed", "1"]
-    soaked = subprocess.run(command, check=False, capture_output=True, encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.soak", "--faults", "22", "--seed", "1"]
+    soaked = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", cwd=ROOT)
     assert soaked.returncode == 0, soaked.stdout + soaked.stderr
     assert "| all | 22 | 22 | 0 |" in soaked.stdout
 
