@@ -77,7 +77,8 @@ def readable_formats() -> tuple[str, ...]:
 def readable_extensions() -> frozenset[str]:
     """Lower-case extensions, with their dot, of `readable_formats` and of HEIC."""
     formats = {*readable_formats(), "MPO"}  # MPO, JPEGs in a row, is opened by the JPEG reader
-    known = {end for end, name in Image.registered_extensions().items() if name in formats}
+    found = Image.registered_extensions().items()
+    known = {end for end, name in found if end and name in formats}  # saving SPIDER registers ""
     return frozenset(known | HEIC_EXTENSIONS)
 
 

@@ -134,11 +134,22 @@ def test_every_writable_mode_of_a_readable_format_is_a_photo(watched, corpus):
         if kind not in Image.SAVE or path.suffix not in readable:
             continue
         formats.add(kind)
-        if f"roses/{path.name}" not in trained:
+        if f"roses/{path.name}" not in trained and pillow_reads(path):
             lost.append(path.name)
     assert len(formats) > 18
     assert not formats & decoding.SHUT_FORMATS
-    assert set(lost) <= {"ICNS_P.icns"}  # which Pillow itself does not read
+    assert not lost
+
+
+def pillow_reads(path):
+    """Whether Pillow reads what it wrote: not ICNS of palettes, nor in 12.0 YCbCr in TIFF."""
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            image.load()
+            return image.mode == mode
+    except OSError:
+        return False
 
 
 def test_nothing_was_started_and_nothing_opened_for_writing(watched):

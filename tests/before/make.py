@@ -26,7 +26,7 @@ MODEL |= {"num_heads": 2, "mlp_hidden": 64, "num_classes": 2}
 SHARED = "--data-path photos --weights weights.pth --freeze-layers false --epochs 2 --amp off"
 SHARED += " --workers 0 --batch-size 4 --device cpu"
 RUNS = {
-    "mlp": "--lr 0.01 --mixup 0.2 --drop-path 0.1 --aug trivial --reprob 0.2",
+    "mlp": "--lr 0.001 --mixup 0.2 --drop-path 0.1 --aug trivial --reprob 0.2",
     "gkan": "--mlp gkan --lr 0.05 --accum-steps 2 --opt sgd",
 }
 # Within the first epoch's end a run looks for signals before it saves: so it stops after it.
