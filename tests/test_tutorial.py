@@ -35,6 +35,11 @@ def commands(changes):
     return list(filter(None, script.splitlines()))
 
 
+def python_blocks():
+    """What the tutorial has a notebook do, once its commands have run."""
+    return re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)
+
+
 def make_stand_in():
     model = create_model("vit_micro_patch8_64", num_classes=7)
     torch.save(model.state_dict(), "stand_in.pth")
@@ -73,6 +78,13 @@ def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
             subprocess.run(["bash", "-ec", line], check=True)
     assert "the same photo in two classes" in capsys.readouterr().out
     check_results()
+    for code in python_blocks():
+        exec(code, {})
+    answers = capsys.readouterr().out.splitlines()
+    assert [answer.split()[0] for answer in answers] == [
+        "new_photos/roses/roses_0001.jpg",
+        "new_photos/daisy/daisy_0001.jpg",
+    ]
 
 
 @pytest.mark.slow
