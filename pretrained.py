@@ -28,7 +28,7 @@ from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
 from system.downloads import fetch_file
-from system.files import atomic_file, parse_json
+from system.files import atomic_file, parse_json, read_text
 from system.flags import REQUIRED, Given, Section, existing, parse
 from system.terminal import run_cli, table
 from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
@@ -107,8 +107,9 @@ def class_names(class_indices: str | Path | None, weights: WeightsFile) -> list[
             f"{weights.path} does not name its {count} classes and there is no {path}; "
             f"--class-indices names a file that does"
         )
+    text = read_text(path)
     try:
-        names = parse_json(path.read_text(encoding="utf-8"))
+        names = parse_json(text)
         classes = [str(names[str(i)]) for i in range(len(names))]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(

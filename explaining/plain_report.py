@@ -5,7 +5,6 @@ output behind them; a first row of names is allowed. Without points the network 
 the range of its first grids, and compared with itself.
 """
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from explaining.fitting import parameter_count
 from explaining.formulas import read_formula
 from explaining.plain_kan import MOST_DRAWN, Network, draw_network, prune_network, save_network
 from kan import KAN
+from system.files import read_csv
 from system.fonts import use_fonts
 
 POINTS = 1000  # drawn where no --data is given
@@ -31,22 +31,19 @@ def read_points(path: Path, inputs: int, outputs: int) -> tuple[Tensor, Tensor |
     if not path.is_file():
         raise FileNotFoundError(f"--data {path}: a plain KAN needs a CSV file of points here")
     rows, names = [], []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, cells in enumerate(csv.reader(file), 1):
-            if not cells:
-                continue
-            try:
-                rows.append([float(cell) for cell in cells])
-            except ValueError:
-                if rows or names:
-                    raise ValueError(f"{path}, line {number}: not all cells are numbers") from None
-                names = cells
-                continue
-            if len(cells) not in (inputs, inputs + outputs):
-                raise ValueError(
-                    f"{path}, line {number}: {len(cells)} columns, where the network has {inputs} "
-                    f"inputs and {outputs} outputs"
-                )
+    for number, cells in read_csv(path):
+        try:
+            rows.append([float(cell) for cell in cells])
+        except ValueError:
+            if rows or names:
+                raise ValueError(f"{path}, line {number}: not all cells are numbers") from None
+            names = cells
+            continue
+        if len(cells) not in (inputs, inputs + outputs):
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} columns, where the network has {inputs} "
+                f"inputs and {outputs} outputs"
+            )
     if len({len(row) for row in rows}) != 1 or len(rows) < 2:
         raise ValueError(f"{path} must hold at least two points, all with as many columns")
     table = torch.tensor(rows, dtype=torch.float64)

@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all, JSON, CSV, and names inside an output folder."""
+"""Files that appear whole or not at all; text from outside, JSON, CSV; names in a folder."""
 
+import codecs
 import contextlib
 import csv
 import io
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +17,15 @@ REPLACE_TRIES = 20  # of 0.1 s each
 # Names of devices, which no file on Windows may have, whatever its ending.
 RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 RESERVED |= {f"{device}{n}" for device in ("com", "lpt") for n in "0123456789¹²³"}
+# Byte order marks; UTF-32's starts as UTF-16's does. A codec without -le or -be takes the mark off.
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+HEAD_BYTES = 256  # by which `encoding_of` judges
 
 
 @contextlib.contextmanager
@@ -77,10 +88,47 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, indent=4, ensure_ascii=False) + "\n")
 
 
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text by its first bytes: what its byte order mark says, else UTF-8.
+
+    Windows writes UTF-16, also without a mark: then three letters in a row betray it, each beside
+    its zero bytes. In a list separated by NULs that would be three names of one letter.
+    """
+    for mark, encoding in MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if b"\0" in head else ():
+        text = head.decode(encoding, "replace")
+        if re.search(r"[\t\r\n -~]{3}", text) or re.fullmatch(r"[\t\r\n -~]+\ufffd?", text):
+            return encoding
+    return "utf-8"
+
+
+def decode_text(data: bytes, name: object) -> str:
+    """Text from outside in UTF-8, UTF-16 or UTF-32, without its byte order mark, if it has one.
+
+    Line ends stay as they are. Raises ValueError, naming `name`, for bytes that are no such text.
+    """
+    try:
+        text = data.decode(encoding_of(data[:HEAD_BYTES]))
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{name} is not text in UTF-8 (line {line}): save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{name} holds zero bytes, which no text does: save it as UTF-8")
+    return text
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Returns what a text file from outside holds; see `decode_text`."""
+    return decode_text(Path(path).read_bytes(), path)
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Returns what a JSON file holds; raises ValueError, naming it, where it is none."""
+    text = read_text(path)
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8"))
+        return parse_json(text)
     except ValueError:
         raise ValueError(f"{path} is not JSON: it was damaged or edited; restore it") from None
 
@@ -91,6 +139,18 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+
+
+def read_csv(path: str | os.PathLike) -> Iterator[tuple[int, list[str]]]:
+    """Yields the rows of a CSV file with their lines' numbers; empty lines are passed over.
+
+    Raises ValueError, naming the file, for what is no such text.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if cells)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from system.files import clear_temporary, parse_json, write_csv, write_json
+from system.files import clear_temporary, read_json, write_csv, write_json
 from system.terminal import printable
 
 WEIGHTS = Path("weights")
@@ -157,7 +157,7 @@ def write_class_indices(classes: list[str], run_dir: Path, data_roots: list[str]
     here = Path("class_indices.json")
     try:
         _refuse_inside(here, data_roots)
-        old = parse_json(here.read_text(encoding="utf-8")) if here.exists() else None
+        old = read_json(here) if here.exists() else None
     except ValueError:  # inside the data, or not JSON: then it is not ours to replace
         return None
     if old == indices:
