@@ -3,15 +3,18 @@
 Everything is a generator: a hundred thousand photos are named one by one, never collected first.
 """
 
+import codecs
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from imaging.data_report import Problem
 from imaging.scanning import as_text, composed, identity, is_photo, walk
+from system.files import HEAD_BYTES, encoding_of
 
 
 class Photo(NamedTuple):
@@ -38,16 +41,39 @@ def find_photos(inputs: Iterable[str], classes: Sequence[str] = ()) -> Iterator[
             yield from expand(text, classes)
             continue
         for path in read_list(sys.stdin.buffer):
-            for photo in expand(path, classes):
-                folder = composed(as_text(os.path.basename(os.path.dirname(photo.path))))
-                known = photo.truth is not None or folder not in index_of
-                yield photo if known else photo._replace(truth=index_of[folder])
+            yield listed(path, index_of)
+
+
+def listed(path: str, index_of: Mapping[str, int]) -> Photo:
+    """The file that a line of a list names, with the class of its folder; a folder is refused.
+
+    A list that was made or read wrongly can name "/": it must not walk the whole file system.
+    """
+    error = None
+    if os.path.isdir(path):
+        error = "a folder, where a list names files only: give the folder itself to predict.py"
+    elif not os.path.lexists(path) and not _is_unicode(path):
+        error = "no file has this name, which is not UTF-8: save the list as UTF-8"
+    folder = composed(as_text(os.path.basename(os.path.dirname(path))))
+    return Photo(path, index_of.get(folder), error)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of another encoding stand as lone surrogates
+        return False
+    return True
 
 
 def read_list(stream: BinaryIO) -> Iterator[str]:
-    """Yields the paths in `stream`: one per line, or NUL-separated where it holds NULs."""
+    """Yields the paths in `stream`: one per line, or NUL-separated where it holds NULs.
+
+    Names may be any bytes, as file systems have them. UTF-16 and byte order marks are understood.
+    Empty lines are passed over, and comments: lines of "#", a space and words that name no file.
+    """
     rest, separator = b"", None
-    while block := stream.read1(1 << 16):
+    for block in _as_bytes(stream):
         rest += block
         if separator is None:
             separator = b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else None
@@ -58,8 +84,37 @@ def read_list(stream: BinaryIO) -> Iterator[str]:
         yield name
 
 
+def _as_bytes(stream: BinaryIO) -> Iterator[bytes]:
+    """The blocks of a list as its names stand in the file system, in whatever encoding it came."""
+    head = b""
+    # A short first line is enough, unless there are zero bytes, of UTF-16 or between names.
+    while len(head) < HEAD_BYTES and (b"\n" not in head or b"\0" in head):
+        if not (block := stream.read1(1 << 16)):
+            break
+        head += block
+    blocks = chain([head], iter(lambda: stream.read1(1 << 16), b""))
+    encoding = encoding_of(head[:HEAD_BYTES])
+    if encoding == "utf-8":
+        yield from blocks
+        return
+    try:
+        # A mark before UTF-8 says nothing of the names behind it, which may be any bytes.
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+        yield from map(os.fsencode, codecs.iterdecode(blocks, encoding, errors))
+    except UnicodeError:
+        name = encoding.upper()
+        raise ValueError(f"the list is cut short or no text in {name}: save it as UTF-8") from None
+
+
 def _path(line: bytes, separator: bytes | None) -> str:
-    return os.fsdecode(line if separator == b"\0" else line.rstrip(b"\r\n"))
+    """A line of a list as a path; "" for an empty one and for a comment."""
+    # os.fsdecode, but for Windows, where that fails for what is not UTF-8.
+    path = line.decode(sys.getfilesystemencoding(), "surrogateescape")
+    if separator == b"\0":
+        return path
+    path = path.rstrip("\r\n")
+    empty = not path.strip() or path == "#" or path.startswith(("# ", "#\t"))
+    return "" if empty and not os.path.lexists(path) else path
 
 
 def expand(text: str, classes: Sequence[str] = ()) -> Iterator[Photo]:
