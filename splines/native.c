@@ -1,12 +1,13 @@
 /* The inner loops of kan.py: B-spline bases on any knots, and the curves and narrow products made of
    them.
 
-   Compiled once for each spline order and type, by kan.py, for instance with -DORDER=3 -DREAL=float
-   -DWHOLE=int32_t -DSIZE=4. Only ORDER + 1 bases of an input differ from zero. They come from the
-   local form of the Cox-de Boor recursion (The NURBS Book, algorithms A2.2 and A2.3), for a vector of
-   neighbouring features at once: about 1 ns an input on one core. A feature's knots are picked while
-   its cell is looked for; looked up afterwards, by a number that differs from lane to lane, they
-   would take three times as long.
+   Compiled once for each spline order and type, by native.py, for instance with -DORDER=3
+   -DREAL=float -DWHOLE=int32_t -DSIZE=4. Compilers without the vectors of GCC and clang, and those
+   that are told -DSCALAR, see vectors of one number, in plain C11. Only ORDER + 1 bases of an input
+   differ from zero. They come from the local form of the Cox-de Boor recursion (The NURBS Book,
+   algorithms A2.2 and A2.3), for a vector of neighbouring features at once: about 1 ns an input on
+   one core. A feature's knots are picked while its cell is looked for; looked up afterwards, by a
+   number that differs from lane to lane, they would take three times as long.
 
    Knots are a table, knot by knot: at[m * stride + feature], m from 0 to count + 2 * ORDER, with
    ORDER invented ones on both sides of the grid, and room to read a whole vector from any feature
@@ -18,8 +19,14 @@
 #include <string.h>
 
 #define K ORDER
-#define UNROLL _Pragma("GCC unroll 16")
-#define inline inline __attribute__((always_inline))
+
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT
+#endif
+
+#if (defined __GNUC__ || defined __clang__) && !defined SCALAR
 
 /* As wide as the processor's registers: wider vectors compile, but live in memory. */
 #if defined __AVX512F__
@@ -30,6 +37,16 @@
 #define BYTES 16
 #endif
 #define WIDTH (BYTES / SIZE)
+
+#define inline inline __attribute__((always_inline))
+#define PREFETCH(address) __builtin_prefetch(address)
+#define LANE(value, v) ((value)[v])
+#define WHERE(condition) (condition)
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef REAL vec __attribute__((vector_size(BYTES), may_alias, aligned(SIZE)));
 /* Vectors of WIDTH numbers; `lanes`: whole ones, or -1 for true and 0 for false. */
@@ -51,33 +68,9 @@ typedef float singles __attribute__((vector_size(4 * WIDTH)));
 
 /* K + 1 neighbours, in one register where their number allows. */
 #if K == 0 || K == 1 || K == 3
+#define WINDOW
 typedef REAL window __attribute__((vector_size((K + 1) * sizeof(REAL)), may_alias, aligned(sizeof(REAL))));
 #endif
-
-enum outside { ZERO, HELD, LINEAR };
-
-struct knots {
-  const REAL *at;
-  long stride, count; /* count: cells of the grid, those of its extension included */
-  long outside;
-};
-
-struct matrix {
-  void *at;
-  long stride; /* numbers from row to row */
-  long narrow; /* bfloat16, else REAL */
-};
-
-struct local { /* what is known of a vector of inputs */
-  lanes cell;
-  vec value[K + 1], slope[K + 1];
-};
-
-long width(void) { return WIDTH; }
-
-static inline long smaller(long a, long b) { return a < b ? a : b; }
-
-static inline vec load(const REAL *from) { return *(const vec *)from; }
 
 static inline vec only(lanes where, vec value) { return (vec)(where & (lanes)value); }
 
@@ -94,13 +87,85 @@ static inline halves to_bfloat16(vec value) {
   return __builtin_convertvector((b + 0x7fff + (b >> 16 & 1)) >> 16, halves); /* ties to even */
 }
 
+/* Lane v of the result is number from[v] of a's and b's lanes, counted on. */
+static inline vec shuffle(vec a, vec b, lanes from) {
+#ifdef __clang__ /* has such a builtin for literal numbers only, and finds out that these are known */
+  vec to;
+  UNROLL for (int v = 0; v < WIDTH; v++) to[v] = from[v] < WIDTH ? a[from[v]] : b[from[v] - WIDTH];
+  return to;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+#else /* a vector is one number */
+
+#define WIDTH 1
+#ifdef _MSC_VER
+#define inline __forceinline
+#endif
+#define PREFETCH(address) ((void)0)
+#define LANE(value, v) (value)
+#define WHERE(condition) (-(lanes)(condition))
+#define UNROLL
+
+typedef REAL vec;
+typedef WHOLE lanes;
+typedef uint16_t halves;
+
+static inline vec only(lanes where, vec value) { return where ? value : 0; }
+
+static inline vec pick(lanes where, vec yes, vec no) { return where ? yes : no; }
+
+static inline vec from_bfloat16(halves value) {
+  const uint32_t b = (uint32_t)value << 16;
+  float single;
+  memcpy(&single, &b, sizeof b);
+  return single;
+}
+
+static inline halves to_bfloat16(vec value) {
+  const float single = (float)value;
+  uint32_t b;
+  memcpy(&b, &single, sizeof b);
+  return (halves)((b + 0x7fff + (b >> 16 & 1)) >> 16); /* ties to even */
+}
+
+#endif
+
+enum outside { ZERO, HELD, LINEAR };
+
+struct knots {
+  const REAL *at;
+  int64_t stride, count; /* count: cells of the grid, those of its extension included */
+  int64_t outside;
+};
+
+struct matrix {
+  void *at;
+  int64_t stride; /* numbers from row to row */
+  int64_t narrow; /* bfloat16, else REAL */
+};
+
+struct local { /* what is known of a vector of inputs */
+  lanes cell;
+  vec value[K + 1], slope[K + 1];
+};
+
+EXPORT int64_t width(void) { return WIDTH; }
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline vec load(const REAL *from) { return *(const vec *)from; }
+
 /* What is a few rows ahead in the same columns, which no processor expects, is fetched beforehand. */
-static inline void fetch(struct matrix m, long row, long column) {
-  __builtin_prefetch((const char *)m.at + (row * m.stride + column) * (m.narrow ? 2 : sizeof(REAL)));
+static inline void fetch(struct matrix m, int64_t row, int64_t column) {
+  PREFETCH((const char *)m.at + (row * m.stride + column) * (m.narrow ? 2 : sizeof(REAL)));
+  (void)m, (void)row, (void)column; /* where PREFETCH does nothing */
 }
 
 /* WIDTH numbers of a row from a column on, zeros from the n-th on. */
-static inline vec get(struct matrix m, long row, long column, long n) {
+static inline vec get(struct matrix m, int64_t row, int64_t column, int64_t n) {
   const REAL *from = (const REAL *)m.at + row * m.stride + column;
   const uint16_t *narrow = (const uint16_t *)m.at + row * m.stride + column;
   if (n >= WIDTH) return m.narrow ? from_bfloat16(*(const halves *)narrow) : *(const vec *)from;
@@ -111,7 +176,7 @@ static inline vec get(struct matrix m, long row, long column, long n) {
   return m.narrow ? from_bfloat16(half) : whole;
 }
 
-static inline void put(struct matrix m, long row, long column, long n, vec value) {
+static inline void put(struct matrix m, int64_t row, int64_t column, int64_t n, vec value) {
   REAL *to = (REAL *)m.at + row * m.stride + column;
   uint16_t *narrow = (uint16_t *)m.at + row * m.stride + column;
   const halves half = to_bfloat16(value);
@@ -122,8 +187,8 @@ static inline void put(struct matrix m, long row, long column, long n, vec value
 }
 
 /* Cells, bases and their slopes at inputs of neighbouring features from `feature` on. */
-static inline struct local evaluate(vec x, long feature, struct knots t) {
-  const long first = t.outside == ZERO ? 0 : K, last = t.outside == ZERO ? t.count : t.count - K;
+static inline struct local evaluate(vec x, int64_t feature, struct knots t) {
+  const int64_t first = t.outside == ZERO ? 0 : K, last = t.outside == ZERO ? t.count : t.count - K;
   const REAL *knot = t.at + feature + (first + K) * t.stride;
   const vec low = load(knot), high = load(knot + (last - first) * t.stride);
   struct local b;
@@ -131,16 +196,16 @@ static inline struct local evaluate(vec x, long feature, struct knots t) {
 
   b.cell = (lanes){0} + (WHOLE)first;
   UNROLL for (int j = 0; j < 2 * K; j++) near[j] = load(knot + (j + 1 - K) * t.stride);
-  for (long m = first + 1; m < last; m++) {
+  for (int64_t m = first + 1; m < last; m++) {
     knot += t.stride;
     /* Knots that repeat the last one begin no cell. */
-    const lanes up = (x >= load(knot)) & (load(knot) < high);
+    const lanes up = WHERE((x >= load(knot)) & (load(knot) < high));
     b.cell -= up;
     UNROLL for (int j = 0; j < 2 * K; j++)
       near[j] = pick(up, load(knot + (j + 1 - K) * t.stride), near[j]);
   }
 
-  const vec at = pick(x < low, low, pick(x > high, high, x)); /* NaN stays */
+  const vec at = pick(WHERE(x < low), low, pick(WHERE(x > high), high, x)); /* NaN stays */
   vec *N = b.value, *D = b.slope, left[K + 1], right[K + 1];
   N[0] = 1 + 0 * at;
   D[0] = (vec){0};
@@ -158,7 +223,7 @@ static inline struct local evaluate(vec x, long feature, struct knots t) {
     N[p] = saved;
     D[p] = (REAL)p * before;
   }
-  const lanes inside = ~((x < low) | (x > high));
+  const lanes inside = ~WHERE((x < low) | (x > high));
   UNROLL for (int j = 0; j <= K; j++) {
     if (t.outside == LINEAR) N[j] += (x - at) * D[j];
     else D[j] = only(inside, D[j]);
@@ -169,64 +234,64 @@ static inline struct local evaluate(vec x, long feature, struct knots t) {
 
 /* The bases that exist: K + 1 neighbours out of n also where the window of those that differ from zero
    hangs over either end. `cell` becomes the number of the window's first basis. */
-static inline struct local existing(struct local b, struct knots t, long n) {
+static inline struct local existing(struct local b, struct knots t, int64_t n) {
   if (t.outside != ZERO) { /* no input is ever in a cell of the extension */
     b.cell -= K;
     return b;
   }
   const lanes start = b.cell - K, most = (lanes){0} + (WHOLE)(n - 1 - K);
-  lanes to = start & (start >= 0);
-  to = (to & (to <= most)) | (most & (to > most));
+  lanes to = start & WHERE(start >= 0);
+  to = (to & WHERE(to <= most)) | (most & WHERE(to > most));
   const lanes by = start - to;
   struct local moved = {.cell = to};
   UNROLL for (int j = 0; j <= K; j++)
     UNROLL for (int r = 0; r <= K; r++) {
-      moved.value[j] = (vec)((lanes)moved.value[j] | (lanes)only(by == j - r, b.value[r]));
-      moved.slope[j] = (vec)((lanes)moved.slope[j] | (lanes)only(by == j - r, b.slope[r]));
+      moved.value[j] = pick(WHERE(by == j - r), b.value[r], moved.value[j]);
+      moved.slope[j] = pick(WHERE(by == j - r), b.slope[r], moved.slope[j]);
     }
   return moved;
 }
 
 /* to[v * (K + 1) + j] = from[j][v] */
 static inline void interleave(const vec *from, REAL *to) {
-#if K == 1 || K == 3
+#if WIDTH > 1 && (K == 1 || K == 3)
   const int half = (K + 1) / 2;
   vec now[K + 1], next[K + 1];
   memcpy(now, from, sizeof now);
   UNROLL for (int round = half; round; round /= 2) {
     UNROLL for (int j = 0; j <= K; j++) { /* alternately a lane of the one and of the other */
       const lanes from_lane = COUNT / 2 + j % 2 * WIDTH / 2 + (COUNT & 1) * WIDTH;
-      next[j] = __builtin_shuffle(now[j / 2], now[j / 2 + half], from_lane);
+      next[j] = shuffle(now[j / 2], now[j / 2 + half], from_lane);
     }
     memcpy(now, next, sizeof now);
   }
   memcpy(to, now, sizeof now);
 #else
-  for (long v = 0; v < WIDTH; v++)
+  for (int64_t v = 0; v < WIDTH; v++)
     for (int j = 0; j <= K; j++) to[v * (K + 1) + j] = ((const REAL *)(from + j))[v];
 #endif
 }
 
 /* to[j][v] = from[v * (K + 1) + j] */
 static inline void separate(const REAL *from, vec *to) {
-#if K == 1 || K == 3
+#if WIDTH > 1 && (K == 1 || K == 3)
   const int half = (K + 1) / 2;
   vec next[K + 1];
   memcpy(to, from, sizeof next);
   UNROLL for (int round = half; round; round /= 2) {
     UNROLL for (int j = 0; j <= K; j++) { /* every other lane of both */
-      next[j] = __builtin_shuffle(to[j % half * 2], to[j % half * 2 + 1], 2 * COUNT + j / half);
+      next[j] = shuffle(to[j % half * 2], to[j % half * 2 + 1], 2 * COUNT + j / half);
     }
     memcpy(to, next, sizeof next);
   }
 #else
-  for (long v = 0; v < WIDTH; v++)
+  for (int64_t v = 0; v < WIDTH; v++)
     for (int j = 0; j <= K; j++) ((REAL *)(to + j))[v] = from[v * (K + 1) + j];
 #endif
 }
 
 static inline void add_window(REAL *to, const REAL *from) {
-#if K == 0 || K == 1 || K == 3
+#ifdef WINDOW
   *(window *)to += *(const window *)from;
 #else
   for (int j = 0; j <= K; j++) to[j] += from[j];
@@ -235,27 +300,28 @@ static inline void add_window(REAL *to, const REAL *from) {
 
 /* A vector of the sums of WIDTH vectors, which are overwritten. */
 static inline vec sums(vec *of) {
+#if WIDTH > 1
   UNROLL for (int half = WIDTH / 2; half; half /= 2)
     UNROLL for (int i = 0; i < half; i++) {
       const lanes same = COUNT + (((COUNT & half) != 0) & WIDTH), other = same ^ half;
-      of[i] = __builtin_shuffle(of[i], of[i + half], same) +
-              __builtin_shuffle(of[i], of[i + half], other);
+      of[i] = shuffle(of[i], of[i + half], same) + shuffle(of[i], of[i + half], other);
     }
+#endif
   return of[0];
 }
 
 /* out[r][f * n + j] = basis j of n at x[r][f] */
-void bases(struct matrix *x, long rows, long features, struct knots *knots, struct matrix *out, long n,
-           long threads) {
+EXPORT void bases(struct matrix *x, int64_t rows, int64_t features, struct knots *knots, struct
+                  matrix *out, int64_t n, int64_t threads) {
   const struct knots t = *knots;
   const struct matrix in = *x, to = *out;
-  const long size = to.narrow ? sizeof(uint16_t) : sizeof(REAL);
+  const int64_t size = to.narrow ? sizeof(uint16_t) : sizeof(REAL);
 #pragma omp parallel for num_threads(threads)
-  for (long r = 0; r < rows; r++) {
+  for (int64_t r = 0; r < rows; r++) {
     char *row = (char *)to.at + r * to.stride * size;
     memset(row, 0, features * n * size);
-    for (long f = 0; f < features; f += WIDTH) {
-      const long width = smaller(WIDTH, features - f);
+    for (int64_t f = 0; f < features; f += WIDTH) {
+      const int64_t width = smaller(WIDTH, features - f);
       const struct local b = existing(evaluate(get(in, r, f, width), f, t), t, n);
       REAL windows[WIDTH * (K + 1)];
       interleave(b.value, windows);
@@ -263,38 +329,38 @@ void bases(struct matrix *x, long rows, long features, struct knots *knots, stru
         uint16_t narrow[WIDTH * (K + 1)], *at = (uint16_t *)row + f * n;
         for (int j = 0; j <= K; j++)
           *(halves *)(narrow + j * WIDTH) = to_bfloat16(load(windows + j * WIDTH));
-        for (long v = 0; v < width; v++)
-          memcpy(at + v * n + b.cell[v], narrow + v * (K + 1), (K + 1) * sizeof *narrow);
+        for (int64_t v = 0; v < width; v++)
+          memcpy(at + v * n + LANE(b.cell, v), narrow + v * (K + 1), (K + 1) * sizeof *narrow);
       } else {
         REAL *at = (REAL *)row + f * n;
-        for (long v = 0; v < width; v++)
-          memcpy(at + v * n + b.cell[v], windows + v * (K + 1), (K + 1) * sizeof *windows);
+        for (int64_t v = 0; v < width; v++)
+          memcpy(at + v * n + LANE(b.cell, v), windows + v * (K + 1), (K + 1) * sizeof *windows);
       }
     }
   }
 }
 
 /* grad_x[r][f]: the sum over j of grad[r][f * n + j] times the slope of basis j at x[r][f] */
-void slopes(struct matrix *x, long rows, long features, struct knots *knots, struct matrix *grad,
-            long n, struct matrix *grad_x, long threads) {
+EXPORT void slopes(struct matrix *x, int64_t rows, int64_t features, struct knots *knots, struct
+                   matrix *grad, int64_t n, struct matrix *grad_x, int64_t threads) {
   const struct knots t = *knots;
   const struct matrix in = *x, from = *grad, to = *grad_x;
 #pragma omp parallel for num_threads(threads)
-  for (long r = 0; r < rows; r++)
-    for (long f = 0; f < features; f += WIDTH) {
-      const long width = smaller(WIDTH, features - f), start = r * from.stride + f * n;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t f = 0; f < features; f += WIDTH) {
+      const int64_t width = smaller(WIDTH, features - f), start = r * from.stride + f * n;
       const struct local b = existing(evaluate(get(in, r, f, width), f, t), t, n);
       REAL windows[WIDTH * (K + 1)] = {0};
       if (from.narrow) {
         uint16_t narrow[WIDTH * (K + 1)] = {0}, *at = (uint16_t *)from.at + start;
-        for (long v = 0; v < width; v++)
-          memcpy(narrow + v * (K + 1), at + v * n + b.cell[v], (K + 1) * sizeof *narrow);
+        for (int64_t v = 0; v < width; v++)
+          memcpy(narrow + v * (K + 1), at + v * n + LANE(b.cell, v), (K + 1) * sizeof *narrow);
         for (int j = 0; j <= K; j++)
           *(vec *)(windows + j * WIDTH) = from_bfloat16(*(halves *)(narrow + j * WIDTH));
       } else {
         REAL *at = (REAL *)from.at + start;
-        for (long v = 0; v < width; v++)
-          memcpy(windows + v * (K + 1), at + v * n + b.cell[v], (K + 1) * sizeof *windows);
+        for (int64_t v = 0; v < width; v++)
+          memcpy(windows + v * (K + 1), at + v * n + LANE(b.cell, v), (K + 1) * sizeof *windows);
       }
       vec g[K + 1], sum = {0};
       separate(windows, g);
@@ -308,18 +374,19 @@ void slopes(struct matrix *x, long rows, long features, struct knots *knots, str
    K + 3 rows that a feature looks into: the knot c where the cell starts, 1 / h for its width h, and
    the curve's coefficients of 1, u, u^2, ..., where u = (x - c) / h; and at the end a row with the
    last knot. `basis` gets the coefficients of the bases, [group][cell][basis][power]. */
-void curve_table(const REAL *grid, const REAL *coef, long groups, long size, long n, long outside,
-                 REAL *table, long stride, double *basis, long threads) {
-  const long first = outside == ZERO ? 0 : K, cells = n + K - 2 * first;
+EXPORT void curve_table(const REAL *grid, const REAL *coef, int64_t groups, int64_t size, int64_t n,
+                        int64_t outside, REAL *table, int64_t stride, double *basis, int64_t
+                        threads) {
+  const int64_t first = outside == ZERO ? 0 : K, cells = n + K - 2 * first;
   (void)threads;
-  for (long g = 0; g < groups; g++) {
+  for (int64_t g = 0; g < groups; g++) {
     const REAL *at = grid + g * (n + K + 1);
-    for (long c = 0; c <= cells; c++) {
-      const long m = first + c;
+    for (int64_t c = 0; c <= cells; c++) {
+      const int64_t m = first + c;
       REAL row[K + 3] = {at[m]};
       if (c < cells) {
         double N[K + 1][K + 1] = {{1}}, near[2 * K + 2]; /* knots m - K to m + K + 1 */
-        for (long i = m - K; i <= m + K + 1; i++)
+        for (int64_t i = m - K; i <= m + K + 1; i++)
           near[i - m + K] = i < 0       ? at[0] + i * ((double)at[1] - at[0])
                             : i > n + K ? at[n + K] + (i - n - K) * ((double)at[n + K] - at[n + K - 1])
                                         : at[i];
@@ -348,7 +415,7 @@ void curve_table(const REAL *grid, const REAL *coef, long groups, long size, lon
             for (int p = 0; p <= K; p++) row[2 + p] += coef[g * n + m - K + j] * N[j][p];
       }
       for (int i = 0; i < (c < cells ? K + 3 : 1); i++)
-        for (long v = 0; v < size; v++) table[(c * (K + 3) + i) * stride + g * size + v] = row[i];
+        for (int64_t v = 0; v < size; v++) table[(c * (K + 3) + i) * stride + g * size + v] = row[i];
     }
   }
 }
@@ -358,24 +425,26 @@ struct curve { /* where a vector of inputs lies on curves */
   vec u, beyond, inverse, coef[K + 1]; /* beyond: how far outside [low, high], in widths of the cell */
 };
 
-static inline struct curve locate(vec x, long feature, const REAL *table, long stride, long cells) {
+static inline struct curve locate(vec x, int64_t feature, const REAL *table, int64_t stride, int64_t
+                                  cells) {
   const REAL *row = table + feature;
-  struct curve c = {.cell = {0}};
+  struct curve c;
+  c.cell = (lanes){0};
   vec start = load(row);
   const vec low = start, high = load(row + cells * (K + 3) * stride);
   c.inverse = load(row + stride);
   UNROLL for (int p = 0; p <= K; p++) c.coef[p] = load(row + (2 + p) * stride);
-  for (long m = 1; m < cells; m++) {
+  for (int64_t m = 1; m < cells; m++) {
     row += (K + 3) * stride;
     /* Knots that repeat the last one begin no cell. */
-    const lanes up = (x >= load(row)) & (load(row) < high);
+    const lanes up = WHERE((x >= load(row)) & (load(row) < high));
     c.cell -= up;
     start = pick(up, load(row), start);
     c.inverse = pick(up, load(row + stride), c.inverse);
     UNROLL for (int p = 0; p <= K; p++) c.coef[p] = pick(up, load(row + (2 + p) * stride), c.coef[p]);
   }
-  const vec at = pick(x < low, low, pick(x > high, high, x)); /* NaN stays */
-  c.inside = ~((x < low) | (x > high));
+  const vec at = pick(WHERE(x < low), low, pick(WHERE(x > high), high, x)); /* NaN stays */
+  c.inside = ~WHERE((x < low) | (x > high));
   c.u = (at - start) * c.inverse;
   c.beyond = (x - at) * c.inverse;
   return c;
@@ -388,13 +457,14 @@ static inline vec slope_of(struct curve c) { /* by u */
 }
 
 /* y = base + the curves at x; all (rows, features) */
-void curves(struct matrix *x, long rows, long features, const REAL *table, long stride, long cells,
-            long outside, struct matrix *base, struct matrix *y, long threads) {
+EXPORT void curves(struct matrix *x, int64_t rows, int64_t features, const REAL *table, int64_t
+                   stride, int64_t cells, int64_t outside, struct matrix *base, struct matrix *y,
+                   int64_t threads) {
   const struct matrix in = *x, add = *base, out = *y;
 #pragma omp parallel for num_threads(threads)
-  for (long r = 0; r < rows; r++)
-    for (long f = 0; f < features; f += WIDTH) {
-      const long width = smaller(WIDTH, features - f);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t f = 0; f < features; f += WIDTH) {
+      const int64_t width = smaller(WIDTH, features - f);
       const struct curve c = locate(get(in, r, f, width), f, table, stride, cells);
       vec value = {0};
       UNROLL for (int p = K; p >= 0; p--) value = value * c.u + c.coef[p];
@@ -407,15 +477,16 @@ void curves(struct matrix *x, long rows, long features, const REAL *table, long 
 /* Gradients of `curves`: grad_x = base + what the curves give, and moments[part][f][cell][p], zero on
    entry, the sum of grad u^p for each part of `most` rows, which give those of the coefficients. The
    parts are added up outside, in one order for any number of threads. */
-void curves_backward(struct matrix *x, long rows, long features, const REAL *table, long stride,
-                     long cells, long outside, struct matrix *grad, struct matrix *base,
-                     struct matrix *grad_x, REAL *moments, long most, long threads) {
+EXPORT void curves_backward(struct matrix *x, int64_t rows, int64_t features, const REAL *table,
+                            int64_t stride, int64_t cells, int64_t outside, struct matrix *grad,
+                            struct matrix *base, struct matrix *grad_x, REAL *moments, int64_t most,
+                            int64_t threads) {
   const struct matrix in = *x, from = *grad, add = *base, to = *grad_x;
 #pragma omp parallel for num_threads(threads)
-  for (long part = 0; part < (rows + most - 1) / most; part++)
-    for (long r = part * most; r < smaller(rows, (part + 1) * most); r++)
-      for (long f = 0; f < features; f += WIDTH) {
-        const long width = smaller(WIDTH, features - f);
+  for (int64_t part = 0; part < (rows + most - 1) / most; part++)
+    for (int64_t r = part * most; r < smaller(rows, (part + 1) * most); r++)
+      for (int64_t f = 0; f < features; f += WIDTH) {
+        const int64_t width = smaller(WIDTH, features - f);
         REAL *sums = moments + (part * features + f) * cells * (K + 1);
         const struct curve c = locate(get(in, r, f, width), f, table, stride, cells);
         vec g = get(from, r, f, width), slope = slope_of(c) * c.inverse, power[K + 1];
@@ -428,34 +499,36 @@ void curves_backward(struct matrix *x, long rows, long features, const REAL *tab
           UNROLL for (int p = K; p > 0; p--) power[p] += (REAL)p * c.beyond * power[p - 1];
         REAL windows[WIDTH * (K + 1)];
         interleave(power, windows);
-        for (long v = 0; v < width; v++)
-          add_window(sums + (v * cells + c.cell[v]) * (K + 1), windows + v * (K + 1));
+        for (int64_t v = 0; v < width; v++)
+          add_window(sums + (v * cells + LANE(c.cell, v)) * (K + 1), windows + v * (K + 1));
       }
 }
 
 /* One row of `product` and of `product_backward`, for the features of a vector. */
-static inline void product_row(struct local b, long width, const vec *table, long padded, long wide,
-                               vec *y) {
-  for (long q = 0; q < wide; q++) {
-    vec sum[K + 1] = {{0}};
-    for (long v = 0; v < width; v++) {
-      const vec *from = table + (v * padded + b.cell[v]) * wide + q;
-      UNROLL for (int j = 0; j <= K; j++) sum[j] += b.value[j][v] * from[j * wide];
+static inline void product_row(struct local b, int64_t width, const vec *table, int64_t padded,
+                               int64_t wide, vec *y) {
+  for (int64_t q = 0; q < wide; q++) {
+    vec sum[K + 1];
+    memset(sum, 0, sizeof sum);
+    for (int64_t v = 0; v < width; v++) {
+      const vec *from = table + (v * padded + LANE(b.cell, v)) * wide + q;
+      UNROLL for (int j = 0; j <= K; j++) sum[j] += LANE(b.value[j], v) * from[j * wide];
     }
     UNROLL for (int j = 0; j <= K; j++) y[q] += sum[j];
   }
 }
 
-static inline vec product_row_backward(struct local b, long width, const vec *table, long padded,
-                                       long wide, const vec *grad, vec *grad_table) {
-  vec dots[WIDTH] = {{0}};
-  for (long q = 0; q < wide; q++)
-    for (long v = 0; v < width; v++) {
-      const long at = (v * padded + b.cell[v]) * wide + q;
+static inline vec product_row_backward(struct local b, int64_t width, const vec *table, int64_t
+                                       padded, int64_t wide, const vec *grad, vec *grad_table) {
+  vec dots[WIDTH];
+  memset(dots, 0, sizeof dots);
+  for (int64_t q = 0; q < wide; q++)
+    for (int64_t v = 0; v < width; v++) {
+      const int64_t at = (v * padded + LANE(b.cell, v)) * wide + q;
       vec slope = {0};
       UNROLL for (int j = 0; j <= K; j++) {
-        slope += b.slope[j][v] * table[at + j * wide];
-        grad_table[at + j * wide] += b.value[j][v] * grad[q];
+        slope += LANE(b.slope[j], v) * table[at + j * wide];
+        grad_table[at + j * wide] += LANE(b.value[j], v) * grad[q];
       }
       dots[v] += slope * grad[q];
     }
@@ -465,18 +538,18 @@ static inline vec product_row_backward(struct local b, long width, const vec *ta
 /* y[r] = sum over features f and bases j of basis j at x[r][f] times table[f][j], which are `wide`
    vectors; the table is padded. Where outputs are few this is faster than a product of matrices,
    which multiplies by all the zeros. */
-void product(struct matrix *x, long rows, long features, struct knots *knots, const vec *table,
-             long padded, vec *y, long wide, long threads) {
+EXPORT void product(struct matrix *x, int64_t rows, int64_t features, struct knots *knots, const vec
+                    *table, int64_t padded, vec *y, int64_t wide, int64_t threads) {
   const struct knots t = *knots;
   const struct matrix in = *x;
-  const long most = 64; /* rows for which a block of the table is kept in the first-level cache */
+  const int64_t most = 64; /* rows for which a block of the table is kept in the first-level cache */
 #pragma omp parallel for num_threads(threads)
-  for (long start = 0; start < rows; start += most) {
-    const long end = smaller(rows, start + most);
+  for (int64_t start = 0; start < rows; start += most) {
+    const int64_t end = smaller(rows, start + most);
     memset(y + start * wide, 0, (end - start) * wide * sizeof(vec));
-    for (long f = 0; f < features; f += WIDTH)
-      for (long r = start; r < end; r++) {
-        const long width = smaller(WIDTH, features - f);
+    for (int64_t f = 0; f < features; f += WIDTH)
+      for (int64_t r = start; r < end; r++) {
+        const int64_t width = smaller(WIDTH, features - f);
         fetch(in, r + 4, f);
         const struct local b = evaluate(get(in, r, f, width), f, t);
         const vec *block = table + f * padded * wide;
@@ -488,18 +561,18 @@ void product(struct matrix *x, long rows, long features, struct knots *knots, co
 }
 
 /* Gradients of `product`: grad_x, and grad_table[part], zero on entry, for parts of `most` rows. */
-void product_backward(struct matrix *x, long rows, long features, struct knots *knots, const vec *table,
-                      long padded, const vec *grad, long wide, struct matrix *grad_x, vec *grad_table,
-                      long most, long threads) {
+EXPORT void product_backward(struct matrix *x, int64_t rows, int64_t features, struct knots *knots,
+                             const vec *table, int64_t padded, const vec *grad, int64_t wide, struct
+                             matrix *grad_x, vec *grad_table, int64_t most, int64_t threads) {
   const struct knots t = *knots;
   const struct matrix in = *x, to = *grad_x;
 #pragma omp parallel for collapse(2) num_threads(threads)
-  for (long part = 0; part < (rows + most - 1) / most; part++)
-    for (long f = 0; f < features; f += WIDTH) {
+  for (int64_t part = 0; part < (rows + most - 1) / most; part++)
+    for (int64_t f = 0; f < features; f += WIDTH) {
       const vec *block = table + f * padded * wide;
       vec *grad_block = grad_table + (part * features + f) * padded * wide;
-      for (long r = part * most; r < smaller(rows, (part + 1) * most); r++) {
-        const long width = smaller(WIDTH, features - f);
+      for (int64_t r = part * most; r < smaller(rows, (part + 1) * most); r++) {
+        const int64_t width = smaller(WIDTH, features - f);
         fetch(in, r + 4, f);
         fetch(to, r + 4, f);
         const struct local b = evaluate(get(in, r, f, width), f, t);
@@ -513,23 +586,29 @@ void product_backward(struct matrix *x, long rows, long features, struct knots *
 }
 
 /* out[o][f * n + j] = weight[o][f][j] * scaler[o][f], of `features` of a layer's `stride` features */
-static inline void scale_row(const REAL *weight, const REAL *scaler, long features, long n,
-                             struct matrix to, long row) {
+static inline void scale_row(const REAL *weight, const REAL *scaler, int64_t features, int64_t n,
+                             struct matrix to, int64_t row) {
+#if WIDTH == 1 /* what has no vectors has no arrays of such a size either */
+  for (int64_t f = 0; f < features; f++)
+    for (int64_t j = 0; j < n; j++)
+      put(to, row, f * n + j, 1, weight[f * n + j] * scaler[f]);
+#else
   REAL block[WIDTH * n];
-  for (long f = 0; f < features; f += WIDTH) {
-    const long width = smaller(WIDTH, features - f);
-    for (long v = 0; v < width; v++)
-      for (long j = 0; j < n; j++) block[v * n + j] = weight[(f + v) * n + j] * scaler[f + v];
-    for (long i = 0; i < width * n; i += WIDTH)
+  for (int64_t f = 0; f < features; f += WIDTH) {
+    const int64_t width = smaller(WIDTH, features - f);
+    for (int64_t v = 0; v < width; v++)
+      for (int64_t j = 0; j < n; j++) block[v * n + j] = weight[(f + v) * n + j] * scaler[f + v];
+    for (int64_t i = 0; i < width * n; i += WIDTH)
       put(to, row, f * n + i, width * n - i, load(block + i));
   }
+#endif
 }
 
-void scale(const REAL *weight, const REAL *scaler, long outputs, long features, long stride, long n,
-           struct matrix *out, long threads) {
+EXPORT void scale(const REAL *weight, const REAL *scaler, int64_t outputs, int64_t features, int64_t
+                  stride, int64_t n, struct matrix *out, int64_t threads) {
   const struct matrix to = *out;
 #pragma omp parallel for num_threads(threads)
-  for (long o = 0; o < outputs; o++) {
+  for (int64_t o = 0; o < outputs; o++) {
     const REAL *from = weight + o * stride * n, *by = scaler + o * stride;
     /* The usual n is worth a copy in which the compiler knows it. */
     if (n == 8) scale_row(from, by, features, 8, to, o);
@@ -538,28 +617,31 @@ void scale(const REAL *weight, const REAL *scaler, long outputs, long features, 
 }
 
 /* Backward of `scale`: takes the gradient of its result in `grad`, leaves that of weight there. */
-static inline void scale_row_backward(const REAL *weight, const REAL *scaler, long features, long n,
-                                      REAL *grad, REAL *grad_scaler) {
-  for (long f = 0; f < features; f++, weight += n, grad += n) {
+static inline void scale_row_backward(const REAL *weight, const REAL *scaler, int64_t features,
+                                      int64_t n, REAL *grad, REAL *grad_scaler) {
+  for (int64_t f = 0; f < features; f++, weight += n, grad += n) {
     REAL sum = 0, part[16];
     if (n <= 16) { /* products first: so the compiler needs no leave to change the order of a sum */
-      for (long j = 0; j < n; j++) part[j] = grad[j] * weight[j];
-      for (long j = 0; j < n; j++) sum += part[j];
+      for (int64_t j = 0; j < n; j++) part[j] = grad[j] * weight[j];
+      for (int64_t j = 0; j < n; j++) sum += part[j];
     } else
-      for (long j = 0; j < n; j++) sum += grad[j] * weight[j];
-    for (long j = 0; j < n; j++) grad[j] *= scaler[f];
+      for (int64_t j = 0; j < n; j++) sum += grad[j] * weight[j];
+    for (int64_t j = 0; j < n; j++) grad[j] *= scaler[f];
     grad_scaler[f] = sum;
   }
 }
 
-void scale_backward(const REAL *weight, const REAL *scaler, long outputs, long features, long stride,
-                    long n, REAL *grad, REAL *grad_scaler, long threads) {
+EXPORT void scale_backward(const REAL *weight, const REAL *scaler, int64_t outputs, int64_t
+                           features, int64_t stride, int64_t n, REAL *grad, REAL *grad_scaler,
+                           int64_t threads) {
 #pragma omp parallel for num_threads(threads)
-  for (long o = 0; o < outputs; o++) {
-    const long edge = o * stride;
+  for (int64_t o = 0; o < outputs; o++) {
+    const int64_t edge = o * stride;
     if (n == 8)
-      scale_row_backward(weight + edge * 8, scaler + edge, features, 8, grad + edge * 8, grad_scaler + edge);
+      scale_row_backward(weight + edge * 8, scaler + edge, features, 8, grad + edge * 8,
+                         grad_scaler + edge);
     else
-      scale_row_backward(weight + edge * n, scaler + edge, features, n, grad + edge * n, grad_scaler + edge);
+      scale_row_backward(weight + edge * n, scaler + edge, features, n, grad + edge * n,
+                         grad_scaler + edge);
   }
 }
