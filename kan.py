@@ -26,20 +26,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splines.bases import dense_bases, penalty, pieces, scaled
 from splines.grids import range_of
+from splines.interface import Base
 from splines.layer import Range, SplineLayer, require_whole
-from splines.plain import plain_curves, plain_spline
-from splines.products import (
-    CHUNK_BYTES,
-    Curves,
-    SplineProduct,
-    product_dtype,
-    wants_plain_path,
-)
 from splines.starts import INITIALISATIONS, Spread, noisy, spreads
 
 
@@ -192,39 +184,21 @@ class KANLinear(SplineLayer):
             return torch.einsum("or,rij->oij", self.spline_up, self.spline_down)
         return scaled(self.spline_weight, self.spline_scaler)
 
-    def compute_base_output(self, x: Tensor) -> Tensor:
-        """The base term with bias, (..., I) -> (..., O)."""
-        x = self.checked(x)
-        return self.linear(x.reshape(-1, self.in_features)).reshape(
-            *x.shape[:-1], self.out_features
-        )
-
     def compute_spline_output(self, x: Tensor) -> Tensor:
         """The spline term, (..., I) -> (..., O)."""
-        x = self.checked(x)
-        rows = x.reshape(-1, self.in_features)
-        dtype = product_dtype(x, self.base_weight)
-        out = rows.new_zeros(rows.shape[0], self.out_features, dtype=dtype)
-        return self._add_splines(out, rows).reshape(*x.shape[:-1], self.out_features)
+        return self.run(self.form, x, Base("identity", None, None, None))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.checked(x)
-        rows = x.reshape(-1, self.in_features)  # (..., I) -> (N, I)
-        return self._add_splines(self.linear(rows), rows).reshape(*x.shape[:-1], self.out_features)
+        return self.run(self.form, x)
 
-    def _add_splines(self, out: Tensor, x: Tensor) -> Tensor:
-        """out + the spline term; out (N, O) may be overwritten."""
+    @property
+    def form(self) -> str:
+        return "dense" if self.spline_rank is None else "low_rank"
+
+    def coefficients(self) -> tuple[Tensor, Tensor | None]:
         if self.spline_rank is None:
-            return self._add_product(out, x, self.spline_weight, self.spline_scaler)
-        inner = out.new_zeros(x.shape[0], self.spline_rank)
-        inner = self._add_product(inner, x, self.spline_down, None)  # (N, R)
-        return torch.addmm(out, inner, self.spline_up.t().to(inner.dtype))
-
-    def _add_product(self, out, x, weight, scaler) -> Tensor:
-        shape = self.grid, self.spline_order, self.outside
-        if wants_plain_path(x):
-            return out + plain_spline(x, weight, scaler, *shape, out.dtype)
-        return SplineProduct.apply(out, x, weight, scaler, *shape)
+            return self.spline_weight, self.spline_scaler
+        return self.spline_down, self.spline_up
 
     def regularization_loss(
         self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
@@ -243,7 +217,7 @@ class KANLinear(SplineLayer):
         x = self.checked(x)
         rows = x.reshape(-1, self.in_features)
         result = []
-        for features in pieces(self.in_features, max(1, CHUNK_BYTES // (4 * len(rows) + 1) // 8)):
+        for features in pieces(self.in_features, max(1, (1 << 19) // (len(rows) + 1))):
             grid = self.grid[features]
             bases = dense_bases(
                 rows[:, features].to(grid.dtype), grid, self.spline_order, self.outside
@@ -332,13 +306,10 @@ class GroupKANLinear(SplineLayer):
         return x.unflatten(-1, (self.groups, -1)).transpose(-1, -2).reshape(-1, self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.checked(x)
-        rows = x.reshape(-1, self.in_features)  # (..., I) -> (N, I)
-        curves = Curves.apply if self.may_fuse(x) else plain_curves
-        dtype = product_dtype(x, self.base_weight)
-        shape = self.grid, self.spline_order, self.outside
-        rows = curves(rows, self.spline_weight, *shape, self.base_activation, dtype)
-        return F.linear(rows, self.base_weight, self.bias).reshape(*x.shape[:-1], self.out_features)
+        return self.run("group", x)
+
+    def coefficients(self) -> tuple[Tensor, Tensor | None]:
+        return self.spline_weight, None
 
     def regularization_loss(
         self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0

@@ -78,7 +78,7 @@ def grid_inputs(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def survey(layer: nn.Module, values: Tensor) -> LayerSurvey:
-    base = layer.linear(values)
+    base = layer.compute_base_output(values)
     whole = layer(values)
     share = (whole - base).var(0).sum() / whole.var(0).sum().clamp_min(1e-12)
     outside = 1 - layer.coverage(values)
@@ -91,7 +91,7 @@ def without_splines(layers: Sequence[nn.Module]) -> Iterator[None]:
 
     def base_alone(layer, args, output):
         rows = args[0].reshape(-1, layer.in_features)
-        return layer.linear(rows).view_as(output)
+        return layer.compute_base_output(rows).view_as(output)
 
     hooks = [layer.register_forward_hook(base_alone) for layer in layers]
     try:

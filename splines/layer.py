@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splines.activations import name_of
 from splines.bases import OUTSIDE
 from splines.grids import change_of_grid, everywhere, finer_knots, knots_at, uniform_knots
-from splines.products import BaseProduct, product_dtype, wants_plain_path
+from splines.interface import Base
+from splines.ops import layer
 
 Range = tuple[float, float]
 
@@ -127,16 +129,28 @@ class SplineLayer(nn.Module):
             )
         return x if x.is_floating_point() else x.to(self.base_weight.dtype)
 
-    def may_fuse(self, x: Tensor) -> bool:
-        """Whether functions of our own may compute the base function, and again for backward."""
-        return not wants_plain_path(x) and next(self.base_activation.parameters(), None) is None
+    def base(self, x: Tensor) -> Base:
+        """The base term at x (N, I), with its values where only torch can compute them."""
+        name = name_of(self.base_activation)
+        active = self.base_activation(x) if name is None else None
+        return Base(name or "", active, self.base_weight, self.bias)
 
-    def linear(self, x: Tensor) -> Tensor:
-        """The base term (N, I) -> (N, O)."""
-        if self.may_fuse(x) and not isinstance(self.base_activation, nn.Identity):
-            dtype = product_dtype(x, self.base_weight)
-            return BaseProduct.apply(x, self.base_weight, self.bias, self.base_activation, dtype)
-        return F.linear(self.base_activation(x), self.base_weight, self.bias)
+    def compute_base_output(self, x: Tensor) -> Tensor:
+        """The base term with bias, (..., I) -> (..., O)."""
+        return F.linear(self.base_activation(self.checked(x)), self.base_weight, self.bias)
+
+    def run(self, form: str, x: Tensor, base: Base | None = None) -> Tensor:
+        """The layer in a form of `interface.Splines`, (..., I) -> (..., O), with its base."""
+        x = self.checked(x)
+        rows = x.reshape(-1, self.in_features)  # (..., I) -> (N, I)
+        base = self.base(rows) if base is None else base
+        shape = self.grid, self.spline_order, self.outside, -1
+        y = layer(form, rows, base, *self.coefficients(), *shape)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def coefficients(self) -> tuple[Tensor, Tensor | None]:
+        """The two tensors that `run` wants: those of `interface.Splines`' forms."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def coverage(self, x: Tensor) -> float:

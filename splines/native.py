@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from splines.bases import OUTSIDE, ends, padded_knots
-from splines.interface import Splines, activation_backward, real_type
+from splines.chunked import ChunkedSplines
+from splines.interface import Base, real_type
 
 REALS = {
     torch.float32: "-DREAL=float -DWHOLE=int32_t -DSIZE=4",
@@ -34,14 +35,14 @@ NARROW = 64
 
 
 def native_splines(
-    x: Tensor, grid: Tensor, order: int, outside: str, store: torch.dtype
+    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype, uniform: bool
 ) -> "NativeSplines | None":
     """Returns the splines in C, or None where they cannot be had or are not worth it."""
     real = real_type(x, grid)
-    if x.device.type != "cpu" or store not in (real, torch.bfloat16):
+    if x.device.type != "cpu" or dtype not in (real, torch.bfloat16):
         return None
     library = compiled(order, real, x.numel())
-    return library and NativeSplines(library, x, grid, order, outside, store)
+    return library and NativeSplines(library, x, grid, order, outside, dtype, uniform)
 
 
 def compiled(order: int, real: torch.dtype, inputs: int) -> ctypes.CDLL | None:
@@ -129,7 +130,7 @@ class Matrix(ctypes.Structure):
                 ("at", "stride", "narrow")]  # fmt: skip
 
 
-class NativeSplines(Splines):
+class NativeSplines(ChunkedSplines):
     """The splines as native.c evaluates them, on a CPU."""
 
     def __init__(self, library: ctypes.CDLL, *shape) -> None:
@@ -214,30 +215,39 @@ class NativeSplines(Splines):
 
     # --- curves: polynomials in each cell ---
 
-    def curves(self, x: Tensor, coef: Tensor, activation: nn.Module, dtype: torch.dtype) -> Tensor:
-        out = torch.empty(x.shape, dtype=dtype if dtype == torch.bfloat16 else self.real)
+    def curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
+        out = self._curves(x, coef, base)
+        return out.to(self.dtype)
+
+    def _curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
+        dtype = self.dtype if self.dtype == torch.bfloat16 else self.real
+        out = torch.empty(x.shape, dtype=dtype)
         table, cells, _ = self._curve_table(coef, x.shape[1])
-        matrices = self._matrix(activation(x)), self._matrix(out)
+        matrices = self._matrix(base.inputs(x)), self._matrix(out)
         self._run_curves("curves", x, table, cells, *matrices)
-        return out.to(dtype)
+        return out
 
     def curves_backward(
-        self, x: Tensor, coef: Tensor, activation: nn.Module, grad: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        base, (groups, count) = activation_backward(activation, x, grad), coef.shape
+        self, x: Tensor, coef: Tensor, base: Base, grad: Tensor, again: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        groups, count = coef.shape
+        back = torch.zeros_like(x) if base.active is not None else base.inputs_backward(x, grad)
         table, cells, basis = self._curve_table(coef, x.shape[1])
         # Rows in a part: equal parts for every thread, so few parts that adding them is little.
         rows = -(-max(len(x), 1) // (8 * (1 + len(x) // 8192)))
         out, parts = self._like(x), -(-len(x) // rows)
         moments = table.new_zeros(parts, groups, x.shape[1] // groups, cells, self.order + 1)
-        matrices = (self._matrix(m) for m in (grad, base, out))
+        matrices = (self._matrix(m) for m in (grad, back, out))
         self._run_curves("curves_backward", x, table, cells, *matrices, moments, rows)
         each = torch.einsum("gcp,gcjp->gcj", moments.sum((0, 2)).double(), basis)
         total = each.new_zeros(groups, count + 2 * self.order)
         first, _ = ends(self.grid, self.order, self.outside)
         for j in range(self.order + 1):
             total[:, first + j : first + j + cells] += each[..., j]
-        return out.to(x.dtype), total[:, self.order : self.order + count].to(coef.dtype)
+        active = None if base.active is None else grad.to(base.active.dtype)
+        result = self.curves(x, coef, base) if again else None
+        grad_coef = total[:, self.order : self.order + count].to(coef.dtype)
+        return out.to(x.dtype), active, grad_coef, result
 
     def _curve_table(self, coef: Tensor, features: int) -> tuple[Tensor, int, Tensor]:
         """Returns a polynomial for each cell as native.c wants it, the cells, and their bases."""

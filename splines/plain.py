@@ -2,13 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from splines.bases import among_all, dense_bases, local_bases, scaled
-from splines.interface import Splines
+from splines.chunked import ChunkedSplines
+from splines.interface import Base
 
 
-class PlainSplines(Splines):
+class PlainSplines(ChunkedSplines):
     """The splines as torch evaluates them."""
 
     def __init__(self, *shape) -> None:
@@ -17,7 +18,7 @@ class PlainSplines(Splines):
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
         values, _, cell = self._local(x, features)
-        return among_all(values, cell, self.count).flatten(1).to(self.store)
+        return among_all(values, cell, self.count).flatten(1).to(self.dtype)
 
     def slopes(self, x: Tensor, grad: Tensor, out: Tensor, features: slice = slice(None)) -> None:
         _, slopes, cell = self._local(x, features)
@@ -32,33 +33,55 @@ class PlainSplines(Splines):
             self.last = x, local_bases(x.to(self.real), grid, self.order, self.outside)
         return self.last[1]
 
-    def curves(self, x: Tensor, coef: Tensor, activation: nn.Module, dtype: torch.dtype) -> Tensor:
-        return plain_curves(x, coef, self.grid, self.order, self.outside, activation, dtype)
+    def curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
+        shape = self.grid, self.order, self.outside
+        return plain_curves(x, base, coef, *shape, self.dtype)
 
     def curves_backward(
-        self, x: Tensor, coef: Tensor, activation: nn.Module, grad: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, coef: Tensor, base: Base, grad: Tensor, again: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         shape = self.grid, self.order, self.outside
+        inputs = [x, coef] if base.active is None else [x, coef, base.active]
         with torch.enable_grad():
-            inputs = [v.detach().requires_grad_() for v in (x, coef)]
-            result = plain_curves(*inputs, *shape, activation, grad.dtype)
-        return torch.autograd.grad(result, inputs, grad)
+            inputs = [v.detach().requires_grad_() for v in inputs]
+            base = base._replace(active=inputs[2] if len(inputs) > 2 else None)
+            result = plain_curves(inputs[0], base, inputs[1], *shape, self.dtype)
+        grad_x, grad_coef, *active = torch.autograd.grad(result, inputs, grad)
+        once_more = result.detach() if again else None
+        return grad_x, active[0] if active else None, grad_coef, once_more
 
 
 # What autograd can follow, any number of times -------------------------------------------------
 
 
 def plain_spline(x, weight, scaler, grid, order, outside, dtype) -> Tensor:
-    """What `products.SplineProduct` adds, by operations that torch can trace and differentiate."""
+    """The spline term of every edge, by operations that torch can trace and differentiate."""
     real = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     bases = dense_bases(x.to(real), grid.to(real), order, outside).flatten(-2)
     return F.linear(bases.to(dtype), scaled(weight, scaler).flatten(1).to(dtype))
 
 
-def plain_curves(x, coef, grid, order, outside, activation, dtype) -> Tensor:
-    """What `products.Curves` computes, by operations that torch can trace and differentiate."""
+def plain_curves(x, base: Base, coef, grid, order, outside, dtype) -> Tensor:
+    """activation(x) + one spline for each group of features, by such operations."""
     real = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     size = x.shape[-1] // len(coef)
     grid, coef = (v.to(real).repeat_interleave(size, 0) for v in (grid, coef))
     bases = dense_bases(x.to(real), grid, order, outside)
-    return (activation(x) + (bases * coef).sum(-1)).to(dtype)
+    return (base.inputs(x) + (bases * coef).sum(-1)).to(dtype)
+
+
+def plain_layer(form: str, x, base: Base, spline, second, grid, order, outside, dtype) -> Tensor:
+    """A layer in one of the forms of `interface.Splines`, by such operations."""
+    shape = grid, order, outside, dtype
+    if form == "group":
+        return _linear(plain_curves(x, base, spline, *shape), base, dtype)
+    if form == "low_rank":
+        splines = F.linear(plain_spline(x, spline, None, *shape), second.to(dtype))
+    else:
+        splines = plain_spline(x, spline, second, *shape)
+    return splines if base.weight is None else _linear(base.inputs(x), base, dtype) + splines
+
+
+def _linear(h: Tensor, base: Base, dtype: torch.dtype) -> Tensor:
+    bias = None if base.bias is None else base.bias.to(dtype)
+    return F.linear(h.to(dtype), base.weight.to(dtype), bias)

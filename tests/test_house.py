@@ -102,7 +102,10 @@ def test_a_late_import_of_ours_hides_no_wrong_dependency():
             ours = isinstance(node, ast.ImportFrom) and place(node.module) is not None
             if ours and id(node) not in at_top:
                 late.add((module_of(path), node.module))
-    assert late <= {("predict", "explaining.photo_figure")}  # which few predictions want
+    assert late <= {
+        ("predict", "explaining.photo_figure"),  # which few predictions want
+        ("splines.triton_splines", "splines"),  # its kernels: not everyone has Triton
+    }
 
 
 @pytest.mark.parametrize("name", sorted(ROOMS))
@@ -121,6 +124,9 @@ def test_no_file_is_longer_than_a_reader_bears(path):
     assert len(path.read_text("utf-8").splitlines()) <= most
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
-            most = 60 if node.name in ("__init__", "__post_init__", "main") else 40
+            # A kernel's arguments are many lines: it takes every stride by name.
+            kernel = any(ast.unparse(d) == "triton.jit" for d in node.decorator_list)
+            long = kernel or node.name in ("__init__", "__post_init__", "main")
+            most = 60 if long else 40
             lines = node.end_lineno - node.lineno + 1
             assert lines <= most or node.name in LOOPS, f"{node.name} in {path}"

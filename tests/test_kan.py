@@ -11,9 +11,10 @@ from torch import nn
 
 import kan
 from kan import KAN, GroupKANLinear, KANLinear
-from splines import bases, native, products
+from splines import bases, chunked, native
 from splines.bases import dense_bases
-from splines.products import splines_for
+from splines.interface import Base
+from splines.ops import splines_for
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -86,8 +87,8 @@ def test_held_and_linear_continue_value_and_slope(path, order):
     coef = torch.randn(3, 4 + order, dtype=torch.float64)
 
     def curve(x, outside):
-        curves = products.Curves.apply(x, coef, grid, order, outside, nn.Identity(), x.dtype)
-        return curves - x
+        base = Base("identity", None, None, None)
+        return splines_for(x, grid, order, outside, x.dtype).curves(x, coef, base) - x
 
     for end, inward in ((low, 1e-7), (high, -1e-7)):
         at, near = end[None], (end + inward)[None]
@@ -197,8 +198,8 @@ def test_layer_equals_the_textbook(path, scaler):
 
 
 def test_many_rows_are_worked_on_in_pieces(path, monkeypatch):
-    monkeypatch.setattr(products, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(products, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1 << 12)
     layer = KANLinear(50, 5, init="glorot").double()
     x = torch.randn(41, 50, dtype=torch.float64, requires_grad=True)
     wanted = [x, *layer.parameters()]
