@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imaging.decoding import PhotoError, decoded_size, load_image
+from imaging.depth import Reading
 from imaging.pixel_cache import ImageCache, open_cache
 from imaging.preprocess import Normalise, Preprocess, Transform
 from imaging.splitting import prepare_data
@@ -66,8 +67,8 @@ class MyDataSet(Dataset):
 
     A key is an index, or a pair (index, seed): then the random changes are drawn from a generator
     seeded with `seed`, so the result depends on file and seed alone, in whichever process.
-    `min_size` is `load_image`'s; by default, what the transform says it needs. With a `cache`, each
-    photo is decoded once (`keep_decoded`).
+    `min_size` is `load_image`'s; by default, what the transform says it needs, as its `reading`
+    always is. With a `cache`, each photo is decoded once (`keep_decoded`).
     """
 
     cache: ImageCache | None = None
@@ -82,6 +83,8 @@ class MyDataSet(Dataset):
         self.images_path, self.images_class = images_path, images_class
         self.transform = transform
         self.min_size = min_size or getattr(transform, "min_size", None)
+        reading = getattr(transform, "reading", Reading())
+        self.reading = {} if reading == Reading() else {"reading": reading}
 
     def __len__(self) -> int:
         return len(self.images_path)
@@ -107,7 +110,7 @@ class MyDataSet(Dataset):
         """The photo before anything random: from the cache, or decoded and put there."""
         if self.cache is not None and (kept := self.cache.get(index)) is not None:
             return kept
-        image = load_image(self.images_path[index], self.min_size)
+        image = load_image(self.images_path[index], self.min_size, **self.reading)
         if isinstance(self.transform, Transform):
             image = self.transform.prepare(image)
         if self.cache is not None:

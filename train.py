@@ -119,7 +119,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     data = world.first_does(load_data, options)
 
     model, pretrained = build_model(options, weights, data.classes)
-    preprocess = choose_preprocess(options, model, weights)
+    preprocess = choose_preprocess(options, model, weights, data.ranges)
     teacher = Teacher(teacher, preprocess, data.classes) if teacher else None
     trainable = freeze(model, pretrained if is_frozen(options) else ())
 
@@ -272,7 +272,8 @@ def evaluate_only(options: Options, world: World) -> int:
             f"{options.data_path}; it knows {', '.join(loaded.classes[:20])}"
         )
     labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
-    dataset = MyDataSet(data.val.paths, labels, eval_transform(loaded.preprocess))
+    preprocess = loaded.preprocess.with_ranges(data.ranges)
+    dataset = MyDataSet(data.val.paths, labels, eval_transform(preprocess))
     order = SeededSampler(len(dataset), options.seed, False, world.rank, world.size)
     loader = PhotoLoader(dataset, batch_size, order, options.workers, device)
     result, _, _ = evaluate(loaded.model, loader, device, world=world)

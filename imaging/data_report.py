@@ -16,6 +16,9 @@ KINDS = {
     "truncated": "truncated, left out",
     "tiny": f"tiny, a side under {TINY_PIXELS} pixels, kept",
     "odd mode": "neither RGB nor grey, converted",
+    "wide": "more than 8 bits a number, scaled alike in all photos",
+    "profile": "with a profile of other colours than sRGB, converted to sRGB",
+    "broken profile": "with a colour profile that makes no sense, taken for sRGB",
     "conflict": "the same photo in two classes, one of which must be wrong",
     "leak": "training photos that are also validation photos, left out of training",
     "copy": "exact copies of another photo of their class, kept on its side",
@@ -43,11 +46,15 @@ class Problem(NamedTuple):
 
 @dataclass
 class DataReport:
-    """`counts` maps each class to its photos for (training, validation)."""
+    """`counts` maps each class to its photos for (training, validation).
+
+    notes: sentences about the data as a whole.
+    """
 
     root: str
     counts: dict[str, tuple[int, int]]
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For the terminal: a line of totals, one on imbalance, one for each kind of problem."""
@@ -86,7 +93,7 @@ class DataReport:
             f"{printable(self.root)}: {train + val} photos in {len(self.counts)} classes, "
             f"{train} for training, {val} for validation"
         )
-        return [line for line in (total, self.imbalance()) if line]
+        return [line for line in (total, self.imbalance(), *self.notes) if line]
 
     def _by_kind(self) -> dict[str, list[Problem]]:
         found = defaultdict(list)

@@ -1,22 +1,29 @@
 """Photos from strangers: any file that Pillow reads as an upright RGB picture.
 
-One loader serves training, validation and prediction, so that all see the same pixels. Whatever
+One loader serves training, validation and prediction, so that all see the same pixels; `depth` and
+`colour` say what their numbers mean, and broken metadata never cost a photo its pixels. Whatever
 is wrong with a file ends in a `PhotoError`, nothing in it is executed, time and memory are bounded:
 a picture has at most 178,956,970 pixels (twice `PIL.Image.MAX_IMAGE_PIXELS`: Pillow's own limit),
 none of its sides more than a million, its file at most a gibibyte.
 """
 
+import io
 import logging
 import os
 import stat
 import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from imaging.colour import to_srgb
+from imaging.depth import Reading, Unclear, narrowed
 from system.terminal import printable
+
+Answer = TypeVar("Answer")
 
 # Never opened, whatever a file's name says: EPS runs Ghostscript, IPTC hands what it wraps to any
 # reader, EPS's too, WMF asks the operating system, FITS unpacks gzip without a limit in older
@@ -35,6 +42,10 @@ SCAN_START = b"\xff\xda\x00"  # the marker and the first byte of a length that i
 # such photo is met; without it they count as photos all the same, so that each is named.
 HEIC_EXTENSIONS = {".heic", ".heif", ".hif"}
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+# Chunks of a PNG without which its pixels would be others, or lie otherwise; the profile apart.
+PNG_NEEDED = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}
+PNG_START = b"\x89PNG\r\n\x1a\n"
+MAX_PROFILE_BYTES = 2**24  # unpacked: those of printing presses take a few megabytes
 ORIENTATION_TAG = 0x0112  # EXIF 2.3, 4.6.4 A: how to turn the stored picture to stand upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -82,22 +93,45 @@ def readable_extensions() -> frozenset[str]:
     return frozenset(known | HEIC_EXTENSIONS)
 
 
-def load_image(path_or_file: str | os.PathLike | BinaryIO, min_size: int | None = None):
+def load_image(
+    path_or_file: str | os.PathLike | BinaryIO,
+    min_size: int | None = None,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+) -> Image.Image:
     """Reads a photo as an upright RGB `PIL.Image`.
 
     EXIF orientation is applied, transparency laid on white, 16-bit and float values scaled into 8
-    bits, CMYK, palette and grey converted, of an animation the first frame is taken. With
-    `min_size`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side
-    keeps `min_size` pixels: several times faster for photos from a camera.
+    bits and colours converted to sRGB as `reading` says, CMYK, palette and grey converted, of an
+    animation the first frame is taken. With `min_size`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of
+    its size, as long as its short side keeps `min_size` pixels: several times faster for photos
+    from a camera.
 
     Raises PhotoError (a ValueError) with a sentence, whatever the file holds.
     """
     name = photo_name(path_or_file)
     try:
-        with open_photo(path_or_file) as image:
-            return decode(image, min_size)
+        return with_photo(path_or_file, lambda image: decode(image, min_size, reading))
     except Exception as error:  # a damaged file can make a decoder raise anything at all
         raise explain(name, error) from error
+
+
+def with_photo(path_or_file, work: Callable[[Image.Image], Answer]) -> Answer:
+    """What `work` returns for an opened photo, which may be opened a second time for it.
+
+    Pillow gives up a PNG for too long a text or a damaged comment: then it sees the pixels alone.
+    """
+    try:
+        with open_photo(path_or_file) as image:
+            return work(image)
+    except Exception:
+        bare = bare_png(path_or_file)
+        if bare is None:
+            raise
+        file, profile = bare
+        with open_photo(file) as image:
+            if profile:
+                image.info["icc_profile"] = profile
+            return work(image)
 
 
 def photo_name(path_or_file) -> str:
@@ -108,14 +142,7 @@ def photo_name(path_or_file) -> str:
 
 def open_photo(path_or_file) -> Image.Image:
     """Opens a regular file or stream without decoding it; a FIFO or device is never opened."""
-    if isinstance(path_or_file, (str, os.PathLike)):
-        status = os.stat(path_or_file)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")
-        if status.st_size == 0:
-            raise OSError("the file is empty")
-        if status.st_size > MAX_FILE_BYTES:
-            raise OSError(f"too large: a file of {status.st_size / 1e9:.1f} GB is no photo")
+    check_file(path_or_file)
     try:
         return Image.open(path_or_file, formats=readable_formats())
     except UnidentifiedImageError:
@@ -123,6 +150,70 @@ def open_photo(path_or_file) -> Image.Image:
             raise
     load_heic_reader()
     return Image.open(path_or_file, formats=("HEIF",))
+
+
+def check_file(path_or_file) -> None:
+    """Raises OSError for what must not be opened, by its path."""
+    if not isinstance(path_or_file, (str, os.PathLike)):
+        return
+    status = os.stat(path_or_file)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    if status.st_size == 0:
+        raise OSError("the file is empty")
+    if status.st_size > MAX_FILE_BYTES:
+        raise OSError(f"too large: a file of {status.st_size / 1e9:.1f} GB is no photo")
+
+
+def bare_png(path_or_file) -> tuple[BinaryIO, bytes | None] | None:
+    """A PNG in memory without what its pixels do not need, and its profile; None for other files.
+
+    Also None where nothing can be left out. Only the chunks that are kept are read.
+    """
+    if not isinstance(path_or_file, (str, os.PathLike)):
+        return _bare_png(path_or_file)
+    try:
+        check_file(path_or_file)
+        with open(path_or_file, "rb") as file:
+            return _bare_png(file)
+    except OSError:
+        return None
+
+
+def _bare_png(file: BinaryIO) -> tuple[BinaryIO, bytes | None] | None:
+    file.seek(0)
+    if file.read(8) != PNG_START:
+        return None
+    kept, profile, left_out = [PNG_START], None, False
+    for name, head, body in _png_chunks(file):
+        sound = zlib.crc32(name + body[:-4]) == int.from_bytes(body[-4:])
+        if name == b"iCCP":
+            profile = _unpacked_profile(body[:-4])
+        if name in PNG_NEEDED and (sound or name not in (b"tRNS", b"eXIf")):
+            kept += [head, body]
+        else:
+            left_out = True
+    return (io.BytesIO(b"".join(kept)), profile) if left_out else None
+
+
+def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Name, head and body with checksum of each chunk; the bodies of others than `_bare_png`'s
+    are passed over."""
+    while len(head := file.read(8)) == 8:
+        name, length = head[4:], int.from_bytes(head[:4]) + 4
+        wanted = name in PNG_NEEDED or (name == b"iCCP" and length < MAX_PROFILE_BYTES)
+        if not wanted:
+            file.seek(length, os.SEEK_CUR)
+        yield name, head, file.read(length) if wanted else b""
+
+
+def _unpacked_profile(body: bytes) -> bytes:
+    """The profile in an iCCP chunk: name, zero, method 0, deflated bytes; garbage as it is."""
+    try:
+        packed = body[body.index(b"\0") + 2 :]
+        return zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES)
+    except (ValueError, zlib.error):
+        return body or b"?"
 
 
 def is_heic(path_or_file: str | os.PathLike | BinaryIO) -> bool:
@@ -150,16 +241,27 @@ def load_heic_reader() -> None:
     register_heif_opener(thumbnails=False)
 
 
-def decode(image: Image.Image, min_size: int | None = None) -> Image.Image:
-    """An opened picture, upright and in RGB."""
+def decode(
+    image: Image.Image,
+    min_size: int | None = None,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+) -> Image.Image:
+    """An opened picture, upright and in RGB; see `load_image`."""
+    refuse_costly(image)
+    if min_size:
+        image.draft(None, (min_size, min_size))  # JPEG only; others ignore it
+    narrow = narrowed(image, reading)
+    image.load()
+    profile = image.info.get("icc_profile") if reading.colour_space == "srgb" else None
+    return upright(to_rgb(narrow or image, profile), orientation(image))
+
+
+def refuse_costly(image: Image.Image) -> None:
+    """Raises an error for an opened picture that would take far more room or time than its like."""
     if max(image.size) > MAX_SIDE:
         raise Image.DecompressionBombError(f"a side has {max(image.size):,} pixels")
     if image.format in ("JPEG", "MPO", "BLP"):  # BLP can hold a JPEG
         limit_scans(image.fp)
-    if min_size:
-        image.draft(None, (min_size, min_size))  # JPEG only; others ignore it
-    image.load()
-    return upright(to_rgb(image), orientation(image))
 
 
 def decoded_size(path: str | os.PathLike, min_size: int | None = None) -> tuple[int, int]:
@@ -187,6 +289,8 @@ def limit_scans(file: BinaryIO) -> None:
 def explain(path: str, error: Exception) -> PhotoError:
     """Any exception of opening or decoding `path` as one sentence."""
     text = " ".join(str(error).split())
+    if isinstance(error, Unclear):
+        return PhotoError(path, text)
     if isinstance(error, UnidentifiedImageError):
         return PhotoError(path, "not a picture of any format that can be read here")
     if isinstance(error, Image.DecompressionBombError):
@@ -213,41 +317,19 @@ def upright(image: Image.Image, value: int) -> Image.Image:
     return image.transpose(UPRIGHT[value]) if value in UPRIGHT else image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow's as RGB, transparency laid on white, wide values scaled."""
-    if image.mode.startswith(("I", "F")):
-        return narrow(image).convert("RGB")
+def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
+    """Any mode of Pillow's as RGB in sRGB, transparency laid on white.
+
+    profile: of its colours, an ICC profile.
+    """
+    image = narrowed(image, Reading()) or image
     if image.mode == "La":  # premultiplied grey, which Pillow converts to nothing else
         image = image.convert("LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image)
-        return white
-    return image.convert("RGB")  # a copy even if RGB already: the file can then be closed
-
-
-def narrow(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, whole or float, as 8-bit grey.
-
-    16-bit values are divided by 257, whatever their maximum, so that equal values stay equal in
-    all photos. The range of 32-bit and float values is not in the file: it is taken to be the
-    first of 0..1 (float), 0..255, 0..65535 that holds them all, else their own minimum..maximum.
-    """
-    values = np.asarray(image)
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        low, high = 0, 65535  # Pillow has 16-bit PNG and PGM files in mode I, too
-    else:
-        values = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0, neginf=0)
-        low, high = value_range(float(values.min()), float(values.max()), image.mode == "F")
-    scaled = np.clip(values, low, high).astype(np.float32, copy=False)
-    scaled -= low  # in place: each copy of the largest picture takes 700 MB
-    scaled *= 255 / (high - low)
-    return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
-
-
-def value_range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]:
-    for high in (1, 255, 65535)[0 if is_float else 1 :]:
-        if lowest >= 0 and highest <= high:
-            return 0, high
-    return lowest, highest if highest > lowest else lowest + 1
+    if not image.has_transparency_data:
+        return to_srgb(image, profile)
+    grey = image.mode in ("L", "LA")
+    image = image.convert("RGBA")
+    mask = image.getchannel("A")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(to_srgb(image.getchannel("R") if grey else image, profile), mask=mask)
+    return white

@@ -5,12 +5,14 @@ training saw. `eval_transform` has nothing random, `train_transform` adds random
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 import torch
 from PIL import Image
+
+from imaging.depth import COLOUR_SPACES, Range, Reading, checked_ranges
 
 RESIZE_MODES = ("crop", "squash", "pad")
 AUGMENTATIONS = ("none", "basic", "trivial", "rand")
@@ -21,6 +23,8 @@ MAX_IMG_SIZE = 4096  # of the model's input; a checkpoint that claims more is da
 # Half of that margin would save only a tenth of the time for a photo of 12 megapixels.
 CROP_SCALE = (0.08, 1.0)
 CROP_MARGIN = 4
+# What a checkpoint meant that was written before these fields were.
+OLD_FIELDS = {"ranges": None, "colour_space": "stored"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Preprocess:
     img_size: side of the square input. resize_mode: `crop` scales the short side to `resize` and
     takes the centre, `squash` ignores the proportions, `pad` fits the whole photo and fills the
     rest with the mean colour. resize: None stands for img_size * 256 / 224. mean, std: of the
-    normalisation, for values in [0, 1].
+    normalisation, for values in [0, 1]. ranges, colour_space: how the numbers of pictures become
+    8-bit colours, see `depth.Reading`.
     """
 
     img_size: int = 224
@@ -39,6 +44,8 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: str = "bilinear"
+    ranges: Mapping[str, Range] | None = field(default_factory=dict)
+    colour_space: str = "srgb"
 
     def __post_init__(self):
         if not _is_int(self.img_size) or not 1 <= self.img_size <= MAX_IMG_SIZE:
@@ -61,6 +68,12 @@ class Preprocess:
                 f"the interpolation must be one of {', '.join(INTERPOLATIONS)}, "
                 f"not {self.interpolation!r}"
             )
+        if self.colour_space not in COLOUR_SPACES:
+            raise ValueError(
+                f"the colour space must be one of {', '.join(COLOUR_SPACES)}, "
+                f"not {self.colour_space!r}"
+            )
+        object.__setattr__(self, "ranges", checked_ranges(self.ranges))
         object.__setattr__(self, "mean", _three_numbers("mean", self.mean))
         object.__setattr__(self, "std", _three_numbers("std", self.std))
         if min(self.std) <= 0:
@@ -81,17 +94,31 @@ class Preprocess:
         """The 8-bit colour that becomes 0 when normalised: what fills empty places."""
         return tuple(round(255 * min(max(value, 0.0), 1.0)) for value in self.mean)
 
+    @property
+    def reading(self) -> Reading:
+        """What `load_image(reading=...)` must know."""
+        return Reading(self.ranges, self.colour_space)
+
+    def with_ranges(self, ranges: Mapping[str, Range]) -> "Preprocess":
+        """The same for a data set with these ranges, where none are known of the model's own."""
+        if self.ranges is None:
+            return self
+        return replace(self, ranges={**ranges, **self.ranges})
+
     def to_dict(self) -> dict:
         """Plain Python, for the checkpoint and for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocess":
-        """The inverse of `to_dict`; unknown keys, of a later version, are an error."""
+        """The inverse of `to_dict`; unknown keys, of a later version, are an error.
+
+        What an earlier version did not write keeps the meaning that it had there.
+        """
         known = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or not set(values) <= known:
             raise ValueError(f"not a description of preprocessing: {values!r:.200}")
-        return cls(**values)
+        return cls(**OLD_FIELDS | values)
 
 
 def _is_int(value) -> bool:
@@ -188,13 +215,20 @@ class Normalise:
 
 
 class Transform:
-    """The steps from a PIL image to a tensor, and the `min_size` that `load_image` must keep.
+    """The steps from a PIL image to a tensor, and what `load_image` needs: `min_size`, `reading`.
 
     fit: the first step, if it is the same in every epoch, so that its result can be kept.
     """
 
-    def __init__(self, fit: Fit | None, steps: Sequence[Callable], min_size: int):
-        self.fit, self.transforms, self.min_size = fit, list(steps), min_size
+    def __init__(
+        self,
+        fit: Fit | None,
+        steps: Sequence[Callable],
+        min_size: int,
+        reading: Reading = Reading(),  # noqa: B008 (frozen)
+    ):
+        self.fit, self.transforms = fit, list(steps)
+        self.min_size, self.reading = min_size, reading
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.finish(self.prepare(image))
@@ -220,7 +254,7 @@ def eval_transform(preprocess: Preprocess, as_bytes: bool = False) -> Transform:
     as_bytes: uint8, to be normalised batch by batch where the model is (`Normalise`).
     """
     last = ToBytes() if as_bytes else ToTensor(preprocess)
-    return Transform(Fit(preprocess), [last], preprocess.min_size)
+    return Transform(Fit(preprocess), [last], preprocess.min_size, preprocess.reading)
 
 
 def train_transform(
@@ -239,7 +273,8 @@ def train_transform(
     transform = eval_transform(preprocess, as_bytes)
     if aug != "none":
         steps = _random_steps(preprocess, aug) + transform.transforms
-        transform = Transform(None, steps, CROP_MARGIN * preprocess.img_size)
+        min_size = CROP_MARGIN * preprocess.img_size
+        transform = Transform(None, steps, min_size, preprocess.reading)
     if reprob:
         from torchvision.transforms import v2  # late, see ToTensor
 

@@ -8,19 +8,29 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
+from PIL import Image
 from tqdm import tqdm
 
+from imaging.colour import Profile, odd_profile
 from imaging.data_report import TINY_PIXELS, DataReport, Problem
-from imaging.decoding import decode, explain, open_photo
+from imaging.decoding import decode, explain, refuse_costly, with_photo
+from imaging.depth import Range, Wide, data_ranges, measure, misfit, range_lines
 from imaging.scanning import File, find_sides, match_classes, require_classes, scan_classes
 from system.terminal import printable
 
 ByClass = dict[str, list[str]]  # class name -> sorted paths
 Digests = dict[str, bytes | None]  # path of a usable photo -> hash, None if no file has its size
+
+
+class Numbers(NamedTuple):
+    """How all photos with more than 8 bits a number are read, and a line on each kind of them."""
+
+    ranges: dict[str, Range]
+    lines: list[str]
 
 
 class Samples(NamedTuple):
@@ -32,13 +42,17 @@ class Samples(NamedTuple):
 
 @dataclass
 class DataSplit:
-    """The photos of a run; `to_dict` is what split.json holds."""
+    """The photos of a run; `to_dict` is what split.json holds.
+
+    ranges: how the numbers of those are read that have more than 8 bits, see `depth.Reading`.
+    """
 
     root: str
     classes: list[str]
     train: Samples
     val: Samples
     report: DataReport
+    ranges: dict[str, Range] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """Plain Python: the classes and, for each side, the paths by class, relative to root."""
@@ -69,7 +83,12 @@ class DataSplit:
 
 
 def make_split(
-    root: str, classes: Sequence[str], train: ByClass, val: ByClass, problems: list[Problem]
+    root: str,
+    classes: Sequence[str],
+    train: ByClass,
+    val: ByClass,
+    problems: list[Problem],
+    numbers: Numbers | None = None,
 ) -> DataSplit:
     """Class names become indices; the report counts."""
     sides = []
@@ -77,27 +96,15 @@ def make_split(
         pairs = [(path, label) for label, name in enumerate(classes) for path in photos[name]]
         sides.append(Samples([path for path, _ in pairs], [label for _, label in pairs]))
     counts = {name: (len(train[name]), len(val[name])) for name in classes}
-    return DataSplit(root, list(classes), *sides, DataReport(root, counts, problems))
+    ranges, lines = numbers or Numbers({}, [])
+    report = DataReport(root, counts, problems, lines)
+    return DataSplit(root, list(classes), *sides, report, ranges)
 
 
 def _text(value) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a name was expected, not {value!r:.80}")
     return value
-
-
-def _relative(path: str, root: str) -> str:
-    try:
-        return os.path.relpath(path, root).replace(os.sep, "/")
-    except ValueError:  # Windows: on another drive
-        return os.path.abspath(path).replace(os.sep, "/")
-
-
-def _below(root: str, relative: str) -> str:
-    # By name, as relpath does it, not through links; on Windows also from another drive.
-    if relative.startswith("../") or os.path.splitdrive(relative)[0]:
-        return os.path.normpath(os.path.join(os.path.abspath(root), relative))
-    return os.path.join(root, *relative.split("/"))
 
 
 def prepare_data(
@@ -126,7 +133,7 @@ def prepare_data(
     found_val = {name: [] for name in found}
     if val_root is not None:
         found_val |= match_classes(found, scan_classes(val_root, problems), val_root, problems)
-    digests = check_photos([*_files(found), *_files(found_val)], workers, problems)
+    digests, numbers = check_photos([*_files(found), *_files(found_val)], workers, problems)
     train, val = _usable(found, digests), _usable(found_val, digests)
     if val_root is None:
         conflicts = note_copies(train, digests, problems)
@@ -137,7 +144,7 @@ def prepare_data(
             note_copies(side, digests, problems)
         problems += [Problem("missing class", name) for name in sorted(val) if not val[name]]
     require_photos(train, val)
-    return make_split(data_path, sorted(found), train, val, problems)
+    return make_split(data_path, sorted(found), train, val, problems, numbers)
 
 
 def require_count(root: str, found: ByClass, num_classes: int | None) -> None:
@@ -177,9 +184,12 @@ class Checked(NamedTuple):
     problems: list[Problem]
     usable: bool
     digest: bytes | None
+    wide: Wide | None = None
 
 
-def check_photos(files: Sequence[File], workers: int, problems: list[Problem]) -> Digests:
+def check_photos(
+    files: Sequence[File], workers: int, problems: list[Problem]
+) -> tuple[Digests, Numbers]:
     """Decodes all photos and notes what is wrong with them.
 
     Only files that share their size with another can be copies, so only those are hashed.
@@ -189,7 +199,7 @@ def check_photos(files: Sequence[File], workers: int, problems: list[Problem]) -
     def check(file: File) -> Checked:
         return check_photo(file.path, sizes[file.size] > 1)
 
-    digests = {}
+    digests, wide = {}, {}
     with ThreadPool(max(1, workers)) as pool:  # threads: Pillow decodes without the GIL
         results = pool.imap(check, files, chunksize=16)
         bar = tqdm(results, "checking photos", len(files), unit="", leave=False, disable=None)
@@ -197,25 +207,50 @@ def check_photos(files: Sequence[File], workers: int, problems: list[Problem]) -
             problems += checked.problems
             if checked.usable:
                 digests[checked.path] = checked.digest
-    return digests
+            if checked.wide:
+                wide[checked.path] = checked.wide
+    return digests, common_range(digests, wide, problems)
+
+
+def common_range(digests: Digests, wide: dict[str, Wide], problems: list[Problem]) -> Numbers:
+    """One range for each kind of number; takes photos that would be all black or white in it out
+    of `digests`."""
+    ranges = data_ranges(wide.values())
+    for path, numbers in wide.items():
+        if reason := misfit(numbers, ranges[numbers.kind]):
+            problems.append(Problem("unreadable", path, reason))
+            del digests[path]
+    return Numbers(ranges, range_lines(ranges, wide.values()))
 
 
 def check_photo(path: str, wants_digest: bool) -> Checked:
     """Decodes a photo; a JPEG at an eighth of its size, which reads the whole file as well."""
     problems = []
     try:
-        with open_photo(path) as image:
-            mode, sides = image.mode, image.size
-            decode(image, min_size=1)
+        mode, sides, wide, profile = with_photo(path, look)
         digest = file_digest(path) if wants_digest else None
     except Exception as error:  # a damaged file can make a decoder raise anything at all
         failure = explain(path, error)
         return Checked(path, [Problem(failure.kind, path, failure.reason)], False, None)
     if min(sides) < TINY_PIXELS:
         problems.append(Problem("tiny", path, f"{sides[0]} x {sides[1]}"))
-    if mode not in ("RGB", "L"):
+    if wide:
+        problems.append(Problem("wide", path, f"{wide.kind}, {wide.low:g} to {wide.high:g}"))
+    elif mode not in ("RGB", "L"):
         problems.append(Problem("odd mode", path, mode))
-    return Checked(path, problems, True, digest)
+    if profile:
+        kind = "broken profile" if profile.broken else "profile"
+        problems.append(Problem(kind, path, profile.name))
+    return Checked(path, problems, True, digest, wide)
+
+
+def look(image: Image.Image) -> tuple[str, tuple[int, int], Wide | None, Profile | None]:
+    """Mode, sides, numbers and profile of an opened photo, once it has been decoded."""
+    mode, sides = image.mode, image.size
+    refuse_costly(image)
+    wide = measure(image)  # before decoding, which forgets how the file has them
+    decode(image, min_size=1)
+    return mode, sides, wide, odd_profile(image)
 
 
 def file_digest(path: str) -> bytes:

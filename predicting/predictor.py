@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from imaging.decoding import decode as decode_opened
 from imaging.decoding import load_image
+from imaging.depth import Reading
 from imaging.preprocess import eval_transform
 from predicting.classifier import Classifier, open_classifier
 from predicting.inputs import Photo, expand
@@ -154,18 +156,23 @@ def decode(photo: Photo, transform, keep_image: bool) -> Decoded:
     if photo.error:
         return Decoded(photo)
     try:
-        image = open_source(photo, transform.min_size)
+        # No data set was looked at that could tell what numbers mean of which the model knows none.
+        image = open_source(photo, transform.min_size, replace(transform.reading, strict=True))
         return Decoded(photo, transform(image), image if keep_image else None)
     except Exception as error:  # a damaged file can make a decoder raise anything at all
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         return Decoded(photo._replace(error=reason))
 
 
-def open_source(photo: Photo, min_size: int) -> Image.Image:
+def open_source(
+    photo: Photo,
+    min_size: int,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+) -> Image.Image:
     """Returns the photo upright and in RGB, from its file or from memory."""
     if isinstance(photo.source, Image.Image):
-        return decode_opened(photo.source.copy(), min_size)
-    return load_image(photo.path if photo.source is None else photo.source, min_size)
+        return decode_opened(photo.source.copy(), min_size, reading)
+    return load_image(photo.path if photo.source is None else photo.source, min_size, reading)
 
 
 def in_order(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:

@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from imaging.decoding import load_image
+from imaging.depth import Reading
 from reporting.metrics import class_table, most_confused, percent
 from reporting.plots import COUNTED, DARK, LIGHT, PANELS, confusion_figure, curve_figure, png_bytes
 from system.files import write_text
@@ -35,13 +36,14 @@ def write_report(
     settings: Sequence[tuple[str, object, str]] = (),
     data_lines: Sequence[str] = (),
     commands: Sequence[tuple[str, str]] = (),
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Path:
     """Writes report.html into `run_dir` and returns its path; what is empty is left out.
 
     title: what was trained on what. summary: (label, value) of what matters most. classes, matrix:
     names, and counts of photos, row the true class. rows: of metrics.csv; none for an evaluation
     alone. mistakes: from `worst_mistakes`. settings: (flag, value, why). data_lines: what the check
-    of the data set found. commands: (what it does, command line).
+    of the data set found. commands: (what it does, command line). reading: of the photos' numbers.
     """
     letters = [title, *classes, *(m["path"] for m in mistakes), *data_lines]
     table = sorted(
@@ -50,7 +52,7 @@ def write_report(
     page = environment().get_template(TEMPLATE).render(
         title=title, summary=summary, commands=commands, settings=settings, data_lines=data_lines,
         font=font_of(letters), curves=curves_of(rows), confusion=confusion_of(matrix, classes),
-        table=table, mean=mean_of(table), mistakes=[shown(mistake) for mistake in mistakes],
+        table=table, mean=mean_of(table), mistakes=[shown(one, reading) for one in mistakes],
     )  # fmt: skip
     path = Path(run_dir) / REPORT
     write_text(path, page)
@@ -120,17 +122,17 @@ def mean_of(table: Sequence[dict]) -> dict:
     return found
 
 
-def shown(mistake: dict) -> dict:
+def shown(mistake: dict, reading: Reading) -> dict:
     """Returns a mistake with its file's name and a small picture, None where it is gone."""
     return mistake | {
         "file": Path(mistake["path"]).name,
-        "thumbnail": thumbnail(mistake["path"]),
+        "thumbnail": thumbnail(mistake["path"], reading),
     }
 
 
-def thumbnail(path: str) -> str | None:
+def thumbnail(path: str, reading: Reading) -> str | None:
     try:
-        photo = load_image(path, min_size=THUMBNAIL)
+        photo = load_image(path, THUMBNAIL, reading)
     except (ValueError, OSError):
         return None
     photo.thumbnail((2 * THUMBNAIL, THUMBNAIL))

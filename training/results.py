@@ -56,6 +56,7 @@ def write_results(run: Run, log: RunLog, answers: tuple) -> None:
         settings=settings(run),
         data_lines=(folder / "data_report.txt").read_text("utf-8").splitlines()[:40],
         commands=commands(folder),
+        reading=run.preprocess.reading,
     )
     confused = most_confused(matrix, classes, 3)
     print(f"best: epoch {run.position.best['epoch']}, validation accuracy {result.accuracy:.4f}")
@@ -84,7 +85,9 @@ def draw_results(run: Run, log: RunLog, matrix, mistakes: list[dict]) -> None:
     transform = eval_transform(run.preprocess, as_bytes=True)
     for mistake in mistakes:
         with contextlib.suppress(PhotoError):  # gone or changed since
-            images.append(transform(load_image(mistake["path"], transform.min_size)))
+            images.append(
+                transform(load_image(mistake["path"], transform.min_size, transform.reading))
+            )
             titles.append(f"{mistake['predicted']}, not {mistake['true']}")
     if images:
         image_grid(images, titles, folder / "mistakes.png")

@@ -9,6 +9,7 @@ import torch
 
 from formats.fitting import load_into
 from formats.reading import WeightsFile
+from imaging.depth import Range
 from imaging.preprocess import Preprocess, eval_transform
 from imaging.splitting import DataSplit
 from my_dataset import MyDataSet
@@ -127,9 +128,15 @@ def build_model(
 
 
 def choose_preprocess(
-    options: Options, model: VisionTransformer, weights: WeightsFile | None
+    options: Options,
+    model: VisionTransformer,
+    weights: WeightsFile | None,
+    ranges: Mapping[str, Range],
 ) -> Preprocess:
-    """Returns size and normalisation: the flags' before the weights' before the model's own."""
+    """Returns size and normalisation: the flags' before the weights' before the model's own.
+
+    ranges: of the data set, see `depth.Reading`.
+    """
     if weights is not None:
         mean, std, why = weights.mean, weights.std, weights.family_reason
     else:
@@ -139,7 +146,9 @@ def choose_preprocess(
         mean, std, why = options.mean or mean, options.std or std, "--mean and --std"
     if weights is None or options.mean or options.std:  # else the weights' report has told
         print(f"normalisation: mean {_short(mean)}, std {_short(std)} ({why})")
-    return Preprocess(model.sizes.img_size, options.resize_mode, mean=tuple(mean), std=tuple(std))
+    return Preprocess(
+        model.sizes.img_size, options.resize_mode, mean=tuple(mean), std=tuple(std), ranges=ranges
+    )
 
 
 def _short(values) -> str:

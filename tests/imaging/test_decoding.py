@@ -7,6 +7,7 @@ import pickle
 import random
 import sys
 import threading
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -309,6 +310,53 @@ def test_jpeg_with_very_many_scans_is_refused():
     with pytest.raises(PhotoError, match="scans"):
         load_image(io.BytesIO(bomb))
     assert load_image(io.BytesIO(content)).size == (64, 64)
+
+
+def chunk(name, body, spoil=0):
+    return len(body).to_bytes(4) + name + body + (zlib.crc32(name + body) ^ spoil).to_bytes(4)
+
+
+LONG = zlib.compress(bytes(2 * 2**20))
+METADATA = {
+    "compressed text": chunk(b"zTXt", b"Comment\0\0" + LONG),
+    "international text": chunk(b"iTXt", b"Comment\0\1\0\0\0" + LONG),
+    "many texts": chunk(b"zTXt", b"C\0\0" + zlib.compress(bytes(2**20 - 9))) * 70,
+    "a damaged text": chunk(b"tEXt", b"Comment\0hello", spoil=1),
+    "an unknown compression": chunk(b"zTXt", b"Comment\0\7" + LONG),
+    "a damaged time": chunk(b"tIME", b"\7", spoil=1),
+    "a damaged density": chunk(b"pHYs", b"\7"),
+    "a profile that unpacks to very much": chunk(b"iCCP", b"x\0\0" + LONG),
+}
+
+
+@pytest.mark.parametrize("metadata", METADATA.values(), ids=METADATA)
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_metadata_of_any_size_or_state_never_cost_a_png_its_pixels(metadata, place, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = saved(gradient(), "PNG", exif=exif).getvalue()
+    at = content.index(b"IDAT" if place == "before" else b"IEND") - 4
+    path = broken(tmp_path, "x.png", content[:at] + metadata + content[at:])
+    upright = gradient().transpose(Image.Transpose.ROTATE_270)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        tracemalloc.start()
+        assert difference(load_image(source), upright) == 0
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+        tracemalloc.stop()
+
+
+def test_a_large_profile_is_used_and_a_png_without_sound_pixels_refused(tmp_path):
+    swapped = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = swapped.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    large = (len(swapped) + 2**21).to_bytes(4) + swapped[4:] + bytes(2**21)
+    content = saved(Image.new("RGB", (8, 8), (255, 0, 0)), "PNG").getvalue()
+    at = content.index(b"IDAT") - 4
+    profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(large))
+    path = broken(tmp_path, "x.png", content[:at] + profile + content[at:])
+    assert load_image(path).getpixel((0, 0)) == (0, 0, 255)
+    cut = broken(tmp_path, "cut.png", content[:at] + METADATA["a damaged text"] + content[at:-30])
+    with pytest.raises(PhotoError, match=r"cut\.png"):
+        load_image(cut)
 
 
 def test_of_several_jpegs_in_one_file_the_first_is_read():
