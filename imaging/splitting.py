@@ -107,6 +107,20 @@ def _text(value) -> str:
     return value
 
 
+def _relative(path: str, root: str) -> str:
+    try:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+    except ValueError:  # Windows: on another drive
+        return os.path.abspath(path).replace(os.sep, "/")
+
+
+def _below(root: str, relative: str) -> str:
+    # By name, as relpath does it, not through links; on Windows also from another drive.
+    if relative.startswith("../") or os.path.splitdrive(relative)[0]:
+        return os.path.normpath(os.path.join(os.path.abspath(root), relative))
+    return os.path.join(root, *relative.split("/"))
+
+
 def prepare_data(
     data_path: str,
     val_path: str | None = None,
