@@ -29,9 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from splines.bases import dense_bases, penalty, pieces, scaled
+from splines.exact import exact
 from splines.grids import range_of
 from splines.interface import Base
 from splines.layer import Range, SplineLayer, require_whole
+from splines.pykan import Edges, Source, base_function, read_layers
 from splines.starts import INITIALISATIONS, Spread, noisy, spreads
 
 
@@ -92,6 +94,20 @@ class KANLinear(SplineLayer):
             scaler = nn.Parameter(torch.empty(out_features, in_features))
         self.register_parameter("spline_scaler", scaler)
         self.initialize_weights()
+
+    @classmethod
+    def of_edges(cls, edges: Edges, function: nn.Module | None) -> "KANLinear":
+        """Returns the layer with the numbers of `edges` and a base function, None for zero."""
+        outputs, inputs, count = edges.coef.shape
+        sizes = inputs, outputs, count - edges.order, edges.order
+        layer = cls(*sizes, bias=True, base_activation=lambda: function or nn.SiLU())
+        layer = layer.to(edges.coef)
+        layer.grid = edges.grid.to(layer.grid)
+        layer.spline_weight.copy_(edges.coef)
+        layer.spline_scaler.copy_(edges.scaler)
+        layer.base_weight.copy_(edges.base_weight if function else torch.zeros(()))
+        layer.bias.copy_(edges.bias)
+        return layer
 
     @property
     def enable_standalone_scale_spline(self) -> bool:
@@ -171,11 +187,11 @@ class KANLinear(SplineLayer):
 
         Of all solutions the smallest, where samples repeat or are too few.
         """
-        bases = self.b_splines(x).double()
+        bases = exact(self.b_splines(x))
         gram = torch.einsum("nij,nik->ijk", bases, bases)
-        right = torch.einsum("nij,nio->ijo", bases, y.double())
+        right = torch.einsum("nij,nio->ijo", bases, exact(y))
         solution = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ right  # (I, K, O)
-        return solution.permute(2, 0, 1).to(y.dtype).contiguous()
+        return solution.permute(2, 0, 1).to(y).contiguous()
 
     @property
     def scaled_spline_weight(self) -> Tensor:
@@ -234,7 +250,7 @@ class KANLinear(SplineLayer):
         The error is that of the best approximation (Eckart and Young), in the Frobenius norm.
         """
         low_rank = self.like(spline_rank=rank, enable_standalone_scale_spline=False)
-        weight = self.scaled_spline_weight.double().flatten(1)  # (O, I * K)
+        weight = exact(self.scaled_spline_weight).flatten(1)  # (O, I * K)
         # Eigenvectors of the small Gram matrix are the left singular vectors, at a small price.
         _, vectors = torch.linalg.eigh(weight @ weight.t())
         up = vectors.flip(1)[:, :rank]
@@ -243,8 +259,9 @@ class KANLinear(SplineLayer):
         low_rank.base_weight.copy_(self.base_weight)
         if self.bias is not None:
             low_rank.bias.copy_(self.bias)
-        low_rank.spline_up.zero_()[:, : up.shape[1]] = up
-        low_rank.spline_down.zero_()[: len(down)] = down.unflatten(1, (self.in_features, -1))
+        low_rank.spline_up.zero_()[:, : up.shape[1]] = up.to(low_rank.spline_up)
+        back = down.unflatten(1, (self.in_features, -1)).to(low_rank.spline_down)
+        low_rank.spline_down.zero_()[: len(down)] = back
         error = (weight - up @ down).norm() / weight.norm().clamp_min(1e-300)
         return low_rank, error.item()
 
@@ -332,6 +349,23 @@ class KAN(nn.Module):
         return nn.ModuleList(
             KANLinear(before, after, **options) for before, after in pairwise(layers_hidden)
         )
+
+    @classmethod
+    @torch.no_grad()
+    def from_pykan(
+        cls, source: Source, base_activation: Callable[[], nn.Module] | None = None
+    ) -> "KAN":
+        """Returns the network that a MultKAN of pykan is, from the model or its state dict.
+
+        base_activation: the base function, where it is not the model's (a state dict says none:
+        SiLU). Raises ValueError for symbolic edges and multiplication nodes.
+        """
+        layers = read_layers(source)
+        function = base_activation() if base_activation else base_function(source)
+        model = cls([layers[0].grid.shape[0], *(len(edges.bias) for edges in layers)])
+        for number, edges in enumerate(layers):
+            model.layers[number] = KANLinear.of_edges(edges, function)
+        return model
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         """(..., first size) -> (..., last size); `update_grid` moves the knots first."""

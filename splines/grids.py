@@ -3,8 +3,10 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from splines.bases import dense_bases, padded_knots, pieces
+from splines.exact import exact
 
 
 def uniform_knots(low: Tensor, high: Tensor, size: int, order: int) -> Tensor:
@@ -20,12 +22,12 @@ def uniform_knots(low: Tensor, high: Tensor, size: int, order: int) -> Tensor:
 def finer_knots(grid: Tensor, order: int, size: int) -> Tensor:
     """Returns knots with `size` cells in the range of `grid`, whose cells they divide as evenly."""
     before = grid.shape[1] - 1 - 2 * order
-    old = grid.double()[:, order : order + before + 1]
+    old = exact(grid)[:, order : order + before + 1]
     position = torch.arange(size + 1, device=old.device) * before
     cell = (position // size).clamp(max=before - 1)
     part = (position - cell * size) / size
     inner = old[:, cell] * (1 - part) + old[:, cell + 1] * part
-    return padded_knots(inner, order).to(grid.dtype)
+    return padded_knots(inner, order).to(grid)
 
 
 def knots_at(x: Tensor, size: int, order: int, uniform_share: float, margin: float) -> Tensor:
@@ -33,14 +35,14 @@ def knots_at(x: Tensor, size: int, order: int, uniform_share: float, margin: flo
 
     They are mixed with `uniform_share` of uniform ones, on a range `margin` wider than that of x.
     """
-    ranked = x.double().sort(0).values
+    ranked = exact(x).sort(0).values
     low, high = ranked[0], ranked[-1]
     # A constant feature still needs knots that its type can tell apart.
     largest = 1e-3 * torch.maximum(-low, high).abs()
     room = torch.maximum(torch.full_like(low, margin), largest)
     room = torch.where((high - low) > 2 * largest, margin, room)
     low, high = low - room.clamp_min(1e-6), high + room.clamp_min(1e-6)
-    share = torch.linspace(0, 1, size + 1, device=x.device, dtype=torch.float64)
+    share = torch.linspace(0, 1, size + 1, device=low.device, dtype=torch.float64)
     place = share * (len(x) - 1)
     below = place.long()
     part = (place - below)[:, None]
@@ -50,9 +52,9 @@ def knots_at(x: Tensor, size: int, order: int, uniform_share: float, margin: flo
     uniform = low + share[:, None] * (high - low)
     inner = uniform_share * uniform + (1 - uniform_share) * adaptive
     step = (high - low) / size
-    count = torch.arange(1, order + 1, device=x.device)[:, None]
+    count = torch.arange(1, order + 1, device=low.device)[:, None]
     grid = torch.cat([low - count.flip(0) * step, inner, high + count * step])
-    return grid.t().to(x.dtype).contiguous()
+    return grid.t().to(x).contiguous()
 
 
 def range_of(x: Tensor, outside_share: float) -> tuple[Tensor, Tensor]:
@@ -70,12 +72,14 @@ def change_of_grid(
 ) -> Tensor:
     """Returns matrices (curves, K_new, K_old) that carry coefficients from one grid to another.
 
+    They are `exact`, as the coefficients must be that they are multiplied with.
+
     The least-squares fit of the old bases by the new ones at k + 1 points in each new cell, which
     determine it, and at samples (N, curves), which weigh far more. It depends on no coefficient,
     so that one small matrix serves all edges of an input; and is exact where the old splines are
     also splines on the new grid.
     """
-    old, new = old.double(), new.double()
+    old, new = exact(old), exact(new)
     inner = new[:, order : new.shape[1] - order]
     part = (torch.arange(order + 1, device=new.device, dtype=torch.float64) + 0.5) / (order + 1)
     points = inner[:, :-1, None] * (1 - part) + inner[:, 1:, None] * part  # (curves, G, k + 1)
@@ -89,7 +93,7 @@ def change_of_grid(
     if samples is not None:
         weight = 1e6 * len(points) / len(samples)
         for rows in pieces(len(samples), 1024):
-            more = moments(samples[rows].double())
+            more = moments(exact(samples[rows]))
             gram, mixed = gram + weight * more[0], mixed + weight * more[1]
     return torch.linalg.solve(gram, mixed)
 
@@ -101,3 +105,26 @@ def everywhere(x: Tensor) -> Tensor:
     parts: list = [None] * dist.get_world_size()
     dist.all_gather_object(parts, x.cpu())
     return torch.cat(parts).to(x.device)
+
+
+# Grids that were looked at: their version then, and whether they were even. A tensor that changes
+# in place gets another version, and a look costs a wait for the device.
+seen = WeakTensorKeyDictionary()
+
+
+def is_even(grid: Tensor) -> bool:
+    """Whether the knots of every curve (curves, knots) are evenly spaced, to 1e-5 of a cell.
+
+    False where that cannot be told now: it is always right to say so.
+    """
+    if grid.is_inference() or (grid.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    version, even = seen.get(grid, (None, False))
+    if version != grid._version:
+        first, last = grid[:, :1], grid[:, -1:]
+        cell = (last - first) / (grid.shape[1] - 1)
+        steps = torch.arange(grid.shape[1], device=grid.device)
+        off = (grid.detach() - (first + steps * cell)).abs()
+        even = bool((off <= 1e-5 * cell).all())
+        seen[grid] = grid._version, even
+    return even

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from splines.activations import name_of
 from splines.bases import OUTSIDE
+from splines.exact import exact
 from splines.grids import change_of_grid, everywhere, finer_knots, knots_at, uniform_knots
 from splines.interface import Base
 from splines.ops import layer
@@ -144,7 +145,7 @@ class SplineLayer(nn.Module):
         x = self.checked(x)
         rows = x.reshape(-1, self.in_features)  # (..., I) -> (N, I)
         base = self.base(rows) if base is None else base
-        shape = self.grid, self.spline_order, self.outside, -1
+        shape = self.grid, self.spline_order, self.outside
         y = layer(form, rows, base, *self.coefficients(), *shape)
         return y.reshape(*x.shape[:-1], self.out_features)
 
@@ -205,8 +206,8 @@ class SplineLayer(nn.Module):
         if not self.splines_are_zero:
             change = change_of_grid(self.grid, grid, self.spline_order, self.outside, samples)
             for p in self.spline_parameters():
-                moved = torch.einsum("cnk,...ck->...cn", change, p.double())
-                p.data = moved.to(p.dtype).contiguous()  # LBFGS takes views of gradients
+                moved = torch.einsum("cnk,...ck->...cn", change, exact(p))
+                p.data = moved.to(p).contiguous()  # LBFGS takes views of gradients
         elif size != self.grid_size:
             for p in self.spline_parameters():
                 # Of low rank only `spline_up` is zero: with both factors zero neither would ever

@@ -1,18 +1,7 @@
-"""B-splines in C: native.c, compiled once a machine, and the calls into it.
-
-KAN_COMPILE=0 in the environment forbids it. Letters as in `bases`.
-"""
+"""B-splines in C: the calls into native.c, which `compiler` compiles. Letters as in `bases`."""
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +9,9 @@ from torch import Tensor
 
 from splines.bases import OUTSIDE, ends, padded_knots
 from splines.chunked import ChunkedSplines
+from splines.compiler import load, plan
 from splines.interface import Base, real_type
 
-REALS = {
-    torch.float32: "-DREAL=float -DWHOLE=int32_t -DSIZE=4",
-    torch.float64: "-DREAL=double -DWHOLE=int64_t -DSIZE=8",
-}
 LANES = 16  # the widest vector of native.c, in numbers: tables have that much room behind
 # Fewer inputs than the first are not worth the calls, and than the second not worth starting a
 # compiler that takes a second, once per machine.
@@ -35,98 +21,31 @@ NARROW = 64
 
 
 def native_splines(
-    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype, uniform: bool
+    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype
 ) -> "NativeSplines | None":
     """Returns the splines in C, or None where they cannot be had or are not worth it."""
     real = real_type(x, grid)
     if x.device.type != "cpu" or dtype not in (real, torch.bfloat16):
         return None
     library = compiled(order, real, x.numel())
-    return library and NativeSplines(library, x, grid, order, outside, dtype, uniform)
+    return library and NativeSplines(library, x, grid, order, outside, dtype)
 
 
 def compiled(order: int, real: torch.dtype, inputs: int) -> ctypes.CDLL | None:
     """Returns native.c compiled for an order and a type; None if it can't be or isn't worth it."""
-    build = _plan(order, real) if inputs >= COMPILED_FROM else None
+    build = plan(order, real) if inputs >= COMPILED_FROM else None
     if build and (inputs >= COMPILE_FROM or build.library.exists()):
-        return _load(build)
+        return load(build)
     return None
 
 
-class Build(NamedTuple):
-    command: tuple[str, ...]
-    source: Path
-    library: Path
-
-
-@functools.cache
-def _plan(order: int, real: torch.dtype) -> Build | None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if os.environ.get("KAN_COMPILE") == "0" or not compiler:
-        return None
-    flags = "-O3 -march=native -fPIC -fno-math-errno -fno-trapping-math -fno-strict-aliasing"
-    flags += f" -DORDER={order} {REALS[real]}"
-    try:
-        source = Path(__file__).with_name("native.c")
-        key = "\n".join([source.read_text("utf-8"), compiler, flags, _cpu()])
-        name = f"kan-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
-        return Build((*compiler.split(), *flags.split()), source, _cache_folder() / name)
-    except OSError:
-        return None
-
-
-@functools.cache
-def _load(build: Build) -> ctypes.CDLL | None:
-    try:
-        if not build.library.exists():
-            _compile(build)
-        return ctypes.CDLL(str(build.library))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _compile(build: Build) -> None:
-    with tempfile.TemporaryDirectory(dir=build.library.parent) as folder:
-        part, whole = Path(folder, "kan.o"), Path(folder, "kan.so")
-        # Without -fopenmp at the link, OpenMP is the one torch has loaded: one pool of threads.
-        for arguments in (
-            [*build.command, "-fopenmp", "-c", str(build.source), "-o", str(part)],
-            [build.command[0], "-shared", str(part), "-o", str(whole)],
-        ):
-            subprocess.run(arguments, check=True, capture_output=True, timeout=120)
-        os.replace(whole, build.library)
-
-
-@functools.cache
-def _cache_folder() -> Path:
-    """A folder that nobody else can write to: what lies there is run."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    try:
-        folder = Path(home, "kan-layers")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="kan-layers-"))
-
-
-def _cpu() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.processor() + platform.machine()
-
-
 class Knots(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_void_p if n == "at" else ctypes.c_long) for n in
+    _fields_ = [(n, ctypes.c_void_p if n == "at" else ctypes.c_int64) for n in
                 ("at", "stride", "count", "outside")]  # fmt: skip
 
 
 class Matrix(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_void_p if n == "at" else ctypes.c_long) for n in
+    _fields_ = [(n, ctypes.c_void_p if n == "at" else ctypes.c_int64) for n in
                 ("at", "stride", "narrow")]  # fmt: skip
 
 
@@ -299,6 +218,6 @@ class NativeSplines(ChunkedSplines):
         def passed(a):
             if isinstance(a, Tensor):
                 return ctypes.c_void_p(a.data_ptr())
-            return ctypes.byref(a) if isinstance(a, ctypes.Structure) else ctypes.c_long(a)
+            return ctypes.byref(a) if isinstance(a, ctypes.Structure) else ctypes.c_int64(a)
 
         getattr(self.library, name)(*(passed(a) for a in (*arguments, self.threads)))

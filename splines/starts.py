@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from splines.bases import dense_bases, local_bases
+from splines.exact import exact
 
 INITIALISATIONS = ("power", "glorot", "noise")
 
@@ -50,9 +51,9 @@ def spreads(
 
 def noisy(coefficients: Tensor, grid: Tensor, order: int, outside: str, scale: float) -> Tensor:
     """Returns (O, I, K) as `coefficients`: splines through noise at the G + 1 inner knots."""
-    grid = grid.double()
+    grid = exact(grid)
     cells = grid.shape[1] - 1 - 2 * order
     bases = dense_bases(grid[:, order : order + cells + 1].t(), grid, order, outside)[:, 0]
-    solution = torch.linalg.pinv(bases).to(coefficients.dtype)  # (K, G + 1), one for all edges
+    solution = torch.linalg.pinv(bases).to(coefficients)  # (K, G + 1), one for all edges
     noise = coefficients.new_empty(*coefficients.shape[:2], cells + 1)
     return noise.uniform_(-0.5, 0.5) * (scale / cells) @ solution.t()

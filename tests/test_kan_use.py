@@ -13,7 +13,7 @@ from torch import nn
 
 import kan
 from kan import KAN, GroupKANLinear, KANLinear
-from splines import native
+from splines import compiler, native
 
 LAYERS = {
     "full": lambda **o: KANLinear(6, 5, init="glorot", bias=True, **o),
@@ -214,10 +214,9 @@ def test_without_a_compiler_all_works_in_silence(setting, tmp_path):
 
 
 def test_small_layers_start_no_compiler(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "_compile", None)  # calling it would fail
-    monkeypatch.setattr(
-        native, "_plan", lambda *_: native.Build((), tmp_path, tmp_path / "none.so")
-    )
+    monkeypatch.setattr(native, "load", None)  # calling it would fail
+    build = compiler.Build((), "", tmp_path / "none.so")
+    monkeypatch.setattr(native, "plan", lambda *_: build)
     model = KAN([2, 5, 1])
     model(torch.rand(1000, 2)).sum().backward()
     layer = KANLinear(768, 5)  # one photo's tokens
