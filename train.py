@@ -26,15 +26,23 @@ from pretrained import fetch_weights, load_model, model_table
 from system.devices import default_workers, pick_device, seed_everything
 from system.downloads import fetch_flower_photos
 from system.files import write_json, write_text
-from system.terminal import run_cli
+from system.terminal import counted, printable, run_cli
 from training import advice
 from training.assembly import assemble, prepare
 from training.flags import Options, parse_args
-from training.loss import Teacher
+from training.judging import judged
+from training.loss import Teacher, load_teacher
 from training.optim import freeze
 from training.position import Position
 from training.results import show_start, write_results
-from training.resuming import changed, check_still_there, load_state, read_split, shared_batch
+from training.resuming import (
+    changed,
+    check_still_there,
+    load_state,
+    moved,
+    read_split,
+    shared_batch,
+)
 from training.run_folder import (
     RunLog,
     advice_on_disk,
@@ -115,12 +123,13 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     options = with_weights(with_data(options, world), world)
     weights = load_weights(options)
     check_sizes(options, weights)
-    teacher = options.teacher and load_model(options.teacher)
+    teacher = options.teacher and load_teacher(options.teacher)
     data = world.first_does(load_data, options)
 
     model, pretrained = build_model(options, weights, data.classes)
     preprocess = choose_preprocess(options, model, weights, data.ranges)
-    teacher = Teacher(teacher, preprocess, data.classes) if teacher else None
+    if teacher:
+        teacher = Teacher(teacher.on_data(data.classes), preprocess, data.classes)
     trainable = freeze(model, pretrained if is_frozen(options) else ())
 
     photos, chosen = len(data.train.paths), {}
@@ -153,17 +162,19 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
     folder = world.first_does(find_run, options.resume)
     hold(folder, world, held)
     state = load_state(folder)
-    saved = changed(Options.from_dict(state["args"]), options, folder)
+    begun = Options.from_dict(state["args"])
+    saved = changed(begun, options, folder)
     batch = shared_batch(saved.batch_size, state["loader"].get("processes", 1), world.size)
     saved = saved.settled(batch_size=batch, output=str(folder))
     device = world.own(pick_device(saved.device))
-    data = read_split(folder, saved.data_path, state["classes"])
-    check_still_there(data)
+    data = moved(read_split(folder, begun.data_path, state["classes"]), begun, saved)
+    check_still_there(data, saved)
     model = create_model(**state["config"])
     preprocess = Preprocess.from_dict(state["preprocess"])
     teacher = None
     if saved.teacher:
-        teacher = Teacher(load_model(saved.teacher), preprocess, data.classes).to(device)
+        teacher = load_teacher(saved.teacher).on_data(data.classes)
+        teacher = Teacher(teacher, preprocess, data.classes).to(device)
     return Run(
         saved,
         state["args"].get("reasons", {}),
@@ -208,7 +219,9 @@ def find_data(data_path: str, download: bool) -> str:
 
 def load_weights(options: Options) -> WeightsFile | None:
     """Reads the file that --weights names."""
-    return read_weights(options.weights, model=options.model) if options.weights else None
+    if not options.weights:
+        return None
+    return read_weights(options.weights, model=options.model, allow_partial=options.allow_partial)
 
 
 def load_data(options: Options) -> DataSplit:
@@ -264,7 +277,9 @@ def evaluate_only(options: Options, world: World) -> int:
     batch_size = options.batch_size if isinstance(options.batch_size, int) else 32
     options = with_data(options, world)
     loaded = load_model(options.weights, device=device)
-    data = world.first_does(load_data, options)
+    data = world.first_does(judged, options, loaded.weights.meta.get("metrics"), load_data)
+    loaded = loaded.on_data(data.classes)
+    print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     unknown = sorted(set(data.classes) - set(loaded.classes))
     if unknown:
         raise ValueError(
@@ -277,8 +292,11 @@ def evaluate_only(options: Options, world: World) -> int:
     order = SeededSampler(len(dataset), options.seed, False, world.rank, world.size)
     loader = PhotoLoader(dataset, batch_size, order, options.workers, device)
     result, _, _ = evaluate(loaded.model, loader, device, world=world)
+    for photo in result.failed:
+        print(f"not judged, for it cannot be read: {printable(photo.path)}: {photo.reason}")
     print(
-        f"{options.weights} on {result.samples} validation photos of {options.data_path}: "
+        f"{options.weights} on {counted(result.samples, 'validation photo')} of "
+        f"{printable(options.data_path)}: "
         f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
     )
     return 0

@@ -24,6 +24,7 @@ KINDS = {
     "copy": "exact copies of another photo of their class, kept on its side",
     "missing class": "classes without a validation photo",
     "extra class": "validation classes unknown to training, left out",
+    "unlabelled": "folders for testing without class folders, left out",
     "empty class": "folders without a photo, left out",
     "not a class": "folders that are no class, left out",
     "wrong level": "classes that look like a wrong level of folders",

@@ -42,8 +42,12 @@ def find_sides(
     train = folders.get(TRAIN_NAME)
     val = val_path or next((folders[name] for name in VAL_NAMES if name in folders), None)
     if train and val:
-        others = sorted(set(folders.values()) - {train, val})
-        problems += [Problem("not a class", folder, "beside train") for folder in others]
+        if val == folders.get("test") and not _shares_a_class(train, val):
+            problems.append(Problem("unlabelled", val, photos_in(val)))
+            val = None
+        named = {train, val, *(problem.path for problem in problems)}
+        for folder in sorted(set(folders.values()) - named):
+            problems.append(Problem("not a class", folder, f"beside train; {photos_in(folder)}"))
         return train, val
     if folders and not folders.keys() - {TRAIN_NAME, *VAL_NAMES}:
         names = " and ".join(sorted(os.path.basename(folder) for folder in folders.values()))
@@ -53,6 +57,16 @@ def find_sides(
             "folder as --val-path"
         )
     return data_path, val_path
+
+
+def _shares_a_class(train: str, test: str) -> bool:
+    """Whether a folder in `test` is named after one in `train`."""
+    return bool({*map(composed, _folder_names(train))} & {*map(composed, _folder_names(test))})
+
+
+def photos_in(folder: str) -> str:
+    """How many photos are below a folder that is left out, in words."""
+    return f"its photos: {sum(1 for _ in scan_folder(folder, (), []))}"
 
 
 def _require_folder(path: str, flag: str) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from imaging.data_report import TINY_PIXELS, DataReport, Problem
 from imaging.decoding import decode, explain, refuse_costly, with_photo
 from imaging.depth import Range, Wide, data_ranges, measure, misfit, range_lines
 from imaging.scanning import File, find_sides, match_classes, require_classes, scan_classes
-from system.terminal import printable
+from system.terminal import listed, printable
 
 ByClass = dict[str, list[str]]  # class name -> sorted paths
 Digests = dict[str, bytes | None]  # path of a usable photo -> hash, None if no file has its size
@@ -39,12 +39,16 @@ class Samples(NamedTuple):
     paths: list[str]
     labels: list[int]
 
+    def moved(self, places: Sequence[tuple[str, str]]) -> "Samples":
+        return Samples([_moved(path, places) for path in self.paths], self.labels)
+
 
 @dataclass
 class DataSplit:
     """The photos of a run; `to_dict` is what split.json holds.
 
     ranges: how the numbers of those are read that have more than 8 bits, see `depth.Reading`.
+    choice: the share and the seed that chose the photos for validation; empty where a folder did.
     """
 
     root: str
@@ -53,6 +57,7 @@ class DataSplit:
     val: Samples
     report: DataReport
     ranges: dict[str, Range] = field(default_factory=dict)
+    choice: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """Plain Python: the classes and, for each side, the paths by class, relative to root."""
@@ -61,7 +66,7 @@ class DataSplit:
             sides[name] = {class_name: [] for class_name in self.classes}
             for path, label in zip(*samples, strict=True):
                 sides[name][self.classes[label]].append(_relative(path, self.root))
-        return {"classes": list(self.classes), **sides}
+        return {"classes": list(self.classes), **sides, "choice": self.choice}
 
     @classmethod
     def from_dict(cls, values: dict, root: str) -> "DataSplit":
@@ -79,7 +84,18 @@ class DataSplit:
             raise ValueError("not a split as train.py writes it: its classes are not two or more")
         if not all(train.values()) or not any(val.values()):
             raise ValueError("not a split as train.py writes it: some side has no photos")
-        return make_split(root, classes, train, val, problems=[])
+        split = make_split(root, classes, train, val, problems=[])
+        split.choice = _numbers(values.get("choice", {}))  # older runs did not write it
+        return split
+
+    def moved(self, places: Sequence[tuple[str, str]]) -> "DataSplit":
+        """The same photos in other places: pairs of a folder and where it lies now; the first
+        that holds a photo counts. The last one is the data's root."""
+        root, sides = places[-1][1], (side.moved(places) for side in (self.train, self.val))
+        train, val = sides
+        return replace(
+            self, root=root, train=train, val=val, report=replace(self.report, root=root)
+        )
 
 
 def make_split(
@@ -101,10 +117,25 @@ def make_split(
     return DataSplit(root, list(classes), *sides, report, ranges)
 
 
+def _moved(path: str, places: Iterable[tuple[str, str]]) -> str:
+    for old, new in places:
+        inside = os.path.join(os.path.abspath(old), "")
+        if old != new and os.path.abspath(path).startswith(inside):
+            return os.path.join(new, os.path.abspath(path).removeprefix(inside))
+    return path
+
+
 def _text(value) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a name was expected, not {value!r:.80}")
     return value
+
+
+def _numbers(values) -> dict[str, float]:
+    fits = isinstance(values, dict) and all(type(v) in (int, float) for v in values.values())
+    if not fits:
+        raise ValueError(f"not a split as train.py writes it: its choice is {values!r:.80}")
+    return values
 
 
 def _relative(path: str, root: str) -> str:
@@ -158,7 +189,9 @@ def prepare_data(
             note_copies(side, digests, problems)
         problems += [Problem("missing class", name) for name in sorted(val) if not val[name]]
     require_photos(train, val)
-    return make_split(data_path, sorted(found), train, val, problems, numbers)
+    split = make_split(data_path, sorted(found), train, val, problems, numbers)
+    split.choice = {"val_split": val_split, "seed": seed} if val_root is None else {}
+    return split
 
 
 def require_count(root: str, found: ByClass, num_classes: int | None) -> None:
@@ -181,14 +214,19 @@ def _usable(found: dict[str, list[File]], digests: Digests) -> ByClass:
 
 def require_photos(train: ByClass, val: ByClass) -> None:
     """Raises ValueError if checking and comparing left too little."""
-    for name, paths in train.items():
-        if not paths:
-            raise ValueError(
-                f"class {printable(name)!r} has no photo to train on: its photos cannot be read or "
-                "are validation photos, too"
-            )
+    if empty := [name for name, paths in train.items() if not paths]:
+        raise ValueError(
+            f"class {printable(empty[0])!r} has no photo to train on: its photos cannot be read or "
+            f"are validation photos, too{_also(empty)}"
+        )
     if not any(val.values()):
         raise ValueError("none of the validation photos can be read")
+
+
+def _also(names: Iterable[str]) -> str:
+    """Names all but the first, of which a sentence has told already."""
+    others = [repr(printable(name)) for name in names][1:]
+    return f"; the same goes for {listed(others)}" if others else ""
 
 
 class Checked(NamedTuple):
@@ -298,7 +336,7 @@ def split_photos(
     Copies stay together. A photo in two classes only trains: as a wrong answer in validation it
     would count against a right model.
     """
-    train, val = {}, {}
+    train, val, small = {}, {}, {}
     for name, paths in photos.items():
         groups = defaultdict(list)
         for path in paths:
@@ -307,14 +345,19 @@ def split_photos(
         # All but one may go, or all if a photo in two classes remains for training.
         most = len(groups) - (sum(map(len, groups.values())) == len(paths))
         if most < 1:
-            raise ValueError(
-                f"class {printable(name)!r} has too few photos that can be used and are not the "
-                f"same: {len(paths)}, where one to train on and one to validate on are needed"
-            )
+            small[name] = len(paths)
+            continue
         ranked = sorted(groups.values(), key=lambda group: _rank(group[0], root, seed))
         chosen = ranked[: min(max(1, round(val_split * len(groups))), most)]
         val[name] = sorted(path for group in chosen for path in group)
         train[name] = sorted(set(paths) - set(val[name]))
+    if small:
+        (name, count), *_ = small.items()
+        raise ValueError(
+            f"class {printable(name)!r} has too few photos that can be used and are not the same: "
+            f"{count}, where one to train on and one to validate on are needed{_also(small)}: add "
+            f"photos, or take the {'folders' if len(small) > 1 else 'folder'} out"
+        )
     return train, val
 
 

@@ -1,12 +1,15 @@
 """What a command says: names that cannot steer a terminal, columns, errors of one sentence."""
 
 import os
+import shlex
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 BAR_WIDTH = 30
+MOST_NAMED = 10  # names in a sentence
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -59,6 +62,31 @@ def one_line(error: Exception) -> str:
         text = str(error)
     # Names of files and classes must not steer the terminal.
     return printable(" ".join(text.split())) or type(error).__name__
+
+
+def counted(count: int, what: str, several: str = "") -> str:
+    """Returns "1 photo", "2 photos", "1,000 photos"; several: a plural that is not `what` and s."""
+    return f"{count:,} {what if count == 1 else several or f'{what}s'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns "a", "a and b", "a, b and c", or the first MOST_NAMED "and 3 more"."""
+    left = len(names) - MOST_NAMED
+    *some, last = [*names[:MOST_NAMED], f"{left} more"] if left > 0 else names
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def command(*words: object) -> str:
+    """Returns a command line that survives pasting into a shell, whatever its words hold."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: object) -> str:
+    text = str(word)
+    if isinstance(word, Path) and text.startswith("-"):  # or it would be taken for a flag
+        text = os.path.join(".", text)
+    text = printable(text)
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 def display_width(text: str) -> int:

@@ -61,7 +61,7 @@ class Trainer:
     def checkpoint(self) -> dict:
         """Returns what predicting needs: weights, sizes, classes, preprocessing, metrics."""
         run, history = self.run, self.position.history
-        metrics = history[-1] if history else dict(self.position.best)
+        metrics = (history[-1] if history else self.position.best) | run.data.choice
         return {"model": self._whole(self.evaluated.state_dict())} | checkpoint_facts(
             run.model, run.data.classes, run.preprocess, len(history), metrics
         )

@@ -1,0 +1,92 @@
+"""Which photos --eval judges: what the run of the weights kept for validation, where it did.
+
+A folder of their own (val/, --val-path) goes before everything. Else the photos are those of the
+run's split.json beside the weights, or, away from it, those that the seed and share kept among the
+metrics choose again. Only where nothing tells, --val-split and --seed choose.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from imaging.scanning import find_sides, scan_classes
+from imaging.splitting import DataSplit
+from system.files import json_if_any
+from system.flags import flag_of
+from system.terminal import counted, printable
+from training.flags import Options
+
+CHOICE = ("val_split", "seed")  # what a split follows from, beside the names of the photos
+
+
+def choice_of(options: Options, found: DataSplit) -> dict[str, float]:
+    """Returns what chose the validation photos of a run; nothing where a folder holds them."""
+    own_folder = options.val_path or find_sides(found.root, None, [])[1]
+    return {} if own_folder else {name: getattr(options, name) for name in CHOICE}
+
+
+def judged(options: Options, metrics: dict | None, load: Callable[[Options], DataSplit]):
+    """Returns the split whose validation photos --eval judges.
+
+    metrics: what the weights file says of its run. load: checks and splits as options say.
+    Raises ValueError where a typed flag would choose other photos than the run did.
+    """
+    root, folder = find_sides(options.data_path, options.val_path, [])
+    if folder is not None:
+        return load(options)
+    chosen = {name: (metrics or {}).get(name) for name in CHOICE}
+    if split := run_split(options):
+        _refuse_others(options, chosen, "split.json beside it lists")
+        print(*_told(split, root, options), sep="\n")
+        return split
+    if None in chosen.values():
+        return load(options)
+    _refuse_others(options, chosen, "it keeps")
+    share, seed = chosen["val_split"], int(chosen["seed"])
+    print(f"validation photos: as in the run of {options.weights} (share {share:g}, seed {seed})")
+    return load(options.settled(val_split=share, seed=seed))
+
+
+def run_split(options: Options) -> DataSplit | None:
+    """Returns the split of the run whose folder holds the weights, if these are its data.
+
+    They are when half of its validation photos are there, also at another place.
+    """
+    values = json_if_any(Path(options.weights).with_name("split.json"))
+    try:
+        split = DataSplit.from_dict(values, options.data_path) if values else None
+    except ValueError:  # somebody else's file of that name
+        return None
+    if split is None or 2 * sum(map(os.path.exists, split.val.paths)) < len(split.val.paths):
+        return None
+    return split
+
+
+def _refuse_others(options: Options, chosen: dict, where: str) -> None:
+    for name in CHOICE:
+        if name in options.given and getattr(options, name) != chosen[name]:
+            raise ValueError(
+                f"{flag_of(name)} {getattr(options, name):g} would judge photos that "
+                f"{options.weights} was trained on: {where} those that its run kept for "
+                f"validation; leave the flag out, or name other photos with --val-path"
+            )
+
+
+def _told(split: DataSplit, root: str, options: Options) -> list[str]:
+    """Takes photos that are gone out of the split; says where every photo of the data went."""
+    found = {file.path for files in scan_classes(root, []).values() for file in files}
+    pairs = [pair for pair in zip(*split.val, strict=True) if os.path.exists(pair[0])]
+    gone = len(split.val.paths) - len(pairs)
+    split.val.paths[:], split.val.labels[:] = ([*part] for part in zip(*pairs, strict=True))
+    trained = found & {*split.train.paths}
+    others = found - trained - {*split.val.paths}
+    lines = [
+        f"{printable(options.data_path)}: judged are the {counted(len(pairs), 'photo')} that the "
+        f"run of {options.weights} kept for validation; it was trained on {len(trained)}"
+    ]
+    if others:
+        some = printable(os.path.relpath(min(others), options.data_path))
+        lines.append(f"left out by the run, or new since: {len(others)} (such as {some})")
+    if gone:
+        lines.append(f"no longer there, so not judged: {gone}")
+    return lines
