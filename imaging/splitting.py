@@ -91,11 +91,10 @@ class DataSplit:
     def moved(self, places: Sequence[tuple[str, str]]) -> "DataSplit":
         """The same photos in other places: pairs of a folder and where it lies now; the first
         that holds a photo counts. The last one is the data's root."""
-        root, sides = places[-1][1], (side.moved(places) for side in (self.train, self.val))
-        train, val = sides
-        return replace(
-            self, root=root, train=train, val=val, report=replace(self.report, root=root)
-        )
+        root = places[-1][1]
+        train, val = self.train.moved(places), self.val.moved(places)
+        report = replace(self.report, root=root)
+        return replace(self, root=root, train=train, val=val, report=report)
 
 
 def make_split(

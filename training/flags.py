@@ -47,9 +47,10 @@ class Options(Given):
         "flower_photos",
         "a folder per class, or train/ and val/ inside; 'sample' draws the sample flowers",
         metavar="DIR",
+        **FREE,
     )
     val_path: str | None = DATA.row(
-        None, "validation photos in a folder of their own", metavar="DIR"
+        None, "validation photos in a folder of their own", metavar="DIR", **FREE
     )
     val_split: float = DATA.row(
         0.2,

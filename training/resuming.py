@@ -14,6 +14,7 @@ from formats.reading import checked_classes, checked_config, checked_preprocess
 from imaging.splitting import DataSplit
 from system.files import read_json
 from system.flags import flag_of
+from system.terminal import printable
 from training.flags import Options, kept
 
 PARTS = {
@@ -58,6 +59,13 @@ def read_split(folder: Path, data_path: str, classes: list[str]) -> DataSplit:
     if data.classes != classes:
         raise ValueError(f"{path} names other classes than the run's last.pth; restore it")
     return data
+
+
+def moved(data: DataSplit, begun: Options, now: Options) -> DataSplit:
+    """Returns the split of a run that `begun` chose with its photos where its folders lie `now`."""
+    # A folder of validation photos may lie in the other one: it is asked first.
+    moves = (begun.val_path, now.val_path), (begun.data_path, now.data_path)
+    return data.moved([(old, new) for old, new in moves if old])
 
 
 def _check(state: dict) -> None:
@@ -151,7 +159,7 @@ def changed(saved: Options, typed: Options, folder: Path) -> Options:
         new, old = getattr(typed, name), getattr(saved, name)
         if new == old or (name, new) == ("batch_size", "auto"):
             continue
-        if name in kept():
+        if name in kept() or (name == "val_path" and old is None):
             raise ValueError(
                 f"{flag_of(name)} {new} differs from the run in {folder} ({old}) and would make it "
                 f"another run: leave it out to resume, or start anew with --output"
@@ -182,11 +190,16 @@ def shared_batch(batch_size: int, before: int, now: int) -> int:
     return total // now
 
 
-def check_still_there(data: DataSplit) -> None:
-    """Raises FileNotFoundError when photos of the split have vanished since the run began."""
-    gone = [path for path in data.train.paths + data.val.paths if not Path(path).exists()]
-    if gone:
-        raise FileNotFoundError(
-            f"{len(gone)} of the run's photos are gone, for instance {gone[0]}: put them back, or "
-            f"start a new run"
-        )
+def check_still_there(data: DataSplit, options: Options) -> None:
+    """Raises FileNotFoundError when photos of the split are not where `options` say."""
+    paths = data.train.paths + data.val.paths
+    gone = [path for path in paths if not Path(path).exists()]
+    if not gone:
+        return
+    flags = "--data-path" + (" and --val-path" if options.val_path else "")
+    roots = " and ".join(map(printable, options.data_roots))
+    raise FileNotFoundError(
+        f"{len(gone)} of the run's {len(paths)} photos are not below {roots}, for instance "
+        f"{printable(gone[0])}: if they moved, resume with {flags} where all of them are now; else "
+        f"put them back, or start a new run"
+    )
