@@ -39,7 +39,8 @@ def sample_images(photos: Sequence[Photo], count: int, preprocess: Preprocess) -
     images: list[Tensor] = []
     for photo in random.Random(0).sample(list(photos), len(photos)):
         try:
-            images.append(transform(load_image(photo.path, transform.min_size)))
+            image = load_image(photo.path, transform.min_size, transform.reading)
+            images.append(transform(image))
         except PhotoError:
             continue
         if len(images) == count:
