@@ -27,23 +27,32 @@ class ChunkedSplines(Splines):
         super().__init__(*shape)
         self.buffers: dict[str, Tensor] = {}
 
-    def buffer(self, name: str, rows: int, columns: int) -> Tensor:
+    def buffer(
+        self, name: str, rows: int, columns: int, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """An uninitialised (rows, columns): the same memory each time, as fresh pages cost time."""
         size, found = rows * columns, self.buffers.get(name)
         if found is None or found.numel() < size:
-            found = torch.empty(size, dtype=self.dtype, device=self.grid.device)
+            found = torch.empty(size, dtype=dtype or self.dtype, device=self.grid.device)
             self.buffers[name] = found
         return found[:size].view(rows, columns)
 
     # --- what a subclass gives ---
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
-        """(N, F) -> (N, F * K), where the F columns of x are `features`."""
+        """(N, F) -> (N, F * K), where the F columns of x are `features`; in any order of columns.
+
+        That of `scaled`, from which `add_gradient` returns.
+        """
         raise NotImplementedError
 
     def slopes(self, x: Tensor, grad: Tensor, out: Tensor, features: slice = slice(None)) -> None:
         """Puts the gradient of x (N, F) into `out`, from that of the bases (N, F * K)."""
         raise NotImplementedError
+
+    def add_gradient(self, out: Tensor, grad: Tensor, bases: Tensor, more: bool) -> None:
+        """Puts the weights' gradient grad^T bases into `out` (O, F, K), or adds what is `more`."""
+        add_product(out.flatten(1), grad.t(), bases, more)
 
     def takes(self, outputs: int) -> bool:
         """Whether `product` serves for so many outputs, faster than multiplying all the zeros."""
@@ -197,7 +206,7 @@ class ChunkedSplines(Splines):
                 g, part = grad[row], x[row, features]
                 if grad_weight is not None:
                     bases = self.bases(part, features)
-                    add_product(grad_weight[:, features].flatten(1), g.t(), bases, number > 0)
+                    self.add_gradient(grad_weight[:, features], g, bases, number > 0)
                 if wanted.x:
                     # In the place of the bases, which have had their turn.
                     to = self.buffer("bases", len(g), columns.shape[1])

@@ -19,6 +19,10 @@ class Base(NamedTuple):
     weight: Tensor | None  # (O, I); None: the layer has no base term
     bias: Tensor | None  # (O,)
 
+    def of(self, rows: slice) -> "Base":
+        """That of some rows of x."""
+        return self if self.active is None else self._replace(active=self.active[rows])
+
     def inputs(self, x: Tensor) -> Tensor:
         """activation(x), (N, I)."""
         return ACTIVATIONS[self.activation](x) if self.active is None else self.active
@@ -55,8 +59,7 @@ class Splines:
 
     x: inputs (N, I), as a sample of what will come; grid: (curves, G + 2k + 1). dtype: the type in
     which matrices are multiplied and results returned. Bases are computed in `real`: float32, or
-    float64 where the input or the grid is. uniform: whether the knots are known to be evenly
-    spaced.
+    float64 where the input or the grid is.
 
     The three forms of a layer, for x (N, I), each with its backward, which takes the gradient of
     the result (N, O):
@@ -69,15 +72,9 @@ class Splines:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        grid: Tensor,
-        order: int,
-        outside: str,
-        dtype: torch.dtype,
-        uniform: bool = False,
+        self, x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype
     ) -> None:
-        self.order, self.outside, self.dtype, self.uniform = order, outside, dtype, uniform
+        self.order, self.outside, self.dtype = order, outside, dtype
         self.real = real_type(x, grid)
         self.grid = grid.to(self.real)
         self.count = grid.shape[1] - 1 - order

@@ -145,7 +145,7 @@ class SplineLayer(nn.Module):
         x = self.checked(x)
         rows = x.reshape(-1, self.in_features)  # (..., I) -> (N, I)
         base = self.base(rows) if base is None else base
-        shape = self.grid, self.spline_order, self.outside, -1
+        shape = self.grid, self.spline_order, self.outside
         y = layer(form, rows, base, *self.coefficients(), *shape)
         return y.reshape(*x.shape[:-1], self.out_features)
 

@@ -21,14 +21,14 @@ NARROW = 64
 
 
 def native_splines(
-    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype, uniform: bool
+    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype
 ) -> "NativeSplines | None":
     """Returns the splines in C, or None where they cannot be had or are not worth it."""
     real = real_type(x, grid)
     if x.device.type != "cpu" or dtype not in (real, torch.bfloat16):
         return None
     library = compiled(order, real, x.numel())
-    return library and NativeSplines(library, x, grid, order, outside, dtype, uniform)
+    return library and NativeSplines(library, x, grid, order, outside, dtype)
 
 
 def compiled(order: int, real: torch.dtype, inputs: int) -> ctypes.CDLL | None:

@@ -20,7 +20,7 @@ from splines.triton_splines import KernelError, give_up, triton_splines
 library = torch.library.Library("kan", "DEF")
 INPUTS = "Tensor x, Tensor? active, Tensor? base_weight, Tensor? bias, Tensor spline, "
 INPUTS += "Tensor? second, Tensor grid, str form, str activation, int order, str outside, "
-INPUTS += "ScalarType dtype, int uniform_at"
+INPUTS += "ScalarType dtype"
 library.define(f"layer({INPUTS}) -> (Tensor, Tensor)")
 library.define(f"layer_backward(Tensor grad, Tensor kept, bool[] wanted, {INPUTS}) -> Tensor[]")
 
@@ -40,7 +40,6 @@ class Call(NamedTuple):
     order: int
     outside: str
     dtype: torch.dtype  # of products and of the result
-    uniform_at: int  # the version of the grid whose knots were found evenly spaced, or -1
 
     @property
     def base(self) -> Base:
@@ -48,7 +47,7 @@ class Call(NamedTuple):
 
     def by(self, run: Callable) -> Any:
         """run(splines), where `splines` is who computes this call."""
-        shape = self.x, self.grid, self.order, self.outside, self.dtype, self.uniform_at
+        shape = self.x, self.grid, self.order, self.outside, self.dtype
         try:
             return run(splines_for(*shape))
         except KernelError as error:
@@ -66,10 +65,10 @@ DIFFERENTIABLE = 6  # of the inputs, the first
 
 def layer(
     form: str, x: Tensor, base: Base, spline: Tensor, second: Tensor | None, grid: Tensor,
-    order: int, outside: str, uniform_at: int,
+    order: int, outside: str,
 ) -> Tensor:  # fmt: skip
     """Returns a layer's output (N, O); the arguments are explained in `Call`."""
-    settings = form, base.activation, order, outside, product_dtype(x, spline), uniform_at
+    settings = form, base.activation, order, outside, product_dtype(x, spline)
     call = Call(x, base.active, base.weight, base.bias, spline, second, grid, *settings)
     if wants_plain_path(x):
         return call.plain()
@@ -98,17 +97,10 @@ def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def splines_for(
-    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype, uniform_at: int = -1
-) -> Splines:
+def splines_for(x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype) -> Splines:
     """Returns who evaluates the splines of `interface.Splines`' arguments: the best there is."""
-    shape = x, grid, order, outside, dtype, is_uniform(grid, uniform_at)
+    shape = x, grid, order, outside, dtype
     return triton_splines(*shape) or native_splines(*shape) or PlainSplines(*shape)
-
-
-def is_uniform(grid: Tensor, uniform_at: int) -> bool:
-    """Whether the knots are still those that were found to be evenly spaced."""
-    return uniform_at >= 0 and not grid.is_inference() and grid._version == uniform_at
 
 
 # --- what the operator does ----------------------------------------------------------------------

@@ -1,54 +1,100 @@
 """B-splines in torch alone, on any device and in any type."""
 
+import functools
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splines.bases import among_all, dense_bases, local_bases, scaled
-from splines.chunked import ChunkedSplines
+from splines.bases import dense_bases, pieces, scaled
+from splines.chunked import DEVICE_BYTES, ChunkedSplines
+from splines.dense import dense_slopes, dense_values
+from splines.grids import is_even
 from splines.interface import Base
+
+CURVE_BYTES = 1 << 20  # of bases, which with what makes them should stay in the second cache
 
 
 class PlainSplines(ChunkedSplines):
-    """The splines as torch evaluates them."""
+    """The splines as torch evaluates them, all bases at once; their columns are (K, F)."""
 
-    def __init__(self, *shape) -> None:
-        super().__init__(*shape)
-        self.last: tuple[Tensor, tuple] | None = None
+    @functools.cached_property
+    def even(self) -> bool:
+        return is_even(self.grid)
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
-        values, _, cell = self._local(x, features)
-        return among_all(values, cell, self.count).flatten(1).to(self.dtype)
+        values = self._values(x, self.grid[features]).flatten(1)
+        if self.dtype == self.real:
+            return values
+        return self.buffer("rounded", *values.shape).copy_(values)
 
     def slopes(self, x: Tensor, grad: Tensor, out: Tensor, features: slice = slice(None)) -> None:
-        _, slopes, cell = self._local(x, features)
-        grad = F.pad(grad.to(self.real).unflatten(1, (x.shape[1], -1)), (self.order,) * 2)
-        index = cell.unsqueeze(-1) + torch.arange(self.order + 1, device=x.device)
-        out.copy_((grad.gather(-1, index) * slopes).sum(-1))
+        slopes = self._slopes(x, self.grid[features])
+        out.copy_(slopes.mul_(grad.view(slopes.shape)).sum(1))
 
-    def _local(self, x: Tensor, features: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """As `local_bases`; remembered, as backward asks for values and then for slopes."""
-        if self.last is None or self.last[0] is not x:
-            grid = self.grid[features]
-            self.last = x, local_bases(x.to(self.real), grid, self.order, self.outside)
-        return self.last[1]
+    def scaled(self, weight: Tensor, scaler: Tensor | None, features: slice) -> Tensor:
+        columns = scaled(weight[:, features], None if scaler is None else scaler[:, features])
+        return columns.transpose(1, 2).to(self.dtype).flatten(1)
+
+    def add_gradient(self, out: Tensor, grad: Tensor, bases: Tensor, more: bool) -> None:
+        columns = (grad.t() @ bases).unflatten(1, (self.count, -1)).transpose(1, 2)
+        out.add_(columns) if more else out.copy_(columns)
 
     def curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
-        shape = self.grid, self.order, self.outside
-        return plain_curves(x, base, coef, *shape, self.dtype)
+        grid, each = self._of_features(x, coef)
+        out = x.new_empty(x.shape, dtype=self.dtype)
+        for rows in self._curve_rows(x):
+            splines = self._values(x[rows], grid).mul_(each).sum(1)
+            out[rows] = splines + base.of(rows).inputs(x[rows])
+        return out
 
     def curves_backward(
         self, x: Tensor, coef: Tensor, base: Base, grad: Tensor, again: bool
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        shape = self.grid, self.order, self.outside
-        inputs = [x, coef] if base.active is None else [x, coef, base.active]
-        with torch.enable_grad():
-            inputs = [v.detach().requires_grad_() for v in inputs]
-            base = base._replace(active=inputs[2] if len(inputs) > 2 else None)
-            result = plain_curves(inputs[0], base, inputs[1], *shape, self.dtype)
-        grad_x, grad_coef, *active = torch.autograd.grad(result, inputs, grad)
-        once_more = result.detach() if again else None
-        return grad_x, active[0] if active else None, grad_coef, once_more
+        grid, each = self._of_features(x, coef)
+        out, total = x.new_empty(x.shape), torch.zeros_like(each)
+        result = x.new_empty(x.shape, dtype=self.dtype) if again else None
+        for rows in self._curve_rows(x):
+            part, g = x[rows], grad[rows].to(self.real)
+            values = self._values(part, grid)
+            if again:
+                result[rows] = (values * each).sum(1) + base.of(rows).inputs(part)
+            total += values.mul_(g.unsqueeze(1)).sum(0)
+            grad_x = self._slopes(part, grid).mul_(each).sum(1).mul_(g)
+            if base.active is None:
+                grad_x += base.inputs_backward(part, grad[rows])
+            out[rows] = grad_x
+        active = None if base.active is None else grad.to(base.active.dtype)
+        grad_coef = total.unflatten(1, (len(coef), -1)).sum(-1).t().to(coef.dtype)
+        return out, active, grad_coef, result
+
+    def _values(self, x: Tensor, grid: Tensor) -> Tensor:
+        out = self._planes(x)
+        dense_values(x.to(self.real), grid, self.order, self.outside, self.even, out)
+        return out
+
+    def _slopes(self, x: Tensor, grid: Tensor) -> Tensor:
+        out = self._planes(x)
+        dense_slopes(x.to(self.real), grid, self.order, self.outside, self.even, out)
+        return out
+
+    def _planes(self, x: Tensor) -> Tensor:
+        """An uninitialised (N, K, F) of x (N, F), which the next one takes the memory of."""
+        flat = self.buffer("planes", len(x), self.count * x.shape[1], self.real)
+        return flat.view(len(x), self.count, x.shape[1])
+
+    def _of_features(self, x: Tensor, coef: Tensor) -> tuple[Tensor, Tensor]:
+        """The knots (F, G + 2k + 1) and coefficients (K, F) of each feature, not of each group."""
+        size = x.shape[1] // len(coef)
+        grid, each = (v.to(self.real).repeat_interleave(size, 0) for v in (self.grid, coef))
+        return grid, each.t()
+
+    def _curve_rows(self, x: Tensor) -> Iterator[slice]:
+        """Slices of rows whose bases stay near the processor."""
+        on_cpu = x.device.type == "cpu"
+        most = CURVE_BYTES if on_cpu else DEVICE_BYTES
+        return pieces(len(x), max(1, most // (self.count * x.shape[1] * self.real.itemsize)))
 
 
 # What autograd can follow, any number of times -------------------------------------------------

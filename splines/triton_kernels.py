@@ -82,6 +82,12 @@ def held(x, low, high):
 
 
 @triton.jit
+def beyond(x, w):
+    """x - w, never infinite: 0 times it stays 0."""
+    return held(x - w, -3e38, 3e38)
+
+
+@triton.jit
 def over(a, b):
     """a / b where there is a b: knots that coincide have no cell between them."""
     return tl.where(b > 0, a / tl.where(b > 0, b, 1.0), 0.0)
@@ -161,7 +167,7 @@ def bases_at(
             slope -= over(recursion(w, T + 1, there, high, ORDER - 1), last - second)
             slope *= ORDER
     if OUTSIDE == LINEAR:
-        value += tl.where(w == x, 0.0, (x - w) * slope)
+        value += beyond(x, w) * slope
     else:
         inside = (x >= low) & (x <= high)
         slope = tl.where(inside, slope, 0.0)
@@ -297,7 +303,7 @@ def spline_at(v, w, right, q1, q2, c0, c1, c2, c3, r1, r2, l1, l2, OUTSIDE: tl.c
     outward = 3 * (s1 * p1 + s2 * p2)
     slope = c1 + w * (2 * c2 + w * (3 * c3)) + tl.where(right, outward, -outward)
     if OUTSIDE == LINEAR:
-        y += (v - w) * slope
+        y += beyond(v, w) * slope
     else:
         slope = tl.where(v == w, slope, 0.0)
     return y, slope
@@ -347,7 +353,7 @@ def cubics_backward(
         v, w, right, q1, q2 = powers(x, middle, inverse)
         y, slope = spline_at(v, w, right, q1, q2, c0, c1, c2, c3, r1, r2, l1, l2, OUTSIDE)
         # The powers' own values; beyond the ends those of LINEAR go on with their slopes.
-        e = v - w if OUTSIDE == LINEAR else tl.zeros_like(v)
+        e = beyond(v, w) if OUTSIDE == LINEAR else tl.zeros_like(v)
         on_right = tl.where(right, g, 0.0)
         on_left = g - on_right
         b4, b5 = q1 * q1 * (q1 + 3 * tl.abs(e)), q2 * q2 * (q2 + 3 * tl.abs(e))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splines.chunked import ChunkedSplines
+from splines.grids import is_even
 from splines.interface import Base, Gradients, Wanted
 
 GPUS = ("cuda", "xpu")
@@ -33,7 +34,7 @@ class KernelError(RuntimeError):
 
 
 def triton_splines(
-    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype, uniform: bool
+    x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype
 ) -> "TritonSplines | None":
     """Returns the splines in Triton, or None where torch or C is to compute them.
 
@@ -47,7 +48,7 @@ def triton_splines(
         return None
     reason = obstacle(x, order, dtype)
     if reason is None:
-        return TritonSplines(x, grid, order, outside, dtype, uniform)
+        return TritonSplines(x, grid, order, outside, dtype)
     go_without(reason)
     return None
 
@@ -113,11 +114,13 @@ def power_of_two(number: int, least: int = 1) -> int:
 class TritonSplines(ChunkedSplines):
     """The splines as Triton's kernels evaluate them."""
 
-    def __init__(self, *shape) -> None:
-        super().__init__(*shape)
+    def __init__(
+        self, x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype
+    ) -> None:
+        super().__init__(x, grid, order, outside, dtype)
         self.grid = self.grid.contiguous()
         # The closed form begins at order 2: below it the side of a knot would depend on rounding.
-        self.uniform = self.uniform and self.order >= 2
+        self.uniform = self.order >= 2 and is_even(grid)
 
     # --- all bases ---
 

@@ -35,7 +35,8 @@ def on_this_machine(end):
 def test_a_run_begun_before_ends_the_same(resumed):
     end, folder = resumed
     last = torch.load(folder / "last.pth", weights_only=True)
-    if on_this_machine(end):
+    # Splines without a compiler have rounded otherwise since: bases are computed all at once.
+    if on_this_machine(end) and folder.name != "gkan":
         assert make.digests(last["model"]) == end["model"]
     here = torch.tensor(make.logits(folder / "last.pth", make.HERE / "photos"))
     torch.testing.assert_close(here, torch.tensor(end["logits"]), atol=1e-4, rtol=0)

@@ -1,0 +1,121 @@
+"""All bases of an input by whole-tensor operations: few of them, no search, no scatter, no gather.
+
+What torch computes by itself where neither C nor Triton serves; no part of any graph. Tensors are
+(N, K, F): each basis is a plane in which features lie side by side, as vectors want them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from splines.bases import ends
+
+# Coefficients of the truncated powers that make a basis on whole knots (Schoenberg): of order k
+# they are (-1)^j binomial(k + 1, j) / k!.
+CLOSED_FROM = 2  # below this order the side of a knot would depend on rounding
+
+
+def dense_values(
+    x: Tensor, grid: Tensor, order: int, outside: str, even: bool, out: Tensor
+) -> None:
+    """Puts all bases at x (N, F) into `out` (N, K, F); grid: (F, G + 2k + 1), of x's type."""
+    at, distance, beyond = _places(x, grid, order, outside)
+    if outside == "linear":
+        slopes = torch.empty(out.shape, dtype=x.dtype, device=x.device)
+        _inside(at, grid, order, outside, even, out, slopes)
+        out.addcmul_(slopes, distance.unsqueeze(1))
+    else:
+        _inside(at, grid, order, outside, even, out, None)
+        if outside == "zero":
+            out.masked_fill_(beyond.unsqueeze(1), 0)
+
+
+def dense_slopes(
+    x: Tensor, grid: Tensor, order: int, outside: str, even: bool, out: Tensor
+) -> None:
+    """Puts the slopes of all bases at x (N, F) into `out` (N, K, F)."""
+    at, _, beyond = _places(x, grid, order, outside)
+    _inside(at, grid, order, outside, even, None, out)
+    if outside != "linear":
+        out.masked_fill_(beyond.unsqueeze(1), 0)
+
+
+def _places(x: Tensor, grid: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns x within the grid's ends, how far beyond it lies, and whether it does."""
+    first, last = ends(grid, order, outside)
+    low, high = grid[:, first], grid[:, last]
+    at = torch.clamp(x, low, high)  # NaN stays
+    most = torch.finfo(x.dtype).max  # which leaves 0 where it is multiplied by 0
+    return at, (x - at).clamp_(-most, most), (x < low) | (x > high)
+
+
+def _inside(
+    x: Tensor, grid: Tensor, order: int, outside: str, even: bool,
+    values: Tensor | None, slopes: Tensor | None,
+) -> None:  # fmt: skip
+    if even and order >= CLOSED_FROM:
+        _closed(x, grid, order, values, slopes)
+    else:
+        _recursion(x, grid, order, outside, values, slopes)
+
+
+def _closed(
+    x: Tensor, grid: Tensor, order: int, values: Tensor | None, slopes: Tensor | None
+) -> None:
+    """On even knots: a sum of truncated powers of the distance from a basis' middle."""
+    count = grid.shape[1] - 1 - order
+    low, high = grid[:, order], grid[:, count]
+    inverse = (count - order) / (high - low)
+    t = ((x - 0.5 * (low + high)) * inverse).unsqueeze(1)
+    middles = torch.arange(count, device=x.device, dtype=x.dtype) + 0.5 * (1 - count)
+    t = t - middles.unsqueeze(-1)  # (N, K, F)
+    d = t.abs()
+    terms = [
+        (0.5 * (order + 1) - j, (-1) ** j * math.comb(order + 1, j) / math.factorial(order))
+        for j in range((order + 2) // 2)
+    ]
+    total, steep = values, slopes
+    for number, (reach, factor) in enumerate(terms):
+        q = torch.sub(reach, d).clamp_(min=0)
+        power = q if order == 2 else q.pow(order - 1)
+        if total is not None:
+            term = torch.mul(q, power, out=total if not number else None)
+            total.mul_(factor) if not number else total.add_(term, alpha=factor)
+        if steep is not None:
+            if number:
+                steep.add_(power, alpha=-order * factor)
+            else:
+                torch.mul(power, -order * factor, out=steep)
+    if steep is not None:
+        steep.mul_(t.sign_()).mul_(inverse)
+
+
+def _recursion(
+    x: Tensor, grid: Tensor, order: int, outside: str,
+    values: Tensor | None, slopes: Tensor | None,
+) -> None:  # fmt: skip
+    """On any knots, by Cox and de Boor (The NURBS Book, eq. 2.5), for all cells at once."""
+    _, last = ends(grid, order, outside)
+    t = grid.t()  # (knots, F)
+    x, end = x.unsqueeze(1), t[last]
+    inner = (x >= t[:-1]) & (x < t[1:]) & (x < end)
+    # The last cell has both its ends.
+    inner |= (x >= end) & (t[1:] >= end) & (t[:-1] < end)
+    b = inner.to(x.dtype)
+    b += 0 * x  # NaN stays
+    for p in range(1, order + 1):
+        # Knots that coincide have no cell between them.
+        inverse = (t[p:] - t[:-p]).clamp_min_(0).reciprocal_()
+        inverse.masked_fill_(inverse.isinf(), 0)
+        if p == order and slopes is not None:
+            scaled = b * inverse
+            torch.sub(scaled[:, :-1], scaled[:, 1:], out=slopes).mul_(order)
+            if values is None:
+                return
+        b = b * inverse
+        b = (x - t[: -p - 1]) * b[:, :-1] + (t[p + 1 :] - x) * b[:, 1:]
+    if values is not None:
+        values.copy_(b)
+    if slopes is not None and not order:
+        slopes.zero_()
