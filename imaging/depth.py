@@ -20,6 +20,7 @@ KINDS = (INTEGERS, WHOLE, FLOATS)
 DEPTHS = (8, 10, 12, 14, 16)  # bits of the sensors whose numbers lie in 16
 FLOAT_WHITES = (1, 255, 65535)
 SLACK = 0.1  # of the range, by which single numbers may lie outside: scaling a picture rings
+DIM = 16  # a photo that ends at so small a part of white may be of fewer bits than the others
 STRAY = 20  # one float picture in so many does not decide the range
 COLOUR_SPACES = ("srgb", "stored")
 SCALED = ("PPM", "JPEG2000")  # these formats state their depth, and Pillow scales it to 16 bits
@@ -120,9 +121,11 @@ def range_lines(ranges: Mapping[str, Range], found: Iterable[Wide]) -> list[str]
     for kind, (low, high) in ranges.items():
         these = [wide for wide in found if wide.kind == kind]
         lowest, highest = min(w.low for w in these), max(w.high for w in these)
+        dim = sum(0 < wide.high <= high / DIM for wide in these)
+        note = f"; {dim} end below {high / DIM:g} and are nearly black" if dim else ""
         lines.append(
             f"{len(these)} photos of {kind} numbers, from {lowest:g} to {highest:g}: in all of "
-            f"them {low:g} is black and {high:g} is white"
+            f"them {low:g} is black and {high:g} is white{note}"
         )
     return lines
 

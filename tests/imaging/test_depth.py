@@ -83,6 +83,13 @@ def test_a_dark_picture_stays_dark_among_the_others(tmp_path):
         assert np.abs(found["5"] - 25.5 * RAMP)[1:].max() <= 1
 
 
+def test_photos_of_fewer_bits_among_others_are_told(tmp_path):
+    data(tmp_path, np.uint16, 65535, "png", (1, 1, 1, 1))
+    saved(tmp_path / "dark" / "12.png", (4095 * RAMP).astype(np.uint16))
+    line = prepare_data(str(tmp_path)).report.lines()[1]
+    assert line.endswith("65535 is white; 1 end below 4095.94 and are nearly black")
+
+
 def test_measured_degrees_are_spread_over_all_greys(tmp_path):
     degrees = -20 + 60 * RAMP
     root = data(tmp_path, np.float32, 1, "tif", (1, 1, 1, 1, 0.999), degrees)
