@@ -13,8 +13,9 @@ Files are read in `formats/`: `opening` (bytes to tensors), `naming` (others' na
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -29,10 +30,11 @@ from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
 from system.downloads import fetch_file
 from system.files import atomic_file, parse_json, read_text
-from system.flags import REQUIRED, Given, Section, existing, parse
+from system.flags import REQUIRED, Given, Section, existing, number, parse
 from system.terminal import run_cli, table
 from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
 
+CLASS_INDICES = "class_indices.json"  # what train.py leaves in the current folder
 # Without a share left outside, a ViT's few large activations would stretch every cell of a grid.
 OUTSIDE_SHARE = 0.01
 
@@ -45,6 +47,18 @@ class LoadedModel:
     classes: list[str]
     preprocess: Preprocess
     weights: WeightsFile
+    classes_from: str = "the file"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know: what was assumed, whence the classes where the file has none."""
+        whence = [] if self.weights.classes else [f"class names: {self.classes_from}"]
+        return self.weights.assumptions + whence
+
+    def on_data(self, classes: Sequence[str]) -> "LoadedModel":
+        """The same model, with its classes named by those of the data where nothing else does."""
+        names, whence = head_classes(self.weights, None, classes, names_here=True)
+        return replace(self, classes=names, classes_from=whence)
 
     @property
     def facts(self) -> dict:
@@ -59,22 +73,30 @@ def load_model(
     path: str | Path,
     class_indices: str | Path | None = None,
     device: str | torch.device = "cpu",
+    data_classes: Sequence[str] = (),
+    names_here: bool = False,
 ) -> LoadedModel:
     """Returns the model in a weights file, in eval mode on `device`.
 
     class_indices: a JSON file with the names of the classes, asked only where the weights file
-        does not name them; without one they are called by their numbers.
+        does not name them. data_classes, names_here: see `head_classes`; without any the classes
+        are called by their numbers.
     Raises ValueError or FileNotFoundError for a file without a head, or an incomplete one.
     """
     weights = read_weights(path)
+    if weights.no_head:
+        raise ValueError(
+            f"{path} cannot predict here: {weights.no_head}; train.py --weights {path} gives it a "
+            f"new head"
+        )
     if not weights.config["num_classes"]:
         raise ValueError(
             f"{path} holds {weights.holds}: it cannot tell classes apart before it is fine-tuned "
             f"(train.py --weights {path})"
         )
     model = _build(weights)
-    classes = weights.classes or class_names(class_indices, weights)
-    return LoadedModel(model.to(device).eval(), classes, _preprocess(weights), weights)
+    classes, whence = head_classes(weights, class_indices, data_classes, names_here)
+    return LoadedModel(model.to(device).eval(), classes, _preprocess(weights), weights, whence)
 
 
 def _build(weights: WeightsFile) -> VisionTransformer:
@@ -96,12 +118,46 @@ def _preprocess(weights: WeightsFile) -> Preprocess:
     return Preprocess(img_size=weights.config["img_size"], mean=weights.mean, std=weights.std)
 
 
-def class_names(class_indices: str | Path | None, weights: WeightsFile) -> list[str]:
-    """Returns the class names in a class_indices.json, {"0": "daisy", ...}, in order."""
+def head_classes(
+    weights: WeightsFile,
+    class_indices: str | Path | None = None,
+    data_classes: Sequence[str] = (),
+    names_here: bool = False,
+) -> tuple[list[str], str]:
+    """Returns the names of a head's classes in the order of its rows, and in words whence.
+
+    The file's own names win; then those of `class_indices`; then, with `names_here`, those in the
+    current folder's class_indices.json if they are as many, and no others than the data's; then the
+    class folders of the data, where there are as many, sorted as text (0, 1, 10, 2), which is how
+    training scripts number them; else numbers.
+    Raises ValueError or FileNotFoundError for a `class_indices` that does not fit.
+    """
+    if weights.classes:
+        return weights.classes, weights.classes_from
     count = weights.config["num_classes"]
-    if class_indices is None:
-        return [str(i) for i in range(count)]
-    path = Path(class_indices)
+    misfit = f"; {weights.classes_from}" if weights.classes_from else ""
+    if class_indices is not None:
+        return _class_indices(class_indices, weights), str(class_indices)
+    fits = len(data_classes) == count
+    names = _names_here(weights) if names_here else None
+    if names and (not fits or set(names) == set(data_classes)):
+        return names, f"{CLASS_INDICES} in the current folder"
+    if fits:
+        some = ", ".join(data_classes[:3]) + (" ..." if count > 3 else "")
+        return sorted(data_classes), f"those of the data, in text order ({some}){misfit}"
+    return [str(i) for i in range(count)], f"none are told, so they are numbers{misfit}"
+
+
+def _names_here(weights: WeightsFile) -> list[str] | None:
+    """Returns the names in the class_indices.json of the current folder if they are as many."""
+    with suppress(ValueError, OSError):
+        return _class_indices(CLASS_INDICES, weights)
+    return None
+
+
+def _class_indices(class_indices: str | Path, weights: WeightsFile) -> list[str]:
+    """Returns the class names in a class_indices.json, {"0": "daisy", ...}, in order."""
+    path, count = Path(class_indices), weights.config["num_classes"]
     if not path.is_file():
         raise FileNotFoundError(
             f"{weights.path} does not name its {count} classes and there is no {path}; "
@@ -241,7 +297,20 @@ def describe(weights: WeightsFile) -> list[str]:
         f"parameters: {parameters:,} in {len(weights.state)} tensors of {', '.join(dtypes)}",
         f"normalisation: {weights.family}, mean {weights.mean}, std {weights.std} "
         f"({weights.family_reason})",
-        f"classes: {_some(weights.classes) if weights.classes else 'not named'}",
+        f"classes: {_some(weights.classes) if weights.classes else 'not named'}"
+        + (f" ({weights.classes_from})" if weights.classes_from else ""),
+    ]
+    lines += [f"{name}: {value}" for name, value in weights.facts.told.items()]
+    lines += weights.assumptions
+    if weights.no_head:
+        lines.append(f"head: left out, for {weights.no_head}")
+    lines += [
+        f"ignored tensors: {_some([n for n, why in weights.ignored.items() if why == reason], 3)} "
+        f"({reason})"
+        for reason in dict.fromkeys(weights.ignored.values())
+    ]
+    lines += [
+        f"ignored in {place}: {', '.join(keys)}" for place, keys in weights.facts.ignored.items()
     ]
     if config.get("mlp", "mlp") != "mlp":
         kan = {key: value for key, value in config.items() if key.startswith("kan_")}
@@ -272,6 +341,9 @@ class Options(Given):
         "write it in our format (config, classes, preprocessing), or as OUT.safetensors",
         metavar="OUT",
     )
+    num_heads: int | None = OUTPUT.row(
+        None, "attention heads, where no file tells them", type=number(int, 1), metavar="N"
+    )
     class_indices: str | None = OUTPUT.row(
         None,
         "with --save: JSON with the class names (default: numbers)",
@@ -287,11 +359,11 @@ class Options(Given):
 def main() -> None:
     about = "Describes and converts weights files."
     options = parse(Options, prog="pretrained.py", description=about)
-    weights = read_weights(options.file)
+    weights = read_weights(options.file, num_heads=options.num_heads)
     print(*describe(weights), sep="\n")
     if options.save:
-        classes = weights.classes or class_names(options.class_indices, weights)
-        loaded = LoadedModel(_build(weights), classes, _preprocess(weights), weights)
+        classes, whence = head_classes(weights, options.class_indices)
+        loaded = LoadedModel(_build(weights), classes, _preprocess(weights), weights, whence)
         save_weights(options.save, loaded)
         print(f"wrote {options.save}")
 

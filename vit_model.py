@@ -32,6 +32,8 @@ FAMILIES = {
 }
 # What may stand in a block, and how words call the KAN among it.
 MLP_KINDS = {"mlp": "", "kan": "KAN", "gkan": "grouped KAN"}
+# What logits may mean: see `ViTConfig.answers`.
+ANSWERS = ("softmax", "sigmoid")
 # Names in the state dict: of the heads, which a new set of classes replaces.
 HEADS = ("head.", "head_dist.")
 # The sizes that are whole numbers, each with its lowest and highest value. A file may claim any:
@@ -146,17 +148,17 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim, num_heads, mlp, qkv_bias, drop, attn_drop, drop_path, init_values
+        self, dim, num_heads, mlp, qkv_bias, drop, attn_drop, drop_path, init_values, eps
     ) -> None:
         super().__init__()
 
         def scale():
             return nn.Identity() if init_values is None else LayerScale(dim, init_values)
 
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop)
         self.ls1 = scale()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = mlp
         self.ls2 = scale()
         self.drop_path = DropPath(drop_path)
@@ -180,6 +182,10 @@ class ViTConfig:
     kan_range: "auto" (set from images by calibration before training) or (low, high).
     reg_tokens: register tokens; with `no_embed_class` positions are added to patches alone.
     representation_size: width of the pre-logits layer, None for none.
+    dist_head: whether the distillation token, where there is one, has a head of its own.
+    norm_eps: what every LayerNorm adds to the variance.
+    answers: what the logits mean: "softmax" for one class of all, "sigmoid" for each class a yes or
+        no of its own. The model computes the same; who turns logits into probabilities asks.
     """
 
     img_size: int = 224
@@ -196,6 +202,9 @@ class ViTConfig:
     reg_tokens: int = 0
     no_embed_class: bool = False
     init_values: float | None = None
+    dist_head: bool = True
+    norm_eps: float = 1e-6
+    answers: str = "softmax"
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -217,7 +226,7 @@ class ViTConfig:
             self._require_whole("kan_rank", 1, 65536)
         if self.kan_hidden not in ("full", "match"):
             self._require_whole("kan_hidden", 1, 2**20, "full, match or ")
-        for field in ("qkv_bias", "distilled", "no_embed_class"):
+        for field in ("qkv_bias", "distilled", "no_embed_class", "dist_head"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} must be true or false, got {getattr(self, field)!r:.80}")
         if self.img_size % self.patch_size:
@@ -235,6 +244,12 @@ class ViTConfig:
                 raise ValueError(f"{field} must lie in [0, 1), got {getattr(self, field)!r:.80}")
         if self.init_values is not None and not is_number(self.init_values):
             raise ValueError(f"init_values must be None or a number, got {self.init_values!r:.80}")
+        if not is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
+            raise ValueError(f"norm_eps must lie between 0 and 1, got {self.norm_eps!r:.80}")
+        if self.answers not in ANSWERS:
+            raise ValueError(
+                f"answers must be one of {', '.join(ANSWERS)}, got {self.answers!r:.80}"
+            )
         if self.mlp not in MLP_KINDS:
             raise ValueError(f"mlp must be one of {', '.join(MLP_KINDS)}, got {self.mlp!r}")
         ends = self.kan_range
@@ -323,10 +338,11 @@ class VisionTransformer(nn.Module):
                 cfg.attn_drop_rate,
                 rates[i],
                 cfg.init_values,
+                cfg.norm_eps,
             )
             for i in range(cfg.depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=cfg.norm_eps)
         width = dim
         if cfg.representation_size and not cfg.distilled:
             width = cfg.representation_size
@@ -336,9 +352,8 @@ class VisionTransformer(nn.Module):
         else:
             self.pre_logits = nn.Identity()
         self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
-        self.head_dist = (
-            nn.Linear(dim, cfg.num_classes) if cfg.distilled and cfg.num_classes else None
-        )
+        two_heads = cfg.distilled and cfg.dist_head and cfg.num_classes
+        self.head_dist = nn.Linear(dim, cfg.num_classes) if two_heads else None
         self.init_weights()
 
     def _make_mlp(self, block: int) -> nn.Module:

@@ -15,6 +15,7 @@ from vit_model import HEADS, VisionTransformer, is_spline
 ZERO_SPLINE = "splines start at zero and change nothing yet"
 OTHER_WIDTH = "file and model differ in the hidden width of this block"
 OTHER_SPLINES = "file and model differ in grid, rank or kind of these splines"
+NONE = "the file has none"
 ENOUGH = 0.9  # share of the backbone below which a file is taken for the wrong one
 
 
@@ -57,6 +58,7 @@ class LoadReport:
         for item in self.adapted:
             sizes = f"{_size(item.before)} -> {_size(item.after)}"
             lines.append(f"  adapted {item.name}: {sizes} ({item.how})")
+        lines += [f"  {line}" for line in w.assumptions]
         # A replaced tensor is both, for one reason, which is said once.
         ignored = {name: why for name, why in self.ignored.items() if self.new.get(name) != why}
         for word, tensors in (("new", self.new), ("ignored", ignored)):
@@ -98,16 +100,19 @@ def load_into(
     allow_partial: accept a file that fills less than 90 % of the backbone.
     Raises ValueError for such a file otherwise, and for values that are not finite.
     """
-    report = LoadReport(weights)
+    report = LoadReport(weights, ignored=dict(weights.ignored))
     target = model.state_dict()
     state = _without_other_widths(weights.state, target, report)
     state = _without_other_splines(rename_mlps(state, target), target, report)
     state = _with_fitting_head(state, model, weights, classes, report)
     filled = _filled(state, target, model, report)
-    report.ignored |= {n: "the model has no such tensor" for n in state if n not in target}
+    left = {n: "the model has no such tensor" for n in state if n not in target}
+    report.ignored |= left
     report.backbone_share = _backbone_share(target, filled, report)
     if report.backbone_share < ENOUGH and not allow_partial:
         raise ValueError(_wrong_file(model, weights, report.backbone_share))
+    if not allow_partial:
+        _check_whole(model, weights, report, left)
     _zero_new_heads(model, report)
     model.load_state_dict(target | filled)
     return report
@@ -118,7 +123,7 @@ def _filled(state: dict, target: dict, model: VisionTransformer, report: LoadRep
     filled = {}
     for name, value in target.items():
         if name not in state:
-            report.new.setdefault(name, ZERO_SPLINE if is_spline(name) else "the file has none")
+            report.new.setdefault(name, ZERO_SPLINE if is_spline(name) else NONE)
             continue
         fitted, how = _fit(name, state[name], model, report.weights)
         if fitted.shape != value.shape:
@@ -132,6 +137,31 @@ def _filled(state: dict, target: dict, model: VisionTransformer, report: LoadRep
         else:
             report.loaded.append(name)
     return filled
+
+
+def _check_whole(model: VisionTransformer, weights: WeightsFile, report: LoadReport, left) -> None:
+    """Raises ValueError where file or model has tensors in its blocks that the other lacks.
+
+    Heads and special tokens are no such: new ones are made, and others left out, by intent.
+    """
+    missing = [name for name, why in report.new.items() if why == NONE and _is_backbone(name)]
+    if missing:
+        raise ValueError(
+            f"{weights.path} is incomplete: {len(missing)} tensors are missing, such as "
+            f"{missing[0]} ({NONE}); train.py --allow-partial starts them anew"
+        )
+    other = [name for name in left if name.startswith("blocks.") and not is_spline(name)]
+    if other:
+        raise ValueError(
+            f"{weights.path} holds {weights.holds}, and {model.name} has no place for "
+            f"{len(other)} tensors of its blocks, such as {other[0]}; leave --model out to take "
+            f"the file's, or give --allow-partial to take what fits"
+        )
+
+
+def _is_backbone(name: str) -> bool:
+    special = ("dist_token", "reg_token", "pos_embed", "pre_logits.", *HEADS)
+    return not name.startswith(special) and not is_spline(name)
 
 
 def _without_other_widths(state: dict, target: dict, report: LoadReport) -> dict:
@@ -193,8 +223,10 @@ def _with_fitting_head(state: dict, model, weights: WeightsFile, classes, report
 def _why_new_head(state: dict, model, weights: WeightsFile, classes) -> str | None:
     """Returns why the file's head cannot serve the model, None if it can."""
     head = state.get("head.weight")
-    if head is None:
-        return "the file has no head"
+    if head is None or weights.no_head:
+        return weights.no_head or "the file has no head"
+    if model.sizes.answers != weights.config["answers"]:
+        return "the file's head gives a yes or no for each class, the model one class of all"
     if head.shape[0] != model.num_classes:
         return f"the file's head has {head.shape[0]} classes, the model {model.num_classes}"
     if classes and weights.class_names and set(classes) != set(weights.class_names):

@@ -4,34 +4,39 @@
     sizes = sizes_of(state)            # fields of ViTConfig that the shapes tell
 
 One pure function for each source, state dict in, state dict out. What a source has and our model
-lacks keeps its name and is reported as ignored later on.
+lacks keeps its name; `ledger` says what becomes of it.
 
 Letters in shape comments: D width, H heads, K head size, P patch size.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from formats.fact_table import HEADS
 from vit_model import VARIANTS
 
 State = dict[str, Tensor]
 QKV = ("query", "key", "value")
 
 
-def convert(tensors: Mapping[str, Tensor]) -> tuple[str, State]:
+def convert(tensors: Mapping[str, Tensor], others: Iterable[str] = ()) -> tuple[str, State]:
     """Returns (name of the format, tensors under our names), told by the names alone.
 
+    others: names of tensors that the file has beside the model's, a decoder's or a mask token's.
     Raises ValueError, worded to follow a file's name, for what is no Vision Transformer.
     """
     for name, mark, converter in FORMATS:
-        if any(re.search(mark, key) for key in tensors):
-            state = converter(tensors)
-            _refuse_relatives(state)
-            return name, state
+        if any(re.search(mark, key) for key in (*tensors, *others)):
+            return name, converter(tensors)
     raise ValueError(_what_it_is(tensors))
+
+
+# Blocks in chunks, as DINOv2 trains them: blocks.CHUNK.NUMBER, numbered through all chunks.
+CHUNKS = (r"^blocks\.\d+\.(\d+)\.(?=norm|attn|mlp|ls|gamma)", r"blocks.\1.")
+TIMM = [(r"gamma_([12])$", r"ls\1.gamma"), CHUNKS]
 
 
 def from_timm(tensors: Mapping[str, Tensor]) -> State:
@@ -40,7 +45,7 @@ def from_timm(tensors: Mapping[str, Tensor]) -> State:
     DeiT III calls its layer scale gamma_1 and gamma_2. The very first files of timm hold the patch
     projection as a matrix (D, 3 P P).
     """
-    state = {re.sub(r"gamma_([12])$", r"ls\1.gamma", key): v for key, v in tensors.items()}
+    state = _rename(tensors, TIMM)
     projection = state.get("patch_embed.proj.weight")
     if projection is not None and projection.ndim == 2:
         patch = round((projection.shape[1] / 3) ** 0.5)
@@ -50,9 +55,7 @@ def from_timm(tensors: Mapping[str, Tensor]) -> State:
 
 def from_dinov2(tensors: Mapping[str, Tensor]) -> State:
     """DINOv2 as its authors publish it: our names but for the registers."""
-    state = {k.replace("register_tokens", "reg_token"): v for k, v in tensors.items()}
-    state.pop("mask_token", None)  # stands for hidden patches in self-supervised training alone
-    return _fold_class_position(state)
+    return _fold_class_position(_rename(tensors, [(r"^register_tokens$", "reg_token"), *TIMM]))
 
 
 def _fold_class_position(state: State) -> State:
@@ -70,7 +73,6 @@ def _fold_class_position(state: State) -> State:
 
 # Hugging Face names on the left, the older and (since transformers 5) the newer, ours on the right.
 HUGGING_FACE = [
-    (r"^(vit|deit|dinov2|dinov2_with_registers)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
@@ -95,9 +97,7 @@ HUGGING_FACE = [
 
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
     """Hugging Face's ViT, DeiT and DINOv2 (with or without registers), heads included."""
-    state = _join_qkv(_rename(tensors, HUGGING_FACE))
-    state.pop("embeddings.mask_token", None)
-    return _fold_class_position(state)
+    return _fold_class_position(_join_qkv(_rename(tensors, HUGGING_FACE)))
 
 
 def _rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State:
@@ -106,6 +106,8 @@ def _rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> Stat
     for key, value in tensors.items():
         for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
+        if key in state:
+            raise ValueError(f"holds {key} twice, once under another name")
         state[key] = value
     return state
 
@@ -142,7 +144,6 @@ def from_torchvision(tensors: Mapping[str, Tensor]) -> State:
 
 
 GOOGLE = [
-    (r"^(?:opt/target/|params/)", ""),
     (r"^cls$", "cls_token"),
     (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
     (r"^embedding/", "patch_embed.proj/"),
@@ -181,26 +182,22 @@ def _from_jax(key: str, value: Tensor) -> Tensor:
 
 # (name, a pattern that one of its tensor names matches, converter), the most particular first.
 FORMATS = [
-    ("Google npz", r"(?:^|/)embedding/kernel$", from_google),
-    (
-        "Hugging Face",
-        r"(?:^|\.)embeddings\.patch_embeddings\.projection\.weight$",
-        from_hugging_face,
-    ),
+    ("Google npz", r"^embedding/kernel$", from_google),
+    ("Hugging Face", r"^embeddings\.patch_embeddings\.projection\.weight$", from_hugging_face),
     ("torchvision", r"^conv_proj\.weight$", from_torchvision),
-    ("DINOv2", r"^(?:register_tokens|mask_token)$", from_dinov2),
+    ("DINOv2", r"(?:^|\.)(?:register_tokens|mask_token)$", from_dinov2),
     ("timm", r"^patch_embed\.proj\.weight$", from_timm),
 ]
 NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
 
 
-def _refuse_relatives(state: State) -> None:
-    """Raises for transformers that share some of our names and work in another way."""
-    if "fc_norm.weight" in state:
-        raise ValueError("averages its tokens before the head (fc_norm), which is not supported")
-    if any(".mlp.w12." in k or ".mlp.fc1_g." in k for k in state):
-        raise ValueError("has gated MLPs (SwiGLU), which are not supported")
+def check_complete(state: State) -> None:
+    """Raises ValueError where a state dict lacks what every Vision Transformer has."""
     missing = [key for key in NEEDED if key not in state]
+    if missing == ["cls_token"]:
+        raise ValueError(
+            "has no class token (cls_token): it pools its tokens, which is not supported"
+        )
     if missing:
         raise ValueError(f"is no complete Vision Transformer: it lacks {', '.join(missing)}")
 
@@ -213,11 +210,12 @@ def _what_it_is(tensors: Mapping[str, Tensor]) -> str:
     return f"holds no Vision Transformer that is known here; its first tensors are {some}"
 
 
-def sizes_of(state: State) -> dict:
+def sizes_of(state: State, no_embed_class: bool | None = None) -> dict:
     """Returns the fields of `ViTConfig` that the names and shapes of a state dict tell.
 
     The number of heads leaves no trace in the shapes: it is that of the variant of this width and
-    depth, else heads are 64 wide.
+    depth, else heads are 64 wide. no_embed_class: whether positions are those of patches alone,
+    where that is known.
     """
     if state["patch_embed.proj.weight"].ndim != 4:
         raise ValueError("has a patch projection that is no convolution")
@@ -228,7 +226,8 @@ def sizes_of(state: State) -> dict:
     positions = state["pos_embed"].shape[1]
     special = 1 + distilled + registers
     # Positions may or may not count the special tokens: the square that is left decides.
-    no_embed_class = _side(positions) is not None and _side(positions - special) is None
+    if no_embed_class is None:
+        no_embed_class = _side(positions) is not None and _side(positions - special) is None
     side = _side(positions if no_embed_class else positions - special)
     if side is None:
         raise ValueError(f"has {positions} positions, which make no square grid of patches")
@@ -245,6 +244,7 @@ def sizes_of(state: State) -> dict:
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "representation_size": None if pre_logits is None else pre_logits.shape[0],
         "distilled": distilled,
+        "dist_head": not distilled or head is None or "head_dist.weight" in state,
         "reg_tokens": registers,
         "no_embed_class": no_embed_class,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
@@ -283,10 +283,15 @@ def _side(patches: int) -> int | None:
 
 def heads_of(width: int, depth: int) -> int:
     """Returns the number of attention heads of a model `width` wide and `depth` blocks deep."""
+    return known_heads(width, depth) or max(1, width // 64)
+
+
+def known_heads(width: int, depth: int) -> int | None:
+    """Returns the heads of every known model of that width and depth, None if there is none."""
     for variant in VARIANTS.values():
         if (variant.sizes["embed_dim"], variant.sizes["depth"]) == (width, depth):
             return variant.sizes["num_heads"]
-    return max(1, width // 64)
+    return HEADS.get((width, depth))
 
 
 def _hidden(state: State, block: int) -> int:

@@ -5,7 +5,6 @@ A file is recognised by its first bytes, never by its suffix. Pickles (.pth, .bi
 sentence that names it.
 """
 
-import argparse
 import mmap
 import pickle
 import pickletools
@@ -22,11 +21,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from formats.plain_values import STAND_INS, Bag, plain
+
 # Where training scripts keep the weights inside a checkpoint; the first that is there wins.
 # Averaged weights come first: they are what such scripts evaluate.
-WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "model", "state_dict", "module")
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher", "model",
+    "model_state_dict", "state_dict", "model_state", "net", "network", "weights", "params",
+    "module",
+)  # fmt: skip
 # What wrappers of modules put before each name: DistributedDataParallel, torch.compile, ...
-PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|backbone|teacher)\.)+")
+PREFIXES = re.compile(r"^(?:(?:module|model)\.)+")
+# ... and in the middle of one, where they wrap a block.
+INNER = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
+)
+# Ends of the names by which a Vision Transformer is known, whatever stands before them.
+MARKS = (
+    "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.weight",
+    "conv_proj.weight",
+    "embedding/kernel",
+)
 # A file may unpack to so many times its size, and so many bytes more; weights hardly shrink at all.
 MOST_UNPACKED, ROOM = 20, 1 << 28
 DEEPEST = 50  # containers within containers
@@ -130,6 +146,16 @@ def _recognise_zip(path: Path) -> str:
         raise _damaged(path, error) from None  # RuntimeError: encrypted, or an unknown compression
     if spoilt:
         raise _damaged(path, f"{spoilt} has another checksum than was written")
+    if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
+        raise ValueError(
+            f"{path} is a program of torch.jit.save (TorchScript), which runs when it is opened; "
+            f"write the weights alone: torch.save(model.state_dict(), FILE)"
+        )
+    if any(name.endswith(("archive_format", "exported_program.json")) for name in names):
+        raise ValueError(
+            f"{path} is a program of torch.export, which can run any code when it is opened; "
+            f"write the weights alone: torch.save(model.state_dict(), FILE)"
+        )
     if any(name.endswith("data.pkl") for name in names):
         return "pickle"
     raise ValueError(f"{path} is a zip archive without weights in it")
@@ -147,6 +173,8 @@ def _refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
 
 def _damaged(path: Path, reason: object = "") -> ValueError:
     detail = f" ({str(reason).splitlines()[0]})" if str(reason) else ""
+    if "weights_only" in detail:  # torch's advice to open what could run code
+        detail = ""
     return ValueError(f"{path} is cut short or damaged{detail}; get it once more")
 
 
@@ -187,9 +215,8 @@ def _open_pickle(path: Path) -> Any:
     try:
         if _names_bytearray(path):  # torch.load would call it, with whatever length
             raise pickle.UnpicklingError("GLOBAL bytearray")
-        # The options of a run, which timm's and DeiT's scripts save beside the weights, are a
-        # plain bag of values. The warnings are about protocols of pickles that are refused anyway.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        # The warnings are about protocols of pickles that are refused anyway.
+        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -231,6 +258,9 @@ def _plain(value: Any, path: Path, storages: dict, done: dict[int, Any], depth: 
     """
     if isinstance(value, Tensor):
         return _plain_tensor(value, path, storages)
+    if isinstance(value, Bag):  # options of a run
+        value = vars(value)
+    value = plain(value)
     if not isinstance(value, dict | list | tuple):
         return value
     if depth > DEEPEST:
@@ -284,12 +314,9 @@ def _unwrap(payload: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """Returns the state dict inside a checkpoint, and the plain values that stood beside it."""
     extras: dict[str, Any] = {}
     while isinstance(payload, dict):
-        inner = next((k for k in WRAPPERS if _is_state(payload.get(k))), None)
+        inner = _inner(payload, path)
         if inner is None:
             break
-        # Our own checkpoints say which weights were evaluated: those under `model`.
-        if "config" in payload and "classes" in payload and _is_state(payload.get("model")):
-            inner = "model"
         extras |= {k: v for k, v in payload.items() if k != inner}
         payload = payload[inner]
     if not isinstance(payload, dict):
@@ -297,14 +324,31 @@ def _unwrap(payload: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return _named(payload, path), extras
 
 
-def _is_state(value: Any) -> bool:
-    """Whether `value` is a dict with tensors in it, or a wrapper round one."""
+def _inner(payload: dict, path: Path) -> str | None:
+    """Returns the key under which the weights lie, None where `payload` itself is a state dict."""
+    # Our own checkpoints say which weights were evaluated: those under `model`.
+    if "config" in payload and "classes" in payload and _is_state(payload.get("model")):
+        return "model"
+    states = [key for key, value in payload.items() if isinstance(value, dict) and _is_state(value)]
+    models = [key for key in states if _is_state(payload[key], MARKS)]
+    for key in WRAPPERS:
+        if key in (models or states):
+            return key
+    if any(isinstance(value, Tensor) for value in payload.values()) or not models:
+        return None
+    if len(models) > 1:
+        raise ValueError(f"{path} holds several models ({', '.join(map(str, models))}); keep one")
+    return models[0]
+
+
+def _is_state(value: Any, ends: tuple[str, ...] = ("",)) -> bool:
+    """Whether `value` is a dict with tensors in it whose names end so, or a wrapper round one."""
     waiting, seen = [value], set()
     while waiting:  # each dict once, however many others hold it
         inner = waiting.pop()
         if isinstance(inner, dict) and id(inner) not in seen:
             seen.add(id(inner))
-            if any(isinstance(v, Tensor) for v in inner.values()):
+            if any(isinstance(v, Tensor) and str(k).endswith(ends) for k, v in inner.items()):
                 return True
             waiting += inner.values()
     return False
@@ -313,10 +357,11 @@ def _is_state(value: Any) -> bool:
 def _named(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a state dict without the prefixes of wrapping modules."""
     tensors = {
-        PREFIXES.sub("", name): value
+        INNER.sub("", name): value
         for name, value in state.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
-    return tensors
+    bare = {PREFIXES.sub("", name): value for name, value in tensors.items()}
+    return bare if len(bare) == len(tensors) else tensors

@@ -1,7 +1,7 @@
 """Tells what a weights file holds: its format, its model, its classes, how it normalises images.
 
-`weight_files` opens the file and `weight_formats` gives the tensors our names; what remains is to
-find out what no tensor says: the normalisation, the names of the classes, the attention heads.
+`opening` gives the tensors, `ledger` those that count, `naming` gives them our names and `facts`
+decides what no tensor says: attention heads, epsilon, activation, the meaning of the answers.
 """
 
 import re
@@ -14,11 +14,28 @@ import torch
 from torch import Tensor
 
 from formats.checkpoints import check_version
-from formats.naming import convert, sizes_of
+from formats.fact_table import CONTAINERS, NORMALISATION
+from formats.facts import Decided, Source, class_names, decide
+from formats.ledger import (
+    check,
+    one_model,
+    refuse_relatives,
+    with_absent_biases,
+    with_one_head,
+    with_two_answers,
+)
+from formats.naming import check_complete, convert, known_heads, sizes_of
 from formats.opening import RawWeights, open_weights
 from imaging.preprocess import Preprocess
 from system.files import json_if_any, parse_json
-from vit_model import FAMILIES, VARIANTS, create_model, find_variant, kind_of
+from vit_model import (
+    FAMILIES,
+    VARIANTS,
+    VisionTransformer,
+    create_model,
+    find_variant,
+    kind_of,
+)
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_ASKED = 4  # times the numbers in a file that its sizes may ask for, heads and blocks left out
@@ -35,6 +52,11 @@ class WeightsFile:
     classes: the names of the head's classes, None where the file does not tell.
     preprocess: a dict for `Preprocess.from_dict`; only our own files have one.
     meta: epoch, metrics, version and such of our own checkpoints.
+    facts: what no tensor tells and how it was decided.
+    ignored: tensors that were left out, with the reason.
+    no_head: why the file's head cannot serve, None where it can or where there is none.
+    classes_from: where the names of the classes stand, or why none that stand there fit.
+    notes: what else a user should know of the reading, in sentences.
     """
 
     path: str
@@ -48,6 +70,11 @@ class WeightsFile:
     classes: list[str] | None = None
     preprocess: dict | None = None
     meta: dict = field(default_factory=dict)
+    facts: Decided = field(default_factory=Decided)
+    ignored: dict[str, str] = field(default_factory=dict)
+    no_head: str | None = None
+    classes_from: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -66,28 +93,51 @@ class WeightsFile:
             f"{config['depth']} blocks, {config['img_size']}-pixel images, {head})"
         )
 
+    @property
+    def assumptions(self) -> list[str]:
+        """A line on what is assumed because no file tells it, and the notes."""
+        assumed = ", ".join(f"{name} {value}" for name, value in self.facts.assumed.items())
+        return [f"assumed, for nothing tells: {assumed}"] * bool(assumed) + self.notes
 
-def read_weights(path: str | Path, model: str | None = None) -> WeightsFile:
+
+def read_weights(
+    path: str | Path,
+    model: str | None = None,
+    num_heads: int | None = None,
+    allow_partial: bool = False,
+) -> WeightsFile:
     """Returns what the file at `path` holds, of whatever format, recognised from its tensor names.
 
     model: the name of a variant, whose normalisation is assumed where the file tells nothing.
+    num_heads: the attention heads, whatever the file says of them.
+    allow_partial: leave unknown tensors out instead of refusing the file.
     Raises ValueError or FileNotFoundError, with one sentence that names the file.
     """
     path = Path(path)
     raw = open_weights(path)
     try:
-        if "config" in raw.extras or "config" in raw.metadata:
-            return _read_ours(path, raw)
-        return _read_foreign(path, raw, model)
+        if _is_ours(raw):
+            return _read_ours(path, raw, allow_partial)
+        return _read_foreign(path, raw, model, num_heads, allow_partial)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
 
 
-def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
+def _is_ours(raw: RawWeights) -> bool:
+    """Whether train.py or `save_weights` wrote it: others call other things `config`."""
+    told = raw.extras or raw.metadata
+    if "config" not in told or "preprocess" in told:
+        return "config" in told
+    config = told["config"] if raw.extras else _parsed(told["config"])
+    return "classes" in told and (not isinstance(config, dict) or "name" in config)
+
+
+def _read_ours(path: Path, raw: RawWeights, allow_partial: bool) -> WeightsFile:
     """Reads a checkpoint of train.py, or a .safetensors that `save_weights` wrote."""
     extras = raw.extras or {key: _parsed(text) for key, text in raw.metadata.items()}
     check_version(extras.get("version", 1))
-    config = checked_config(extras["config"], raw.tensors)
+    model = checked_model(extras["config"], raw.tensors)
+    config = model.config
     classes = checked_classes(extras.get("classes"), config)
     preprocess = extras.get("preprocess")
     mean, std = FAMILIES["half"]
@@ -95,6 +145,7 @@ def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
         checked = checked_preprocess(preprocess, config)
         mean, std = checked.mean, checked.std
     checked_metrics(extras.get("metrics"))
+    state, unknown = check(raw.tensors, model.state_dict().keys(), allow_partial)
     return WeightsFile(
         path=str(path),
         format="ours",
@@ -103,15 +154,22 @@ def _read_ours(path: Path, raw: RawWeights) -> WeightsFile:
         mean=mean,
         std=std,
         config=config,
-        state=raw.tensors,
+        state=state,
         classes=classes,
         preprocess=preprocess,
         meta={k: extras[k] for k in ("epoch", "metrics", "version", "args") if k in extras},
+        ignored=unknown,
+        classes_from="the checkpoint",
     )
 
 
 def checked_config(config: object, tensors: Mapping[str, Tensor]) -> dict:
-    """Returns the whole config of the model that `config` and its tensors describe.
+    """Returns the whole config of the model that `config` and its tensors describe."""
+    return checked_model(config, tensors).config
+
+
+def checked_model(config: object, tensors: Mapping[str, Tensor]) -> VisionTransformer:
+    """Returns the model that `config` and its tensors describe, without memory for its numbers.
 
     Raises ValueError, worded to follow a file's name, where the one contradicts the others. Nothing
     of the size that they claim is allocated.
@@ -133,7 +191,12 @@ def checked_config(config: object, tensors: Mapping[str, Tensor]) -> dict:
             f"is no complete Vision Transformer: it holds {stored:,} of the {asked:,} numbers that "
             f"its sizes ask for"
         )
-    return model.config
+    if model.sizes.in_chans != 3:
+        raise ValueError(
+            f"takes images of {model.sizes.in_chans} channels, and photos here have three (red, "
+            f"green, blue)"
+        )
+    return model
 
 
 def _check_tensor(name: str, value: Tensor, shape: torch.Size) -> None:
@@ -180,32 +243,93 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _read_foreign(path: Path, raw: RawWeights, model: str | None) -> WeightsFile:
+def _read_foreign(
+    path: Path, raw: RawWeights, model: str | None, num_heads: int | None, allow_partial: bool
+) -> WeightsFile:
     try:
-        name, state = convert(raw.tensors)
-        sizes = sizes_of(state)
+        tensors, harmless = one_model(raw.tensors)
+        format_name, state = convert(tensors, harmless)
+        state, no_head = _made_ours(state, allow_partial)
+        levels, notes = _levels(path, raw, *_width_and_depth(state))
+        facts = decide(levels, format_name, "head.weight" in state)
+        if _length(state, "head.weight") == 1:
+            state = with_two_answers(state)
+            facts.values["answers"] = "softmax"  # of (0, logit), which is the sigmoid
+            notes.append("its head gives one logit: a yes or no, the sigmoid of it the yes")
+        sizes = sizes_of(state, facts.values.get("no_embed_class"))
     except (KeyError, IndexError, RuntimeError) as error:  # of tensors that others lack or misshape
         raise ValueError(f"has tensors that do not fit together ({error})") from None
-    beside = _sidecars(path, sizes["embed_dim"])
-    if beside.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"has {beside['hidden_act']} activations; only gelu is supported")
-    if "num_attention_heads" in beside:
-        sizes["num_heads"] = beside["num_attention_heads"]
-    mean, std, reason = _normalisation(path, name, sizes, raw.metadata, beside, model)
+    no_head = no_head or _no_classes(facts)
+    sizes |= _told_sizes(num_heads, facts, sizes)
+    mean, std, reason = _normalisation(path, format_name, sizes, facts, model)
     family = _family_of(mean, std)
     config = {"name": variant_like(sizes, family), **sizes}
-    checked_config(config, state)
+    known = checked_model(config, state).state_dict().keys()
+    state, unknown = check(state, known, allow_partial)
+    classes, classes_from = class_names(levels, sizes["num_classes"])
     return WeightsFile(
         path=str(path),
-        format=name,
+        format=format_name,
         family=family,
         family_reason=reason,
         mean=mean,
         std=std,
         config=config,
         state=state,
-        classes=_class_names(beside, sizes["num_classes"]),
+        classes=classes,
+        facts=facts,
+        ignored=harmless | unknown,
+        no_head=no_head,
+        classes_from=classes_from,
+        notes=notes,
     )
+
+
+def _made_ours(state: dict[str, Tensor], allow_partial: bool) -> tuple[dict, str | None]:
+    """Returns the state with every linear map whole and one head, and why that cannot serve."""
+    check_complete(state)
+    if not allow_partial:
+        refuse_relatives(state)
+    width, depth = _width_and_depth(state)
+    return with_one_head(with_absent_biases(state, depth), width)
+
+
+def _length(state: Mapping[str, Tensor], name: str) -> int:
+    return len(state[name]) if name in state else 0
+
+
+def _width_and_depth(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    blocks = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
+    return state["cls_token"].shape[-1], 1 + max(blocks)
+
+
+def _no_classes(facts: Decided) -> str | None:
+    if facts.values.get("answers") == "regression":
+        return f"its answers are numbers, not classes: {facts.told['answers']}"
+    return None
+
+
+def _told_sizes(num_heads: int | None, facts: Decided, sizes: Mapping[str, Any]) -> dict:
+    """Returns the fields of `ViTConfig` that no shape tells."""
+    answers = "sigmoid" if facts.values.get("answers") == "sigmoid" else "softmax"
+    heads = _heads(num_heads, facts, sizes)
+    return {"norm_eps": facts.values["norm_eps"], "answers": answers, "num_heads": heads}
+
+
+def _heads(typed: int | None, facts: Decided, sizes: Mapping[str, Any]) -> int:
+    """Returns the attention heads: those typed, told, known of this width and depth, or 64 wide."""
+    name, told = "attention heads", facts.told.get("attention heads")
+    if typed is not None:
+        facts.told[name] = f"{typed} (--num-heads)"
+        return typed
+    if told is not None:
+        return facts.values["num_heads"]
+    if known_heads(sizes["embed_dim"], sizes["depth"]):
+        facts.told[name] = f"{sizes['num_heads']} (as in known models of this width and depth)"
+    else:
+        how = "64 wide; pretrained.py FILE --num-heads N --save OUT overrules it"
+        facts.assumed = {name: f"{sizes['num_heads']} ({how})"} | facts.assumed
+    return sizes["num_heads"]
 
 
 def variant_like(sizes: dict, family: str) -> str:
@@ -235,36 +359,56 @@ def _family_of(mean: Iterable[float], std: Iterable[float]) -> str:
     return "custom"
 
 
-def _sidecars(path: Path, width: int) -> dict:
-    """Returns what config.json and preprocessor_config.json beside the file say, merged.
+WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".npz"}
+BESIDE = ("config.json", "preprocessor_config.json")
 
-    They describe the usual names of the hubs, or the only weights file of a folder; a config of
-    another width belongs to something else.
+
+def _levels(
+    path: Path, raw: RawWeights, width: int, depth: int
+) -> tuple[list[list[Source]], list[str]]:
+    """Returns what is stated in the file, beside it and by its name, and notes on what is not read.
+
+    Configs beside it describe the usual names of the hubs, or the only weights file of a folder;
+    one of another width or depth belongs to something else.
     """
-    suffixes = {".safetensors", ".bin", ".pth", ".pt", ".npz"}
-    alone = sum(other.suffix in suffixes for other in path.parent.iterdir()) == 1
-    if not alone and path.stem not in ("model", "pytorch_model"):
-        return {}
-    config = json_if_any(path.with_name("config.json"))
-    config = config if isinstance(config, dict) else {}
-    if config.get("hidden_size", config.get("num_features", width)) != width:
-        return {}
-    more = config.get("pretrained_cfg"), json_if_any(path.with_name("preprocessor_config.json"))
-    merged = dict(config)
-    for said in more:
-        merged |= said if isinstance(said, dict) else {}
-    # Hugging Face says image_mean, timm mean.
-    return merged | {k: merged[f"image_{k}"] for k in ("mean", "std") if f"image_{k}" in merged}
+    inside = Source.of("the file itself", raw.extras | raw.metadata)
+    stated = {name: json_if_any(path.with_name(name)) for name in BESIDE}
+    there = [name for name in BESIDE if path.with_name(name).exists()]
+    notes = [
+        f"{name} beside it cannot be read and counts for nothing"
+        for name in there
+        if not isinstance(stated[name], dict)
+    ]
+    stated = {name: said for name, said in stated.items() if isinstance(said, dict)}
+    config = stated.get("config.json", {})
+    alone = sum(other.suffix in WEIGHTS for other in path.parent.iterdir()) == 1
+    if stated and not alone and path.stem not in ("model", "pytorch_model"):
+        notes.append(f"{', '.join(stated)} beside it: not believed, as other weights lie there")
+        stated = {}
+    elif not _describes(config, width, depth):
+        notes.append("config.json beside it: not believed, for it has another width or depth")
+        stated = {}
+    beside = [Source.of(f"{name} beside the file", said) for name, said in stated.items()]
+    return [[inside], beside, [Source.of_file_name(path)]], notes
 
 
-def _normalisation(path: Path, format_name, sizes, metadata, beside, model) -> tuple:
+def _describes(config: Mapping, width: int, depth: int) -> bool:
+    """Whether a config can be that of a model so wide and deep."""
+    flat = dict(config)
+    for key in CONTAINERS:
+        flat |= config[key] if isinstance(config.get(key), dict) else {}
+    widths = [flat[key] for key in ("hidden_size", "embed_dim", "num_features") if key in flat]
+    depths = [flat[key] for key in ("num_hidden_layers", "depth") if key in flat]
+    return set(map(str, widths)) <= {str(width)} and set(map(str, depths)) <= {str(depth)}
+
+
+def _normalisation(path: Path, format_name, sizes, facts: Decided, model) -> tuple:
     """Returns (mean, std, how it was found); the first witness that tells anything decides."""
-    for source, said in (("the config beside the file", beside), ("its metadata", metadata)):
-        if "mean" in said and "std" in said:
-            values = (_parsed(v) if isinstance(v, str) else v for v in (said["mean"], said["std"]))
-            said = dict(zip(("mean", "std"), values, strict=True))
-            preprocess = Preprocess.from_dict(said)
-            return preprocess.mean, preprocess.std, f"{source} says so"
+    if "mean" in facts.values and "std" in facts.values:
+        said = {key: facts.values[key] for key in ("mean", "std")}
+        preprocess = Preprocess.from_dict(said)
+        whence = re.search(r"\((.*)\)$", facts.told["mean"])[1]
+        return preprocess.mean, preprocess.std, f"{whence} says so"
     if format_name == "torchvision":
         return *FAMILIES["imagenet"], "it is in torchvision's format"
     if format_name == "DINOv2" or sizes["init_values"] is not None:
@@ -273,21 +417,11 @@ def _normalisation(path: Path, format_name, sizes, metadata, beside, model) -> t
         return *FAMILIES["imagenet"], "it has DeiT's distillation token"
     if format_name == "Google npz":
         return *FAMILIES["half"], "it is in Google's format"
-    name = path.name.lower()
-    if found := re.search(r"deit|dino|mae|vit_[blh]_\d\d-", name):
-        return *FAMILIES["imagenet"], f"its name has {found[0]!r}"
-    if found := re.search(r"augreg|i?n?21k|jx_vit|google|vit_\w+_patch", name):
-        return *FAMILIES["half"], f"its name has {found[0]!r}"
+    for pattern, family in NORMALISATION:
+        for name in (*facts.names, path.name.lower()):
+            if found := re.search(pattern, name):
+                return *FAMILIES[family], f"its name has {found[0]!r}"
     if model is not None:
         return *FAMILIES[find_variant(model).family], f"--model is {model}"
+    facts.assumed["normalisation"] = "0.5 (--mean and --std of train.py overrule it)"
     return *FAMILIES["half"], "nothing tells, so 0.5 is assumed; --mean and --std overrule it"
-
-
-def _class_names(beside: dict, num_classes: int) -> list[str] | None:
-    """Returns the class names of a Hugging Face or timm config, None where it has none."""
-    names = beside.get("id2label") or beside.get("label_names")
-    if isinstance(names, dict):
-        names = [names.get(str(i), f"LABEL_{i}") for i in range(num_classes)]
-    if not isinstance(names, list) or len(names) != num_classes or "LABEL_0" in names:
-        return None
-    return [str(name) for name in names]

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
 from formats.reading import checked_classes, checked_metrics, checked_preprocess
 from imaging.preprocess import Preprocess
-from pretrained import LoadedModel, class_names, load_model
+from pretrained import LoadedModel, load_model
 from system.files import parse_json
 from vit_model import kind_of
 
@@ -31,13 +30,19 @@ class Classifier:
     preprocess: Preprocess
     facts: dict
     model: nn.Module | None = None  # None for an exported file
+    notes: Sequence[str] = ()  # what was assumed, and whence the names of nameless classes
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> "Classifier":
         """The classifier in a checkpoint."""
         model = loaded.model.eval()
         facts = loaded.weights.meta | {"config": model.config}
-        return cls(model, loaded.classes, loaded.preprocess, facts, model)
+        return cls(model, loaded.classes, loaded.preprocess, facts, model, loaded.notes)
+
+    @property
+    def answers(self) -> str:
+        """What the logits mean: "softmax" for one class of all, "sigmoid" for each by itself."""
+        return (self.facts.get("config") or {}).get("answers", "softmax")
 
     def computing_with(self, forward: Callable[[Tensor], Tensor]) -> "Classifier":
         """The same classes and photos for another way to compute the logits."""
@@ -64,18 +69,17 @@ def newest_checkpoint(folder: str = "weights") -> str:
     return str(found[-1])
 
 
-def open_classifier(path: str, class_indices: str | None, device: torch.device) -> Classifier:
+def open_classifier(
+    path: str, class_indices: str | None, device: torch.device, data_classes: Sequence[str] = ()
+) -> Classifier:
     """Loads a checkpoint of any format, or an .onnx that export.py wrote.
 
-    class_indices: names for weights that hold none; None takes the file that train.py leaves in the
-        current folder, if it names as many classes.
+    class_indices: names for weights that hold none; without it, and with data_classes, see
+        `pretrained.head_classes`.
     """
     if path.lower().endswith(EXPORTED):
         return open_exported(path)
-    loaded = load_model(path, class_indices=class_indices, device=device)
-    if class_indices is None and not loaded.weights.classes:
-        with suppress(ValueError, OSError):
-            loaded = replace(loaded, classes=class_names("class_indices.json", loaded.weights))
+    loaded = load_model(path, class_indices, device, data_classes, names_here=True)
     return Classifier.of(loaded)
 
 

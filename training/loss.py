@@ -10,11 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from pretrained import LoadedModel, load_model
+
 
 def class_weights(labels: list[int], num_classes: int) -> Tensor:
     """Returns weights inverse to each class's frequency, with mean 1 over the samples."""
     counts = torch.bincount(torch.tensor(labels), minlength=num_classes).clamp(min=1).float()
     return len(labels) / (num_classes * counts)
+
+
+def load_teacher(path: str) -> LoadedModel:
+    """Returns the model that --teacher names; raises ValueError where its answers teach nothing."""
+    loaded = load_model(path)
+    if loaded.model.sizes.answers != "softmax":
+        raise ValueError(f"--teacher {path} gives a yes or no for each class, not one class of all")
+    return loaded
 
 
 class Teacher(nn.Module):
