@@ -199,7 +199,7 @@ def check_still_there(data: DataSplit, options: Options) -> None:
     flags = "--data-path" + (" and --val-path" if options.val_path else "")
     roots = " and ".join(map(printable, options.data_roots))
     raise FileNotFoundError(
-        f"{len(gone)} of the run's {len(paths)} photos are not below {roots}, for instance "
+        f"{len(gone)} of the run's {len(paths)} photos are gone from {roots}, for instance "
         f"{printable(gone[0])}: if they moved, resume with {flags} where all of them are now; else "
         f"put them back, or start a new run"
     )

@@ -34,7 +34,7 @@ def test_a_run_goes_on_where_its_data_lie_now(run, tmp_path):
 
     status, _, err = run("--resume", "run", "--epochs", 2)
     assert status == 2
-    assert f"photos are not below {photos}, for instance {photos}" in err
+    assert f"photos are gone from {photos}, for instance {photos}" in err
     assert "if they moved, resume with --data-path where all of them are now" in err
     assert Path("run/last.pth").read_bytes() == before
 
