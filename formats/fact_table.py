@@ -130,14 +130,15 @@ FACTS = (
     Fact(
         "answers",
         ("problem_type", "multi_label", "multilabel"),
-        takes=("single_label_classification", "multi_label_classification", True, False),
+        takes=(
+            "single_label_classification", "multi_label_classification", "regression", True, False,
+        ),
         sets="answers",
         means={
             "single_label_classification": "softmax", False: "softmax",
             "multi_label_classification": "sigmoid", True: "sigmoid",
         },
         default={"": "softmax"},
-        headless=("regression",),
     ),
     Fact("rescaling of pixels", ("do_rescale",), YES),
     Fact("scale of pixels", ("rescale_factor",), (1 / 255, 0.00392156862745098, 0.003921568627451)),

@@ -80,21 +80,28 @@ def _parsed(text: str) -> Any:
 class Decided:
     """values: of fields (num_heads, mean ...). told, assumed: facts in words, with whence.
 
-    names: of the model, as stated. ignored: keys that no table names, by place.
+    names: of the model, as stated. ignored: keys that no table names, by place. not_followed: in
+    words, what our model cannot do.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
     assumed: dict[str, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    not_followed: list[str] = field(default_factory=list)
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
-def decide(levels: Sequence[Sequence[Source]], format_name: str, has_head: bool) -> Decided:
+def decide(
+    levels: Sequence[Sequence[Source]],
+    format_name: str,
+    has_head: bool,
+    allow_partial: bool = False,
+) -> Decided:
     """Returns what is believed of each fact, the first level that tells it deciding.
 
     Raises ValueError, worded to follow a file's name, for contradictions within a level and for
-    values that our model cannot follow.
+    values that our model cannot follow, which `allow_partial` lists instead.
     """
     found: dict[str, tuple[Any, str]] = {}  # fact -> (value, whence)
     for level in levels:
@@ -105,7 +112,10 @@ def decide(levels: Sequence[Sequence[Source]], format_name: str, has_head: bool)
     decided = Decided(names=_names_of_model(levels), ignored=_ignored(levels))
     for fact in FACTS:
         if fact.name in found:
-            _follow(fact, *found[fact.name], has_head, decided)
+            refusal = _follow(fact, *found[fact.name], has_head, decided)
+            if refusal and not allow_partial:
+                raise ValueError(f"has {refusal}; train.py --allow-partial trains without it")
+            decided.not_followed += [refusal] * bool(refusal)
         elif fact.default:
             value = fact.default.get(format_name, fact.default[""])
             decided.assumed[fact.name] = f"{value:g}" if isinstance(value, float) else value
@@ -186,21 +196,18 @@ def _told_by_name(name: str, whence: str, must_be_known: bool) -> dict[str, tupl
     return {fact: (value, whence) for fact, value in told.items()}
 
 
-def _follow(fact: Fact, value: Any, whence: str, has_head: bool, decided: Decided) -> None:
-    """Takes a value that is told, or raises ValueError where our model cannot follow it."""
+def _follow(fact: Fact, value: Any, whence: str, has_head: bool, decided: Decided) -> str | None:
+    """Takes a value that is told, or returns in words that our model cannot follow it."""
     value = _lower(value)
     taken = (*fact.takes, *(() if has_head else fact.headless))
     sides = isinstance(value, list | tuple) and fact.square and len(set(map(str, value))) > 1
     if sides or (fact.takes and not _is_among(value, taken)):
-        others = sorted({t for t in fact.takes if isinstance(t, str) and t and t != "no"})
-        only = f" (only {', '.join(others)})" if 0 < len(others) < 4 else ""
-        raise ValueError(
-            f"has {fact.name}: {_short(value)} ({whence}), which is not supported{only}"
-        )
+        return f"{fact.name}: {_short(value)} ({whence}), which is not supported"
     decided.told[fact.name] = f"{_short(value)} ({whence})"
     if fact.sets and not (fact.takes and _is_among(value, fact.headless)):
         key = value if isinstance(value, str | bool | int | float) else None
         decided.values[fact.sets] = fact.means.get(key, value)
+    return None
 
 
 def _is_among(value: Any, values: tuple) -> bool:

@@ -117,7 +117,10 @@ def _join_qkv(state: State) -> State:
     joined = {k: v for k, v in state.items() if not re.search(r"\.attn\.(query|key|value)\.", k)}
     for key in state:
         if ".attn.query." in key:
-            parts = [state[key.replace("query", part)] for part in QKV]
+            names = [key.replace("query", part) for part in QKV]
+            if not all(name in state for name in names):
+                raise ValueError(f"has {key} without the same of keys and values")
+            parts = [state[name] for name in names]
             joined[key.replace("query", "qkv")] = torch.cat(parts)
     return joined
 

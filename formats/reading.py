@@ -249,10 +249,11 @@ def _read_foreign(
     try:
         tensors, harmless = one_model(raw.tensors)
         format_name, state = convert(tensors, harmless)
+        levels, notes = _levels(path, raw, state)
+        facts = decide(levels, format_name, any("head" in n for n in state), allow_partial)
+        notes += facts.not_followed
         state, no_head = _made_ours(state, allow_partial)
-        levels, notes = _levels(path, raw, *_width_and_depth(state))
-        facts = decide(levels, format_name, "head.weight" in state)
-        if _length(state, "head.weight") == 1:
+        if _length(state, "head.weight") == 1 and not _no_classes(facts):
             state = with_two_answers(state)
             facts.values["answers"] = "softmax"  # of (0, logit), which is the sigmoid
             notes.append("its head gives one logit: a yes or no, the sigmoid of it the yes")
@@ -299,8 +300,10 @@ def _length(state: Mapping[str, Tensor], name: str) -> int:
 
 
 def _width_and_depth(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Returns both, 0 where no tensor tells."""
     blocks = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
-    return state["cls_token"].shape[-1], 1 + max(blocks)
+    width = state["cls_token"].shape[-1] if "cls_token" in state else 0
+    return width, 1 + max(blocks, default=-1)
 
 
 def _no_classes(facts: Decided) -> str | None:
@@ -364,7 +367,7 @@ BESIDE = ("config.json", "preprocessor_config.json")
 
 
 def _levels(
-    path: Path, raw: RawWeights, width: int, depth: int
+    path: Path, raw: RawWeights, state: Mapping[str, Tensor]
 ) -> tuple[list[list[Source]], list[str]]:
     """Returns what is stated in the file, beside it and by its name, and notes on what is not read.
 
@@ -385,7 +388,7 @@ def _levels(
     if stated and not alone and path.stem not in ("model", "pytorch_model"):
         notes.append(f"{', '.join(stated)} beside it: not believed, as other weights lie there")
         stated = {}
-    elif not _describes(config, width, depth):
+    elif not _describes(config, *_width_and_depth(state)):
         notes.append("config.json beside it: not believed, for it has another width or depth")
         stated = {}
     beside = [Source.of(f"{name} beside the file", said) for name, said in stated.items()]
@@ -399,7 +402,8 @@ def _describes(config: Mapping, width: int, depth: int) -> bool:
         flat |= config[key] if isinstance(config.get(key), dict) else {}
     widths = [flat[key] for key in ("hidden_size", "embed_dim", "num_features") if key in flat]
     depths = [flat[key] for key in ("num_hidden_layers", "depth") if key in flat]
-    return set(map(str, widths)) <= {str(width)} and set(map(str, depths)) <= {str(depth)}
+    same = set(map(str, widths)) <= {str(width)} or not width
+    return same and (set(map(str, depths)) <= {str(depth)} or not depth)
 
 
 def _normalisation(path: Path, format_name, sizes, facts: Decided, model) -> tuple:
