@@ -198,7 +198,8 @@ class ChunkedSplines(Splines):
         scales = scaler is not None and (wanted.spline or wanted.second)
         # Not empty_like, which would keep the strides of something transposed.
         grad_x = x.new_empty(x.shape) if wanted.x else None
-        grad_weight = weight.new_empty(weight.shape) if wanted.spline or scales else None
+        new = weight.new_empty if len(x) else weight.new_zeros
+        grad_weight = new(weight.shape) if wanted.spline or scales else None
         grad_scaler = scaler.new_empty(scaler.shape) if scales and wanted.second else None
         for features, rows in self._chunks(x):
             columns = self.scaled(weight, scaler, features)

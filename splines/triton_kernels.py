@@ -8,6 +8,7 @@ the number of bases, rounded up to a power of two. GRID (curves, COUNT + ORDER +
 of which SIZE neighbouring features share a row.
 """
 
+# ruff: noqa: RUF005 -- Triton compiles (*t, x) in none of its versions
 import triton
 import triton.language as tl
 
@@ -26,8 +27,10 @@ def product(a, b, c):
     return tl.dot(a, b, c, input_precision="ieee")
 
 
-# Whether Triton's interpreter runs the kernels, which is decided as they are made.
+# Whether Triton's interpreter runs the kernels, which is decided as they are made; and whether
+# Triton's own functions, which they call, were made otherwise.
 INTERPRETED = tl.constexpr(not isinstance(product, triton.JITFunction))
+TOO_LATE = INTERPRETED.value == isinstance(tl.sum, triton.JITFunction)
 
 
 # --- the base function ---------------------------------------------------------------------------
@@ -94,19 +97,27 @@ def over(a, b):
 
 
 @triton.jit
-def recursion(w, T, there, high, P: tl.constexpr):
-    """The basis of order P on the knots from T on, at w (The NURBS Book, eq. 2.5)."""
-    first, last = tl.load(T, there, 0.0), tl.load(T + P + 1, there, 0.0)
-    if P == 0:
+def recursion(w, T, there, high, ORDER: tl.constexpr):
+    """Value and slope at w of the basis whose knots begin at T (The NURBS Book, eq. 2.5)."""
+    t, n = (), ()
+    for r in tl.static_range(ORDER + 2):
+        t = t + (tl.load(T + r, there, 0.0),)
+    for r in tl.static_range(ORDER + 1):
         # The last cell has both its ends.
-        y = ((w >= first) & (w < last) & (w < high)) | (
-            (w >= high) & (last >= high) & (first < high)
-        )
-        return tl.where(w == w, y.to(tl.float32), w)
-    else:
-        second, before = tl.load(T + 1, there, 0.0), tl.load(T + P, there, 0.0)
-        left = over(w - first, before - first) * recursion(w, T, there, high, P - 1)
-        return left + over(last - w, last - second) * recursion(w, T + 1, there, high, P - 1)
+        inner = (w >= t[r]) & (w < t[r + 1]) & (w < high)
+        inner = inner | ((w >= high) & (t[r + 1] >= high) & (t[r] < high))
+        n = n + (tl.where(w == w, inner.to(tl.float32), w),)
+    slope = tl.zeros_like(n[0])
+    for p in tl.static_range(1, ORDER + 1):
+        q, m = (), ()
+        for r in tl.static_range(ORDER + 2 - p):
+            q = q + (over(n[r], t[r + p] - t[r]),)
+        for r in tl.static_range(ORDER + 1 - p):
+            m = m + ((w - t[r]) * q[r] + (t[r + p + 1] - w) * q[r + 1],)
+        if p == ORDER:
+            slope = ORDER * (q[0] - q[1])
+        n = m
+    return n[0], slope
 
 
 @triton.jit
@@ -157,15 +168,7 @@ def bases_at(
         value, slope = tl.where(there, value, 0.0), tl.where(there, slope * inverse, 0.0)
         value = tl.where(w == w, value, w)
     else:
-        T = C + k
-        value = recursion(w, T, there, high, ORDER)
-        slope = tl.zeros_like(value)
-        if ORDER > 0:
-            first, before = tl.load(T, there, 0.0), tl.load(T + ORDER, there, 0.0)
-            second, last = tl.load(T + 1, there, 0.0), tl.load(T + ORDER + 1, there, 0.0)
-            slope = over(recursion(w, T, there, high, ORDER - 1), before - first)
-            slope -= over(recursion(w, T + 1, there, high, ORDER - 1), last - second)
-            slope *= ORDER
+        value, slope = recursion(w, C + k, there, high, ORDER)
     if OUTSIDE == LINEAR:
         value += beyond(x, w) * slope
     else:

@@ -75,8 +75,11 @@ def obstacle(x: Tensor, order: int, dtype: torch.dtype) -> str | None:
             return f"they do not know {kind}"
     if isinstance(found := kernels(), str):
         return found
+    at_start = "TRITON_INTERPRET=1 from the start of the program"
+    if found.TOO_LATE:
+        return f"Triton was imported before TRITON_INTERPRET was set; they need {at_start}"
     if x.device.type not in GPUS and not interpreted():
-        return f"a tensor on {x.device.type} needs TRITON_INTERPRET=1 from the start of the program"
+        return f"a tensor on {x.device.type} needs {at_start}"
     return broken.get(x.device)
 
 
@@ -206,7 +209,7 @@ class TritonSplines(ChunkedSplines):
         return torch.cat([base.weight.to(self.dtype), up.to(self.dtype)], 1)
 
     def _narrow(self, x: Tensor, weight: Tensor, z: Tensor, h: Tensor | None, base) -> None:
-        x, tile = self._rows(x), self._tile(4096, least_rows=16)
+        x, tile = self._rows(x), self._tile(4096 if self.uniform else 2048, least_rows=16)
         active, code = self._active(x, base)
         down = weight.to(self.dtype).contiguous()
         to = z if h is None else h

@@ -1,5 +1,6 @@
 """What every test shares: the project on the path, quiet threads, small photo folders."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,8 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+if not torch.cuda.is_available():  # kernels for GPUs then run on the CPU (tests/test_triton.py)
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+def pytest_configure(config):
+    """`pytest -k triton` runs the slow ones, too."""
+    if "triton" in config.option.keyword and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
 
 
 @pytest.fixture(autouse=True)
