@@ -49,7 +49,6 @@ SIZES = {
     "reg_tokens": (0, 65536),
     "kan_grid": (1, 1000),
     "kan_order": (0, 10),
-    "kan_groups": (1, 65536),
 }
 
 
@@ -215,7 +214,7 @@ class ViTConfig:
     kan_grid: int = 5
     kan_order: int = 3
     kan_range: str | tuple[float, float] = "auto"
-    kan_groups: int = 8
+    kan_groups: int | str = 8
 
     def __post_init__(self) -> None:
         for field, (low, high) in SIZES.items():
@@ -224,6 +223,8 @@ class ViTConfig:
             self._require_whole("representation_size", 0, 65536)
         if self.kan_rank not in (None, "full"):
             self._require_whole("kan_rank", 1, 65536)
+        if self.kan_groups != "feature":
+            self._require_whole("kan_groups", 1, 65536, "feature or ")
         if self.kan_hidden not in ("full", "match"):
             self._require_whole("kan_hidden", 1, 2**20, "full, match or ")
         for field in ("qkv_bias", "distilled", "no_embed_class", "dist_head"):

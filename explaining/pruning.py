@@ -109,7 +109,7 @@ def units_to_keep(model: VisionTransformer, importance: list[Tensor], share: flo
     """
     kept = []
     for block, values in zip(model.blocks, importance, strict=True):
-        groups = getattr(block.mlp.fc2, "groups", 1)
+        groups = 1 if spline_per_unit(block.mlp.fc2) else block.mlp.fc2.groups
         by_group = values.view(groups, -1)
         count = max(1, round(by_group.shape[1] * (1 - share)))
         best = by_group.topk(count).indices.sort().values  # (groups, count)
@@ -122,18 +122,25 @@ def pruned_state(model: VisionTransformer, kept: list[Tensor]) -> dict[str, Tens
     """The state dict with only the units `kept` in each block."""
     state = dict(model.state_dict())
     for n, (block, keep) in enumerate(zip(model.blocks, kept, strict=True)):
-        per_unit = not isinstance(block.mlp.fc2, GroupKANLinear)
+        grouped = isinstance(block.mlp.fc2, GroupKANLinear)
         first, second = f"blocks.{n}.mlp.fc1.", f"blocks.{n}.mlp.fc2."
         for name in ("weight", "base_weight", "bias", "spline_weight", "spline_up"):
             # A group's spline belongs to inputs of fc1, which stay as they are.
-            if first + name in state and (per_unit or not name.startswith("spline")):
+            if first + name in state and not (grouped and name.startswith("spline")):
                 state[first + name] = state[first + name][keep]
         for name in ("weight", "base_weight", "spline_weight", "spline_down"):
-            if second + name in state and (per_unit or not name.startswith("spline")):
+            if second + name in state and not (grouped and name.startswith("spline")):
                 state[second + name] = state[second + name][:, keep]
-        if per_unit and second + "grid" in state:
-            state[second + "grid"] = state[second + "grid"][keep]
+        if spline_per_unit(block.mlp.fc2):
+            for name in ("grid", "spline_weight") if grouped else ("grid",):
+                if second + name in state:
+                    state[second + name] = state[second + name][keep]
     return state
+
+
+def spline_per_unit(layer: nn.Module) -> bool:
+    """Whether no two inputs of a block's second layer share a spline."""
+    return not isinstance(layer, GroupKANLinear) or layer.groups == layer.in_features
 
 
 def prune(model: VisionTransformer, images: Tensor, share: float) -> VisionTransformer:

@@ -269,6 +269,10 @@ def _kan_sizes(state: State, depth: int) -> dict:
     rows, knots = state[f"{layer}grid"].flatten(1).shape
     order = knots - splines.shape[-1] - 1
     grouped = splines.ndim == 2  # one spline for each group: (groups, coefficients)
+    second = f"blocks.{blocks[0]}.mlp.fc2."
+    inputs = (state[f"{at}base_weight"].shape[1] for at in (layer, second))
+    if all(len(state[f"{at}grid"]) == n for at, n in zip((layer, second), inputs, strict=True)):
+        rows = "feature"
     return {
         "mlp": "gkan" if grouped else "kan",
         "kan_blocks": blocks,

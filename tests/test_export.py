@@ -23,6 +23,7 @@ KINDS = {
     "kan": {"mlp": "kan"},
     "low rank": {"mlp": "kan", "kan_rank": 3, "kan_blocks": "last:1"},
     "gkan": {"mlp": "gkan", "kan_groups": 4},
+    "features": {"mlp": "gkan", "kan_groups": "feature", "kan_blocks": "last:1"},
 }
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import vit_model
+from formats.naming import sizes_of
 from pretrained import gmacs, model_table
 from vit.mlps import KanMlp, Mlp, matching_hidden, parse_blocks
 from vit_model import VARIANTS, DropPath, ViTConfig, create_model
@@ -62,16 +63,36 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones():
         create_model("vit_bse_patch16_224")
 
 
-@pytest.mark.parametrize("mlp", ["mlp", "kan", "gkan"])
-def test_config_rebuilds_the_model(mlp):
+@pytest.mark.parametrize(
+    ("mlp", "groups"), [("mlp", 4), ("kan", 4), ("gkan", 4), ("gkan", "feature")]
+)
+def test_config_rebuilds_the_model(mlp, groups):
     sizes = {"mlp_hidden": [24, 32, 40], "reg_tokens": 2, "distilled": True}
-    model = small(mlp=mlp, kan_blocks="0,2", kan_groups=4, **sizes)
+    model = small(mlp=mlp, kan_blocks="0,2", kan_groups=groups, **sizes)
     again = create_model(**model.config)
     assert again.config == model.config
     again.load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize("options", [{}, {"kan_rank": 3}, {"mlp": "gkan", "kan_groups": 4}])
+@pytest.mark.parametrize("groups", [0, "features", 5.0, True])
+def test_a_number_of_groups_that_means_nothing_is_refused(groups):
+    with pytest.raises(ValueError, match="kan_groups must be feature or at least 1"):
+        small(mlp="gkan", kan_groups=groups)
+
+
+def test_a_spline_for_each_feature_is_told_by_the_tensors():
+    model = small(mlp="gkan", kan_groups="feature", kan_blocks="1,2")
+    assert [len(layer.grid) for layer in (model.blocks[1].mlp.fc1, model.blocks[1].mlp.fc2)] == [
+        model.embed_dim,
+        model.blocks[1].mlp.fc2.in_features,
+    ]
+    assert sizes_of(model.state_dict())["kan_groups"] == "feature"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kan_rank": 3}, *({"mlp": "gkan", "kan_groups": n} for n in (4, "feature"))],
+)
 def test_a_new_kan_block_computes_what_the_mlp_does(options):
     kan = small(**{"mlp": "kan"} | options).eval()
     mlp = small().eval()

@@ -41,7 +41,10 @@ class KanMlp(nn.Module):
 
 
 def kan_layer(in_features, out_features, base, *, kind, rank, groups, grid, order, grid_range):
-    """Returns a KANLinear (kind "kan") or GroupKANLinear ("gkan") whose splines are zero."""
+    """Returns a KANLinear (kind "kan") or GroupKANLinear ("gkan") whose splines are zero.
+
+    groups: how many splines a GroupKANLinear has, or "feature": one for each of its inputs.
+    """
     # Beyond the range splines go on straight instead of vanishing: activations move in training.
     shared = {
         "grid_size": grid,
@@ -53,6 +56,7 @@ def kan_layer(in_features, out_features, base, *, kind, rank, groups, grid, orde
         "outside": "linear",
     }
     if kind == "gkan":
+        groups = in_features if groups == "feature" else groups
         return GroupKANLinear(in_features, out_features, groups=groups, **shared)
     # One scale per edge next to its coefficients would be a second handle on the same numbers.
     return KANLinear(
@@ -72,7 +76,8 @@ def matching_hidden(dim: int, hidden: int, **kan) -> int:
 
     with torch.device("meta"):  # counting needs no memory
         target = parameters(Mlp(dim, hidden))
-        unit = kan["groups"] if kan["kind"] == "gkan" else 1
+        in_groups = kan["kind"] == "gkan" and kan["groups"] != "feature"
+        unit = kan["groups"] if in_groups else 1
         small, large = (parameters(KanMlp(dim, n * unit, **kan)) for n in (1, 2))
     per_unit = large - small  # the count is linear in the width
     return unit * max(1, round((target - small) / per_unit) + 1)

@@ -22,6 +22,7 @@ KINDS = [
     {"mlp": "kan"},
     {"mlp": "kan", "kan_rank": 4, "kan_blocks": "last:2"},
     {"mlp": "gkan", "kan_groups": 4},
+    {"mlp": "gkan", "kan_groups": "feature"},
 ]
 KAN_KINDS = KINDS[1:]
 
