@@ -52,8 +52,12 @@ class LoadedModel:
     @property
     def notes(self) -> list[str]:
         """What a user should know: what was assumed, whence the classes where the file has none."""
-        whence = [] if self.weights.classes else [f"class names: {self.classes_from}"]
-        return self.weights.assumptions + whence
+        notes = list(self.weights.assumptions)
+        if self.model.sizes.answers == "sigmoid":
+            notes.append("each class has a probability of its own: several may be true, or none")
+        if not self.weights.classes:
+            notes.append(f"class names: {self.classes_from}")
+        return notes
 
     def on_data(self, classes: Sequence[str]) -> "LoadedModel":
         """The same model, with its classes named by those of the data where nothing else does."""

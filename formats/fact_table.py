@@ -88,7 +88,11 @@ FACTS = (
     Fact("positions of patches alone", ("no_embed_class",), sets="no_embed_class"),
     Fact("sides of the image", ("img_size", "image_size"), square=True),
     Fact("sides of a patch", ("patch_size",), square=True),
-    Fact("kind of norm", ("norm_layer", "norm_type"), ("", "layernorm", "nn.layernorm", "ln")),
+    Fact(
+        "kind of norm",
+        ("norm_layer", "norm_type"),
+        ("", "layernorm", "layer_norm", "nn.layernorm", "ln"),
+    ),
     Fact("norm of the patches", ("embed_norm_layer", "patch_norm"), NO),
     Fact(
         "norm before the blocks",

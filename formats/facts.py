@@ -237,8 +237,13 @@ def _ignored(levels: Sequence[Sequence[Source]]) -> dict[str, list[str]]:
     return ignored
 
 
-def class_names(levels: Sequence[Sequence[Source]], count: int) -> tuple[list[str] | None, str]:
-    """Returns (names of `count` classes in order, whence), or (None, why not)."""
+def class_names(
+    levels: Sequence[Sequence[Source]], count: int, one_logit: bool = False
+) -> tuple[list[str] | None, str]:
+    """Returns (names of `count` classes in order, whence), or (None, why not).
+
+    one_logit: the two classes are a yes, which may have a name, and its opposite.
+    """
     misfit = ""
     for source in (source for level in levels for source in level):
         for key in (*CLASS_LISTS, *CLASS_NUMBERS):
@@ -246,6 +251,8 @@ def class_names(levels: Sequence[Sequence[Source]], count: int) -> tuple[list[st
                 names = _names(value, key in CLASS_NUMBERS, count)
                 if not names or "LABEL_0" in names:
                     continue
+                if one_logit and len(names) == 1:
+                    names = [f"not {names[0]}", *names]
                 if len(names) == count:
                     return names, f"{written} in {source.name}"
                 misfit = f"{written} in {source.name} names {len(names)}, the head has {count}"

@@ -253,10 +253,9 @@ def _read_foreign(
         facts = decide(levels, format_name, any("head" in n for n in state), allow_partial)
         notes += facts.not_followed
         state, no_head = _made_ours(state, allow_partial)
-        if _length(state, "head.weight") == 1 and not _no_classes(facts):
-            state = with_two_answers(state)
-            facts.values["answers"] = "softmax"  # of (0, logit), which is the sigmoid
-            notes.append("its head gives one logit: a yes or no, the sigmoid of it the yes")
+        one_logit = _length(state, "head.weight") == 1 and not _no_classes(facts)
+        if one_logit:
+            state = _yes_or_no(state, facts, notes)
         sizes = sizes_of(state, facts.values.get("no_embed_class"))
     except (KeyError, IndexError, RuntimeError) as error:  # of tensors that others lack or misshape
         raise ValueError(f"has tensors that do not fit together ({error})") from None
@@ -267,7 +266,7 @@ def _read_foreign(
     config = {"name": variant_like(sizes, family), **sizes}
     known = checked_model(config, state).state_dict().keys()
     state, unknown = check(state, known, allow_partial)
-    classes, classes_from = class_names(levels, sizes["num_classes"])
+    classes, classes_from = class_names(levels, sizes["num_classes"], one_logit)
     return WeightsFile(
         path=str(path),
         format=format_name,
@@ -310,6 +309,13 @@ def _no_classes(facts: Decided) -> str | None:
     if facts.values.get("answers") == "regression":
         return f"its answers are numbers, not classes: {facts.told['answers']}"
     return None
+
+
+def _yes_or_no(state: dict[str, Tensor], facts: Decided, notes: list[str]) -> dict[str, Tensor]:
+    """Returns a state whose head of one logit gives two: softmax of (0, logit) is the sigmoid."""
+    facts.values["answers"] = "softmax"
+    notes.append("its head gives one logit: a yes or no, the sigmoid of it the yes")
+    return with_two_answers(state)
 
 
 def _told_sizes(num_heads: int | None, facts: Decided, sizes: Mapping[str, Any]) -> dict:

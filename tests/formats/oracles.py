@@ -1,4 +1,4 @@
-"""Small models of other libraries, far from their first values, and their files as scripts leave them."""
+"""Small models of other libraries, far from their first values, and files as scripts leave them."""
 
 import json
 from pathlib import Path
