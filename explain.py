@@ -113,6 +113,7 @@ def explain_vit(options: Options) -> None:
         raise ValueError("--prune needs --data DIR: photos tell which units matter")
     device = pick_device(options.device)
     loaded = load_model(options.checkpoint, device=device)
+    print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     has_kan = bool(curves.kan_layers(loaded.model))
     if not has_kan and options.prune is None:
         raise ValueError(

@@ -199,6 +199,7 @@ def main() -> None:
     if path.exists() and path.samefile(options.checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
     loaded = load_model(options.checkpoint, class_indices=options.class_indices)
+    print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     path.parent.mkdir(parents=True, exist_ok=True)
     if options.int8:
         export_int8(loaded, path, options.data)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from predicting.classifier import Classifier, newest_checkpoint, open_classifier
-from predicting.inputs import find_photos
+from predicting.inputs import class_folders, find_photos
 from predicting.predictor import Predictor
 from predicting.writers import (
     UNSURE,
@@ -178,11 +178,14 @@ def main() -> int:
     check_outputs(options)
     device = pick_device(options.device)
     weights = options.weights or newest_checkpoint()
-    classifier = open_classifier(weights, options.class_indices, device)
+    classifier = open_classifier(
+        weights, options.class_indices, device, class_folders(options.inputs)
+    )
     score = Score(classifier.classes)
     writers = [*make_writers(options, classifier, device), score]
     notes = sys.stderr if options.json else sys.stdout  # --json has standard output to itself
-    print(f"{classifier.title} ({weights})", end="\n\n", file=notes, flush=True)
+    title = f"{classifier.title} ({weights})"
+    print(title, *classifier.notes, sep="\n", end="\n\n", file=notes, flush=True)
 
     predictor = Predictor(
         classifier,

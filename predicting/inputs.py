@@ -4,6 +4,7 @@ Everything is a generator: a hundred thousand photos are named one by one, never
 """
 
 import codecs
+import contextlib
 import glob
 import os
 import sys
@@ -27,6 +28,15 @@ class Photo(NamedTuple):
     truth: int | None = None
     error: str | None = None
     source: object = None
+
+
+def class_folders(inputs: Iterable[str]) -> list[str]:
+    """Returns the names of the folders right inside the inputs: perhaps those of classes."""
+    names = set()
+    for path in inputs:
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            names |= {composed(as_text(entry.name)) for entry in entries if entry.is_dir()}
+    return sorted(names)
 
 
 def find_photos(inputs: Iterable[str], classes: Sequence[str] = ()) -> Iterator[Photo]:

@@ -124,7 +124,8 @@ class Predictor:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> probabilities (B, K) on the CPU."""
-        return probabilities(images, self.classifier.forward, self.device, self.tta)
+        classifier = self.classifier
+        return probabilities(images, classifier.forward, self.device, self.tta, classifier.answers)
 
     def score(self, photos: Iterable[Photo]) -> Score:
         """The score over photos in class folders."""
@@ -139,12 +140,22 @@ def _is_path(photo) -> bool:
 
 
 @torch.inference_mode()
-def probabilities(images: Tensor, forward, device: torch.device, tta: bool = False) -> Tensor:
-    """Images (B, 3, H, W) -> probabilities (B, K) on the CPU; `tta`: mean of image and mirror."""
+def probabilities(
+    images: Tensor, forward, device: torch.device, tta: bool = False, answers: str = "softmax"
+) -> Tensor:
+    """Images (B, 3, H, W) -> probabilities (B, K) on the CPU; `tta`: mean of image and mirror.
+
+    answers: "softmax" for one class of all, "sigmoid" for each class by itself.
+    """
     images = images.to(device)
-    result = forward(images).float().softmax(-1)
+
+    def answer(images: Tensor) -> Tensor:
+        logits = forward(images).float()
+        return logits.sigmoid() if answers == "sigmoid" else logits.softmax(-1)
+
+    result = answer(images)
     if tta:
-        result = (result + forward(images.flip(-1)).float().softmax(-1)) / 2
+        result = (result + answer(images.flip(-1))) / 2
     return result.cpu()
 
 

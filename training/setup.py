@@ -95,7 +95,10 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
     # A KAN checkpoint keeps its own sizes unless the flag was typed.
     told = [name for name in kan if name in options.given or name not in config]
     config |= {name: getattr(options, name) for name in told}
+    if options.model and weights is not None:  # what no variant's name tells
+        config |= {key: weights.config[key] for key in ("norm_eps", "dist_head")}
     config |= {"num_classes": num_classes, "drop_path_rate": options.drop_path}
+    config["answers"] = "softmax"  # which training makes of them
     if options.img_size:
         config["img_size"] = options.img_size
     return config
