@@ -20,9 +20,10 @@ from imaging.data_report import TINY_PIXELS, DataReport, Problem
 from imaging.decoding import decode, explain, refuse_costly, with_photo
 from imaging.depth import Range, Wide, data_ranges, measure, misfit, range_lines
 from imaging.scanning import File, find_sides, match_classes, require_classes, scan_classes
-from system.terminal import listed, printable
+from system.terminal import counted, listed, printable
 
 ByClass = dict[str, list[str]]  # class name -> sorted paths
+LEFT_OUT = ("unreadable", "truncated")  # kinds of problems of photos that cannot be used
 Digests = dict[str, bytes | None]  # path of a usable photo -> hash, None if no file has its size
 
 
@@ -241,7 +242,7 @@ class Checked(NamedTuple):
 def check_photos(
     files: Sequence[File], workers: int, problems: list[Problem]
 ) -> tuple[Digests, Numbers]:
-    """Decodes all photos and notes what is wrong with them.
+    """Decodes all photos and notes what is wrong with them. ValueError where none can be used.
 
     Only files that share their size with another can be copies, so only those are hashed.
     """
@@ -260,7 +261,14 @@ def check_photos(
                 digests[checked.path] = checked.digest
             if checked.wide:
                 wide[checked.path] = checked.wide
-    return digests, common_range(digests, wide, problems)
+    numbers = common_range(digests, wide, problems)
+    if files and not digests:
+        path, why = next((p.path, p.detail) for p in problems if p.kind in LEFT_OUT)
+        raise ValueError(
+            f"none of the {counted(len(files), 'photo')} can be used, for instance "
+            f"{printable(path)}: {why}"
+        )
+    return digests, numbers
 
 
 def common_range(digests: Digests, wide: dict[str, Wide], problems: list[Problem]) -> Numbers:

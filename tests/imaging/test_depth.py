@@ -158,6 +158,34 @@ def test_colours_of_12_bits_in_16_keep_all_their_greys(tmp_path, channels):
         assert np.abs(pixels[..., 2] - 255 * RAMP)[1:-1].max() <= 1
 
 
+def colour_tiff(values):
+    """A 16-bit RGB TIFF of values (H, W, 3) in one strip, written by hand."""
+    height, width = values.shape[:2]
+    rows = values.astype("<u2").tobytes()
+    bits, strip = 8 + 2 + 12 * 9 + 4, 8 + 2 + 12 * 9 + 4 + 6
+    tags = [(256, 1, width), (257, 1, height), (258, 3, bits), (259, 1, 1), (262, 1, 2)]
+    tags += [(273, 1, strip), (277, 1, 3), (278, 1, height), (279, 1, len(rows))]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    entries = b"".join(struct.pack("<HHII", tag, 3 + (tag == 279), n, v) for tag, n, v in tags)
+    return head + entries + struct.pack("<I3H", 0, 16, 16, 16) + rows
+
+
+@pytest.mark.parametrize("white", [65535, 4095])
+def test_colours_of_fewer_bits_are_read_in_full_or_refused_with_the_reason(tmp_path, white):
+    for number in range(4):
+        values = np.repeat((white * RAMP).round()[..., None], 3, axis=2).astype(np.uint16)
+        values[0] = number * white // 64
+        path = tmp_path / ("dark", "light")[number // 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(colour_tiff(values))
+    if white == 65535:
+        split = prepare_data(str(tmp_path))
+        assert all(np.abs(grey - 255 * RAMP)[1:].max() <= 1 for grey in greys(split).values())
+        return
+    with pytest.raises(ValueError, match=r"none of the 4 photos can be used, .*save it as PNG"):
+        prepare_data(str(tmp_path))
+
+
 def test_colours_of_all_16_bits_are_read_as_ever():
     values = np.repeat((65535 * RAMP)[..., None], 3, axis=2).astype(np.uint16)
     file = io.BytesIO(colour_png(values))
