@@ -34,8 +34,8 @@ from predicting.predictor import Predictor
 from pretrained import load_model, save_weights
 from system.devices import pick_device
 from system.files import make_output_folder
-from system.flags import DEVICES, REQUIRED, Given, Section, existing, number, parse
-from system.terminal import run_cli, table
+from system.flags import DEVICES, REQUIRED, Given, Need, Section, existing, number, parse
+from system.terminal import command, run_cli, table
 
 CHECKPOINT, LOOK, MAKE = Section(""), Section("what to look at"), Section("what to make")
 
@@ -59,6 +59,10 @@ class Options(Given):
         f"how many of --data are looked at (default: {PHOTOS})",
         type=number(int, 1),
         metavar="N",
+        needs=Need(
+            "--data DIR of photos for a Vision Transformer (of a plain KAN all points are used)",
+            lambda options, known: bool(options.data) and not known.get("plain"),
+        ),
     )
     device: str = LOOK.row("auto", DEVICES, metavar="NAME")
     output: str | None = MAKE.row(
@@ -70,16 +74,17 @@ class Options(Given):
         "plain KAN: the nodes with edges that vary less than this, compared to the largest)",
         type=number(float, 0, 0.99),
         metavar="P",
+        needs=Need(
+            "--data DIR: photos tell which units matter",
+            lambda options, known: bool(options.data) or known.get("plain"),
+        ),
+        idle=(0.0,),
     )
 
     @property
     def folder(self) -> Path:
         """Where the pictures go."""
         return Path(self.output or Path(self.checkpoint).parent / "explain")
-
-    def check(self) -> None:
-        if self.photos and not self.data:
-            raise ValueError("--photos needs --data DIR")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
@@ -99,23 +104,23 @@ def prune_and_report(loaded, images, photos, share: float, folder: Path, device)
         size = sum(parameter.numel() for parameter in model.parameters())
         speed = photos_per_second(model, images[:32])
         rows.append((name, f"{size / 1e6:.2f} M", known, f"{speed:.1f}"))
-    print(*table(rows, "<>>>"), sep="\n")
+    print(*table(rows, "<>>>"), *(score.left_out() if score.total else []), sep="\n")
     metrics = {"pruned": share, "accuracy_on_data": right["after"]}
     weights = replace(loaded.weights, meta=loaded.weights.meta | {"metrics": metrics})
     path = folder / "pruned.pth"
     save_weights(path, replace(loaded, model=small, weights=weights))
-    print(f"saved: {path} (train.py --weights {path} trains it further)")
+    further = command("python", "train.py", "--weights", path)
+    print(f"saved: {path}; to train it further: {further}")
 
 
 def explain_vit(options: Options) -> None:
     """Draws the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
-    if options.prune is not None and not options.data:
-        raise ValueError("--prune needs --data DIR: photos tell which units matter")
     device = pick_device(options.device)
     loaded = load_model(options.checkpoint, device=device)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     has_kan = bool(curves.kan_layers(loaded.model))
-    if not has_kan and options.prune is None:
+    prunes = options.prune is not None and options.data is not None
+    if not has_kan and not prunes:
         raise ValueError(
             f"{options.checkpoint} has no KAN layers to draw; predict.py --explain shows where it "
             "looks, and --prune makes it smaller"
@@ -127,13 +132,14 @@ def explain_vit(options: Options) -> None:
         images = sample_images(photos, options.photos or PHOTOS, loaded.preprocess).to(device)
     if has_kan:
         explain_layers(loaded, images, options.folder)
-    if options.prune is not None:
+    if prunes:
         prune_and_report(loaded, images, photos, options.prune, options.folder, device)
 
 
 def main() -> None:
     options = parse_args()
     network = read_network(options.checkpoint, open_weights(options.checkpoint))
+    options.refuse_idle(plain=network is not None)
     if network is None:
         explain_vit(options)
         return

@@ -35,7 +35,7 @@ from predicting.inputs import find_photos
 from predicting.predictor import Predictor
 from pretrained import LoadedModel, load_model, save_weights
 from system.files import write_bytes
-from system.flags import REQUIRED, Given, Section, existing, parse
+from system.flags import REQUIRED, Given, Section, existing, needs_flag, parse
 from system.terminal import run_cli, table
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -67,6 +67,7 @@ class Options(Given):
         "with --int8: class folders to measure the accuracy on",
         type=existing,
         metavar="DIR",
+        needs=needs_flag("int8", "--int8, whose accuracy it measures"),
     )
     class_indices: str | None = CLASSES.row(
         None,
@@ -99,8 +100,6 @@ class Options(Given):
             )
         if self.int8 and self.kind != "onnx":
             raise ValueError(f"--int8 writes ONNX, not {self.kind}")
-        if self.data and not self.int8:
-            raise ValueError("--data needs --int8, whose accuracy it measures")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:

@@ -33,7 +33,7 @@ from predicting.writers import (
     Table,
 )
 from system.devices import default_workers, pick_device
-from system.flags import DEVICES, REQUIRED, Given, Section, existing, number, parse
+from system.flags import DEVICES, REQUIRED, Given, Section, existing, needs_flag, number, parse
 from system.terminal import run_cli
 
 PHOTOS, MODEL, OUTPUT = Section(""), Section("model"), Section("output")
@@ -93,11 +93,8 @@ class Options(Given):
         None,
         "with --explain: explain this class (default: the predicted one)",
         metavar="NAME",
+        needs=needs_flag("explain", "--explain DIR"),
     )
-
-    def check(self) -> None:
-        if self.explain_class and not self.explain:
-            raise ValueError("--explain-class needs --explain DIR")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
@@ -203,7 +200,8 @@ def main() -> int:
             stack.enter_context(closing(thing))
         total, failed = write_all(found, writers)
 
-    print(*score.lines(), sep="\n", end="\n" if score.total else "", file=notes)
+    lines = score.lines()
+    print(*lines, sep="\n", end="\n" * bool(lines), file=notes)
     if total > 1:
         seconds = time.perf_counter() - started
         print(f"{total} photos in {seconds:.1f} s, {failed} failed", file=sys.stderr)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
+import torch
+
 from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess, eval_transform
 from imaging.sample_flowers import draw_samples
@@ -23,7 +25,7 @@ from my_dataset import MyDataSet, PhotoLoader, SeededSampler
 from parallel.launch import join_launch
 from parallel.world import World
 from pretrained import fetch_weights, load_model, model_table
-from system.devices import default_workers, pick_device, seed_everything
+from system.devices import default_workers, make_deterministic, pick_device, seed_everything
 from system.downloads import fetch_flower_photos
 from system.files import write_json, write_text
 from system.terminal import counted, printable, run_cli
@@ -61,7 +63,6 @@ from training.setup import (
     choose_preprocess,
     choose_values,
     describe,
-    is_frozen,
     try_batch_sizes,
 )
 from utils import evaluate
@@ -78,7 +79,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if options.workers is None:
             options = options.settled(workers=default_workers(world.local_size))
         seed_everything(options.seed)
-        with advice.on_memory(options):
+        less = advice.less_to_judge if options.eval else advice.less_to_train
+        with advice.on_memory(options, less):
             return evaluate_only(options, world) if options.eval else train(options, world)
 
 
@@ -118,7 +120,7 @@ def train(options: Options, world: World) -> int:
 
 def start(options: Options, world: World, held: ExitStack) -> Run | None:
     """Prepares a new run: data, weights, model, recipe, folder, lock. None with --dry-run."""
-    device = world.own(pick_device(options.device))
+    device = own_device(options, world)
     check_flags(options, device)
     options = with_weights(with_data(options, world), world)
     weights = load_weights(options)
@@ -130,14 +132,15 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     preprocess = choose_preprocess(options, model, weights, data.ranges)
     if teacher:
         teacher = Teacher(teacher.on_data(data.classes), preprocess, data.classes)
-    trainable = freeze(model, pretrained if is_frozen(options) else ())
+    trainable = freeze(model, pretrained if options.frozen else ())
 
     photos, chosen = len(data.train.paths), {}
     if options.batch_size == "auto":
         chosen = try_batch_sizes(options, model.to(device), device, photos, world)
     given = options.to_dict() | {name: value for name, (value, _) in chosen.items()}
-    chosen |= choose_values(case_of(options, model, trainable, photos, world), given)
+    chosen |= choose_values(case_of(options, model, pretrained, trainable, photos, world), given)
     options = options.settled(**{name: value for name, (value, _) in chosen.items()})
+    options.refuse_idle(trainable=trainable, weight_decay=options.weight_decay)
     reasons = {name: reason for name, (_, reason) in chosen.items()}
     run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)
     print(describe(model, trainable, device, run.amp_dtype, world))
@@ -166,7 +169,7 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
     saved = changed(begun, options, folder)
     batch = shared_batch(saved.batch_size, state["loader"].get("processes", 1), world.size)
     saved = saved.settled(batch_size=batch, output=str(folder))
-    device = world.own(pick_device(saved.device))
+    device = own_device(saved, world)
     data = moved(read_split(folder, begun.data_path, state["classes"]), begun, saved)
     check_still_there(data, saved)
     model = create_model(**state["config"])
@@ -191,13 +194,21 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
     )
 
 
+def own_device(options: Options, world: World) -> torch.device:
+    """Returns the device of this process, which from now on computes as the options say."""
+    if options.deterministic:
+        make_deterministic()
+    return world.own(pick_device(options.device))
+
+
 # --- files -> data set -> weights ---------------------------------------------------------------
 
 
 def with_data(options: Options, world: World) -> Options:
     """Returns the options with --data-path where the data lies, drawn or fetched if need be."""
     data_path = world.first_does(find_data, options.data_path, options.download)
-    find_sides(data_path, options.val_path, [])  # refuses what are no folders of class folders
+    _, val_folder = find_sides(data_path, options.val_path, [])  # refuses other folders
+    options.refuse_idle(val_folder=val_folder)
     return options.settled(data_path=data_path)
 
 
@@ -273,9 +284,11 @@ def first_log(run: Run):
 
 def evaluate_only(options: Options, world: World) -> int:
     """Evaluates --weights on the validation photos of --data-path and prints the accuracy."""
-    device = world.own(pick_device(options.device))
+    device = own_device(options, world)
     batch_size = options.batch_size if isinstance(options.batch_size, int) else 32
     options = with_data(options, world)
+    if idle := options.without_effect():
+        print(f"no effect with --eval, which trains nothing: {', '.join(idle)}")
     loaded = load_model(options.weights, device=device)
     data = world.first_does(judged, options, loaded.weights.meta.get("metrics"), load_data)
     loaded = loaded.on_data(data.classes)

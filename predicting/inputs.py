@@ -22,12 +22,14 @@ class Photo(NamedTuple):
     """A file to predict, the class index that its folder names, or why it cannot be read.
 
     source: where the photo is in memory, a PIL image or an open file; `path` then is its name.
+    folder: what it lies in below an input, where that is the name of no class.
     """
 
     path: str | None
     truth: int | None = None
     error: str | None = None
     source: object = None
+    folder: str = ""
 
 
 def class_folders(inputs: Iterable[str]) -> list[str]:
@@ -65,7 +67,8 @@ def listed(path: str, index_of: Mapping[str, int]) -> Photo:
     elif not os.path.lexists(path) and not _is_unicode(path):
         error = "no file has this name, which is not UTF-8: save the list as UTF-8"
     folder = composed(as_text(os.path.basename(os.path.dirname(path))))
-    return Photo(path, index_of.get(folder), error)
+    truth = index_of.get(folder)
+    return Photo(path, truth, error, folder=folder if truth is None else "")
 
 
 def _is_unicode(text: str) -> bool:
@@ -155,6 +158,7 @@ def photos_below(folder: str, classes: Sequence[str] = ()) -> Iterator[Photo]:
             empty = False
             folders = composed(as_text(os.path.relpath(found.path, folder))).split(os.sep)[:-1]
             truth = next((index_of[name] for name in folders if name in index_of), None)
-            yield Photo(found.path, truth)
+            unknown = folders[0] if folders and truth is None else ""
+            yield Photo(found.path, truth, folder=unknown)
     if empty:
         yield Photo(folder, error="there is no image in this folder")

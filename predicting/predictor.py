@@ -110,17 +110,21 @@ class Predictor:
         readable = [item.tensor for item in batch if item.tensor is not None]
         rows = iter(self.probabilities(torch.stack(readable)) if readable else ())
         for photo, tensor, image in batch:
+            truth = photo.truth
+            label = None if truth is None else self.classes[truth]
+            known = {"truth": truth, "label": label, "folder": photo.folder}
             if tensor is None:
-                yield Answer(photo.path, error=photo.error)
+                yield Answer(photo.path, error=photo.error, **known)
                 continue
             best = next(rows).topk(min(self.topk, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             top = [(index, self.classes[index], probability) for index, probability in pairs]
             if top[0][2] != top[0][2]:
-                yield Answer(photo.path, error="the model's output for this photo is not a number")
+                error = "the model's output for this photo is not a number"
+                yield Answer(photo.path, error=error, **known)
             else:
                 unsure = top[0][2] < self.threshold
-                yield Answer(photo.path, top, unsure, photo.truth, image=image)
+                yield Answer(photo.path, top, unsure, image=image, **known)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> probabilities (B, K) on the CPU."""

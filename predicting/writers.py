@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from reporting.metrics import confusion_lines, most_frequent
 from system.files import FreshNames, folder_name
 from system.fonts import pil_font
-from system.terminal import bar, display_width, pad, printable
+from system.terminal import bar, counted, display_width, listed, pad, printable
 
 UNSURE = "unsure"
 LARGEST_MATRIX = 20  # classes; more do not fit a terminal, so the most frequent mistakes are listed
@@ -33,6 +33,8 @@ class Answer(NamedTuple):
     truth: int | None = None  # index of the class folder that the photo lies in
     error: str | None = None
     image: object = None  # the decoded photo, only where a writer draws on it
+    label: str | None = None  # the name of that class
+    folder: str = ""  # the photo's, where it is the name of no class
 
     @property
     def verdict(self) -> str:
@@ -93,6 +95,8 @@ def as_record(answer: Answer) -> dict:
         {"class": name, "index": index, "probability": round(probability, 6)}
         for index, name, probability in answer.top
     ]
+    if answer.label is not None:
+        record["label"] = answer.label
     return record | ({UNSURE: True} if answer.unsure else {})
 
 
@@ -102,7 +106,7 @@ def safe_cell(text: str) -> str:
 
 
 class CsvFile(Writer):
-    """Writes a row per photo: image, answer, class and probability of each of the top k, error."""
+    """Writes a row per photo: image, label, answer, class and probability of the top k, error."""
 
     def __init__(self, path: str, topk: int):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +117,7 @@ class CsvFile(Writer):
         self.writer = csv.writer(self.file)
         self.topk = topk
         ranked = [f"{kind}_{rank + 1}" for rank in range(topk) for kind in ("class", "probability")]
-        self.writer.writerow(["image", "answer", *ranked, "error"])
+        self.writer.writerow(["image", "label", "answer", *ranked, "error"])
 
     def write(self, answer: Answer) -> None:
         ranked = []
@@ -121,8 +125,8 @@ class CsvFile(Writer):
             ranked += [safe_cell(name), f"{probability:.6f}"]
         ranked += [""] * (2 * self.topk - len(ranked))
         verdict = "" if answer.error else safe_cell(answer.verdict)
-        error = safe_cell(answer.error or "")
-        self.writer.writerow([safe_cell(answer.path), verdict, *ranked, error])
+        label, error = safe_cell(answer.label or ""), safe_cell(answer.error or "")
+        self.writer.writerow([safe_cell(answer.path), label, verdict, *ranked, error])
 
     def close(self) -> None:
         self.file.close()
@@ -209,15 +213,26 @@ def shorten(text: str, font, width: float) -> str:
 
 
 class Score(Writer):
-    """Accuracy and confusion over photos whose folder names their class."""
+    """Accuracy and confusion over photos whose folder names their class.
+
+    Every other photo is counted under the reason why it is not judged.
+    """
 
     def __init__(self, classes: Sequence[str]):
         self.classes = classes
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true, predicted) -> photos
+        self.unknown: Counter[str] = Counter()  # folder that names no class -> photos
+        self.unread = self.loose = 0
 
     def write(self, answer: Answer) -> None:
-        if answer.truth is not None and not answer.error:
+        if answer.error:
+            self.unread += 1
+        elif answer.truth is not None:
             self.pairs[answer.truth, answer.top[0][0]] += 1
+        elif answer.folder:
+            self.unknown[answer.folder] += 1
+        else:
+            self.loose += 1
 
     @property
     def total(self) -> int:
@@ -228,14 +243,28 @@ class Score(Writer):
         return sum(count for (truth, guess), count in self.pairs.items() if truth == guess)
 
     def lines(self) -> list[str]:
-        """What to print at the end; nothing where no photo lay in a class folder."""
+        """What to print at the end; nothing where no photo lay in a folder."""
         if not self.total:
-            return []
-        head = f"accuracy {self.right / self.total:.4f} ({self.right} of {self.total} photos)"
+            return self.left_out() if self.unknown else []
+        share = f"{self.right} of {counted(self.total, 'photo')}"
+        head = [f"accuracy {self.right / self.total:.4f} ({share})", *self.left_out()]
         present = sorted({index for pair in self.pairs for index in pair})
         if len(present) > LARGEST_MATRIX:
-            return [head, *self._mistakes()]
-        return [head, "", *self._matrix(present)]
+            return [*head, *self._mistakes()]
+        return [*head, "", *self._matrix(present)]
+
+    def left_out(self) -> list[str]:
+        """A line on the photos that are not judged, and why."""
+        reasons = []
+        if self.unknown:
+            names = listed([printable(name) for name in sorted(self.unknown)])
+            which = "a folder that is" if len(self.unknown) == 1 else "folders that are"
+            reasons.append(f"{self.unknown.total()} in {which} no class of the model ({names})")
+        if self.loose:
+            reasons.append(f"{self.loose} in no class folder")
+        if self.unread:
+            reasons.append(f"{self.unread} that cannot be read")
+        return [f"not judged: {'; '.join(reasons)}"] if reasons else []
 
     def _mistakes(self) -> list[str]:
         names = [printable(name) for name in self.classes]

@@ -6,7 +6,8 @@
     options = parse(Options, argv, prog="train.py", description="...")
 
 From the row come the parser, the help, which tells every default, and what a saved value may be. An
-error is one sentence with the nearest flag; `options.given` says which flags were typed.
+error is one sentence with the nearest flag; `options.given` says which flags were typed. A row also
+says when its flag has an effect (`Need`): a typed one without effect is refused.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -179,12 +180,31 @@ def spell(argv: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Need:
+    """What a flag has no effect without: `words` go on from "--flag needs ".
+
+    holds(options, known) says whether it is there, None while that cannot be told. known: what came
+    to light after the command line was read, by name.
+    """
+
+    words: str
+    holds: Callable[[Any, Mapping[str, Any]], bool | None]
+
+
+def needs_flag(name: str, words: str) -> Need:
+    """Returns the need of another flag, the field `name` of the options."""
+    return Need(words, lambda options, _: bool(getattr(options, name)))
+
+
+@dataclass(frozen=True)
 class Row:
     """What is known of a flag beside its name and default.
 
     names: as typed, by default --NAME; without hyphens, an argument of that place. kind: "value",
     "switch" (on if it stands there), "pair" (--x and --no-x), "maybe" (its value may be left out,
     which means true; `off` names its opposite) or "list". facts: what a command asks of its rows.
+    needs: what the flag has no effect without, unless its value is one of `idle`, which switch off
+    what the flag is for.
     """
 
     section: str
@@ -194,6 +214,8 @@ class Row:
     parse: dict[str, Any]  # type, choices, metavar
     off: str | None
     facts: dict[str, Any]
+    needs: "Need | None" = None
+    idle: tuple = ()
 
     @property
     def parser(self) -> Callable[[str], Any] | None:
@@ -207,11 +229,11 @@ class Section:
         self.title = title
 
     def row(self, default, help, *names, kind="value", off=None, type=None, choices=None,
-            metavar=None, **facts) -> Any:  # fmt: skip
+            metavar=None, needs=None, idle=(), **facts) -> Any:  # fmt: skip
         """Returns the field of a dataclass for one flag: see `Row`."""
         parse = {"type": type, "choices": choices, "metavar": metavar}
         parse = {key: value for key, value in parse.items() if value is not None}
-        row = Row(self.title, help, names, kind, parse, off, facts)
+        row = Row(self.title, help, names, kind, parse, off, facts, needs, idle)
         if default is REQUIRED:
             return field(metadata={"row": row}, kw_only=True)
         return field(default=default, metadata={"row": row}, kw_only=True)
@@ -234,6 +256,21 @@ class Given:
     def check(self) -> None:
         """Raises ValueError with a sentence where flags contradict each other."""
 
+    def in_force(self, row: Row) -> bool:
+        """Whether what a row needs is asked at all."""
+        return True
+
+    def refuse_idle(self, **known: Any) -> None:
+        """Raises ValueError for a typed flag that would change nothing, naming what it needs.
+
+        Its user would believe that it did. A value that switches off what the flag is for is taken.
+        """
+        for named, row in self.rows():
+            if named.name not in self.given or getattr(self, named.name) in row.idle:
+                continue
+            if row.needs and self.in_force(row) and row.needs.holds(self, known) is False:
+                raise ValueError(f"{flag_of(named.name)} needs {row.needs.words}")
+
 
 def flag_of(name: str) -> str:
     """Returns the flag of a field."""
@@ -250,6 +287,7 @@ def parse(kind: type[T], argv: Sequence[str] | None = None, **about: str) -> T:
     options = kind(given=frozenset(typed), **typed)
     try:
         options.check()
+        options.refuse_idle()
     except ValueError as error:
         parser.error(str(error))
     return options

@@ -237,7 +237,6 @@ CONTRADICTIONS = [
             "--kan-grid": "3",
             "--kan-order": "2",
             "--kan-range": "-1,1",
-            "--freeze-layers": "true",
         }.items()
     ),
     ("train", ["--resume", "--output", "x"]),

@@ -463,6 +463,53 @@ def test_class_folders_are_matched_by_name_and_scored(monkeypatch, capsys, check
     assert "true \\ predicted" in out
 
 
+def test_every_photo_is_judged_or_counted_under_a_reason(monkeypatch, capsys, checkpoint, tmp_path):
+    for name in ("daisy/1", "daisy/2", "tulips/3", "birds/4", "birds/5", "fish/deep/6", "7"):
+        photo(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "in" / "daisy" / "cut.png").write_bytes(b"no photo")
+    for extra in ([], ["--json"]):
+        assert run(monkeypatch, tmp_path / "in", "--weights", checkpoint, *extra) == 1
+        captured = capsys.readouterr()
+        said = captured.err if extra else captured.out
+        assert " of 3 photos)" in said
+        assert (
+            "not judged: 3 in folders that are no class of the model (birds and fish); 1 in "
+            "no class folder; 1 that cannot be read\n"
+        ) in said
+
+
+def test_where_no_folder_is_a_class_that_is_said_and_without_folders_nothing(
+    monkeypatch, capsys, checkpoint, tmp_path
+):
+    for name in ("plain/1", "plain/2", "below/birds/3"):
+        photo(tmp_path / f"{name}.png")
+    run(monkeypatch, tmp_path / "plain", "--weights", checkpoint)
+    out = capsys.readouterr().out
+    assert "judged" not in out
+    assert "accuracy 0" not in out.split("\n\n", 1)[1]
+    run(monkeypatch, tmp_path / "below", "--weights", checkpoint)
+    said = "not judged: 1 in a folder that is no class of the model (birds)"
+    assert said in capsys.readouterr().out
+
+
+def test_json_and_csv_have_the_label_that_the_accuracy_uses(
+    monkeypatch, capsys, checkpoint, tmp_path
+):
+    for name in ("daisy/1", "daisy/deep/2", "birds/3", "4"):
+        photo(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "in" / "tulips").mkdir()
+    (tmp_path / "in" / "tulips" / "cut.png").write_bytes(b"no photo")
+    table = tmp_path / "out.csv"
+    words = [tmp_path / "in", "--json", "--csv", table, "--weights", checkpoint]
+    assert run(monkeypatch, *words) == 1
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wanted = {"1": "daisy", "2": "daisy", "3": None, "4": None, "cut": None}
+    assert {Path(r["image"]).stem: r.get("label") for r in records} == wanted
+    with open(table, encoding="utf-8", newline="") as file:
+        rows = {Path(row["image"]).stem: row["label"] for row in csv.DictReader(file)}
+    assert rows == {stem: label or "" for stem, label in wanted.items()} | {"cut": "tulips"}
+
+
 def test_many_classes_list_the_mistakes_instead_of_a_matrix():
     score = writers.Score([f"class {n}" for n in range(30)])
     for truth in range(30):

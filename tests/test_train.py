@@ -426,11 +426,6 @@ def test_a_loss_that_explodes_ends_in_advice(run):
     assert "smaller --lr" in err
 
 
-def test_kan_flags_without_kan_are_ignored_with_a_line(run):
-    _, out, _ = run("--dry-run", "--kan-grid", "7")
-    assert "--kan-grid: ignored with --mlp mlp" in out
-
-
 def test_the_models_are_listed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "--list-models"])
     assert train.main() == 0

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 from my_dataset import Failed
 from system.memory import out_of_memory
@@ -29,12 +30,14 @@ def notes(run: Run, row: dict, skipped: list[Failed], gradient_scale: float) -> 
 
     skipped: photos that could not be read in it.
     """
-    chance = math.log(len(run.data.classes))
     lines = []
-    if row["epoch"] == 1 and row["train_loss"] > 0.97 * chance:
+    if row["epoch"] == 1 and run.warmup:
+        lines.append("the rate still warms up: the best epoch will be a later one")
+    if row["epoch"] == run.warmup + 1 and at_chance(row, run.data.val.labels):
         lines.append(
-            f"the loss is still at chance ({chance:.2f}) after the first epoch: try another --lr, "
-            f"pretrained --weights, or --freeze-layers false"
+            f"after epoch {row['epoch']} the answers are still at chance (validation loss "
+            f"{row['val_loss']:.2f}, accuracy {row['val_acc']:.2f}): try "
+            f"{' or '.join(_learning_more(run.options))}"
         )
     if gradient_scale < 1:
         lines.append(
@@ -53,21 +56,69 @@ def notes(run: Run, row: dict, skipped: list[Failed], gradient_scale: float) -> 
     return [f"  note: {line}" for line in new]
 
 
+def at_chance(row: dict, labels: Sequence[int]) -> bool:
+    """Whether an epoch's answers on photos of these classes are no better than guessed ones.
+
+    The validation loss is compared: that of training holds smoothing, mixing and a teacher as well.
+    """
+    shares = [count / len(labels) for count in Counter(labels).values()]
+    usual = max(shares)  # right when the largest class is always answered
+    luck = 2 * math.sqrt(usual * (1 - usual) / len(labels))
+    entropy = -sum(share * math.log(share) for share in shares)
+    return len(shares) > 1 and row["val_loss"] > 0.97 * entropy and row["val_acc"] <= usual + luck
+
+
+def _learning_more(options: Options) -> list[str]:
+    """What may help a run that learns nothing, of what its user has not done."""
+    ways = [f"another --lr (it is {options.lr:g})"]
+    if not options.weights:
+        ways.append("pretrained --weights")
+    elif options.frozen:
+        ways.append("--freeze-layers false")
+    return ways
+
+
 def on_nan(run: Run, error: FloatingPointError) -> str:
     """Returns what to do about a loss that is no number."""
     last = run.folder / "last.pth"
     kept = f"; the last good state is {last}" if last.exists() else ""
+    amp = " or --amp off" if run.amp_dtype else ""
     return (
         f"{error} of epoch {run.position.epoch + 1}: try a smaller --lr (it was "
-        f"{run.options.lr:g}) or --amp off{kept}"
+        f"{run.options.lr:g}){amp}{kept}"
     )
 
 
+def less_to_judge(options: Options) -> list[str]:
+    """Returns what takes less memory with --eval."""
+    smaller = options.batch_size in (None, "auto") or options.batch_size > 1
+    ways = ["a smaller --batch-size"] * smaller + ["--device cpu"] * (options.device != "cpu")
+    return ways or ["a smaller model, or a machine with more memory"]
+
+
+def less_to_train(options: Options) -> list[str]:
+    """Returns what takes less memory, for a run with these options."""
+    advice = [] if options.grad_checkpointing else ["--grad-checkpointing"]
+    if options.resume:
+        start = "resume it on more processes" if options.fsdp else "resume it on more with --fsdp"
+        return [*advice, f"the same total batch on more devices (torchrun, {start})"]
+    size = f" than {options.batch_size}" if isinstance(options.batch_size, int) else ""
+    if options.batch_size != 1:
+        advice += [
+            f"a smaller --batch-size{size} (auto finds the largest that fits)",
+            "--accum-steps N for the same total in N parts",
+        ]
+    return advice + ([] if options.fsdp else ["several devices with torchrun and --fsdp"])
+
+
 @contextlib.contextmanager
-def on_memory(options: Options) -> Iterator[None]:
+def on_memory(
+    options: Options, less: Callable[[Options], list[str]] = less_to_train
+) -> Iterator[None]:
     """Turns running out of memory into a ValueError that says which flags of train.py help.
 
-    So does the death of a loader's worker, which the system kills when memory ends.
+    less: those flags. So does the death of a loader's worker, which the system kills when memory
+    ends.
     """
     try:
         yield
@@ -81,20 +132,5 @@ def on_memory(options: Options) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise ValueError(
-            f"out of memory: try {', or '.join(_less_memory(options))}; what was saved before is "
-            f"whole"
+            f"out of memory: try {', or '.join(less(options))}; what was saved before is whole"
         ) from None
-
-
-def _less_memory(options: Options) -> list[str]:
-    """Returns what takes less memory, for a run with these options."""
-    advice = [] if options.grad_checkpointing else ["--grad-checkpointing"]
-    if options.resume:
-        start = "resume it on more processes" if options.fsdp else "resume it on more with --fsdp"
-        return [*advice, f"the same total batch on more devices (torchrun, {start})"]
-    size = f" than {options.batch_size}" if isinstance(options.batch_size, int) else ""
-    advice += [
-        f"a smaller --batch-size{size} (auto finds the largest that fits)",
-        "--accum-steps N for the same total in N parts",
-    ]
-    return advice + ([] if options.fsdp else ["several devices with torchrun and --fsdp"])

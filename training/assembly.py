@@ -77,7 +77,8 @@ def make_stepper(run: Run) -> Stepper:
         for copy in {model, ema.module if ema else model}:
             shard(copy, run.device, run.world)
     rates = options.lr, options.weight_decay, options.layer_decay, options.kan_lr_scale
-    groups = param_groups(model, *rates, options.decay_all)
+    head_scale = options.head_lr_scale or 1.0  # None in a run begun before there was one
+    groups = param_groups(model, *rates, options.decay_all, head_scale)
     optimizer = create_optimizer(options.opt, groups)
     per_epoch = math.ceil(run.batches_per_epoch / options.accum_steps)
     steps, warmup = options.epochs * per_epoch, round(options.warmup_epochs * per_epoch)

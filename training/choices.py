@@ -5,7 +5,7 @@ After "Bag of Tricks for Image Classification" (arXiv 1812.01187) as far as it a
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Chosen = dict[str, tuple[object, str]]  # value and reason by name
 
@@ -15,6 +15,7 @@ class Kind:
     """What suits a kind of run, by optimiser where it matters.
 
     rate: for `batch` photos together; it grows linearly with their number (arXiv 1706.02677).
+    head_rate: the same for a new head, where that is not the rate of all else.
     """
 
     words: str
@@ -24,6 +25,7 @@ class Kind:
     warmup_epochs: float
     layer_decay: float
     label_smoothing: float
+    head_rate: dict[str, float] = field(default_factory=dict)
 
 
 # benchmarks/recipe.py measures these.
@@ -34,6 +36,9 @@ KINDS = {
     "fine-tune": Kind(
         "all layers from pretrained weights",
         16, {"adamw": 2e-4, "sgd": 0.003}, {"adamw": 0.05, "sgd": 5e-5}, 1.0, 0.75, 0.1,
+        # At the backbone's rate a new head has learned little when a short run ends: worse than
+        # alone (docs/results.md).
+        {"adamw": 3e-3, "sgd": 0.03},
     ),
     "scratch": Kind(
         "from random weights",
@@ -53,6 +58,7 @@ class Case:
         pretrained weights) or "scratch".
     spline: "none", "full", "low-rank" or "group".
     one_view: the frozen layers come first and run once, for one view of each photo.
+    new_head: the head did not come from the weights file.
     """
 
     kind: str
@@ -63,6 +69,7 @@ class Case:
     world_size: int = 1
     accum_steps: int = 1
     optimizer: str = "adamw"
+    new_head: bool = False
 
 
 def choose(case: Case, given: Mapping) -> Chosen:
@@ -73,7 +80,10 @@ def choose(case: Case, given: Mapping) -> Chosen:
     total = (given.get("batch_size") or batch) * case.world_size * case.accum_steps
     base = kind.rate[case.optimizer]
     rate = float(f"{base * total / kind.batch:.3g}")
-    warmup = min(kind.warmup_epochs, case.epochs / 5)
+    lr = rate if given.get("lr") is None else given["lr"]
+    warmup = min(kind.warmup_epochs, case.epochs / 5) if lr else 0.0
+    head = kind.head_rate.get(case.optimizer, 0.0) * total / kind.batch if case.new_head else 0.0
+    scale = max(1.0, float(f"{head / lr:.3g}")) if lr else 1.0
     aug = ("none", "the frozen layers run once, on each photo as it is")
     table = {
         "batch_size": (batch, why),
@@ -83,6 +93,10 @@ def choose(case: Case, given: Mapping) -> Chosen:
         "layer_decay": (kind.layer_decay, what),
         "label_smoothing": (kind.label_smoothing, what),
         "aug": aug if case.one_view else ("basic", what),
+        "head_lr_scale": (
+            scale,
+            f"a new head's rate is {head:.3g}" if scale > 1 else "as all else",
+        ),
         "kan_lr_scale": (SPLINES[case.spline], f"{case.spline} splines"),
     }
     return {name: chosen for name, chosen in table.items() if given.get(name) is None}

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from system.flags import (
     DEVICES,
     Given,
+    Row,
     Section,
     block_list,
     existing,
     flag_of,
     gives,
+    needs_flag,
     number,
     number_or,
     numbers,
@@ -24,6 +26,7 @@ from system.flags import (
     std_values,
     value_range,
 )
+from training import needs
 
 DATA = Section("data")
 MODEL = Section("model and weights")
@@ -34,9 +37,11 @@ MACHINE = Section("machine")
 RUN = Section("the run")
 
 # Facts of a row. keep: whether a resumed run keeps the value, which would make it another run;
-# checkpoint: what --eval takes from the checkpoint: the model, and what photos look like to it.
+# checkpoint: what --eval takes from the checkpoint: the model, and what photos look like to it;
+# judges: what --eval asks as well, as it does all that is left of the data.
 FREE = {"keep": False}
 OF_THE_CHECKPOINT = {"checkpoint": True}
+JUDGES = {"judges": True}
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Options(Given):
         "share of each class kept for validation",
         type=number(float, 0, 0.9, open_low=True),
         metavar="SHARE",
+        needs=needs.SPLIT,
     )
     download: bool = DATA.row(
         False,
@@ -113,9 +119,13 @@ class Options(Given):
         "none)",
         type=str,  # the reference's '' means none
         metavar="FILE|NAME",
+        **JUDGES,
     )
     allow_partial: bool = MODEL.row(
-        False, "accept weights that fill less than 90 %% of the model", kind="switch"
+        False,
+        "accept weights that fill less than 90 %% of the model",
+        kind="switch",
+        needs=needs.WEIGHTS,
     )
     freeze_layers: bool | None = MODEL.row(
         None,
@@ -125,9 +135,12 @@ class Options(Given):
         off="--no-freeze-layers",
         type=on_off,
         metavar="true|false",
-        **OF_THE_CHECKPOINT,
+        needs=needs.WEIGHTS,
+        idle=(False,),
     )
-    list_models: bool = MODEL.row(False, "print the table of models and stop", kind="switch")
+    list_models: bool = MODEL.row(
+        False, "print the table of models and stop", kind="switch", **JUDGES
+    )
 
     mlp: str = KAN.row(
         "mlp",
@@ -141,6 +154,7 @@ class Options(Given):
         type=block_list,
         metavar="all|last:N|0,3,5",
         **OF_THE_CHECKPOINT,
+        **needs.KAN,
     )
     kan_hidden: int | str = KAN.row(
         "full",
@@ -148,6 +162,7 @@ class Options(Given):
         type=number_or(("full", "match"), number(int, 1)),
         metavar="full|match|N",
         **OF_THE_CHECKPOINT,
+        **needs.KAN,
     )
     kan_rank: int | str | None = KAN.row(
         None,
@@ -156,6 +171,7 @@ class Options(Given):
         type=number_or(("full",), number(int, 1)),
         metavar="full|R",
         **OF_THE_CHECKPOINT,
+        **needs.RANK,
     )
     kan_grid: int = KAN.row(
         5,
@@ -163,9 +179,15 @@ class Options(Given):
         type=number(int, 1, 1000),
         metavar="N",
         **OF_THE_CHECKPOINT,
+        **needs.KAN,
     )
     kan_order: int = KAN.row(
-        3, "degree of the splines", type=number(int, 0, 10), metavar="N", **OF_THE_CHECKPOINT
+        3,
+        "degree of the splines",
+        type=number(int, 0, 10),
+        metavar="N",
+        **OF_THE_CHECKPOINT,
+        **needs.KAN,
     )
     kan_range: str | tuple[float, float] = KAN.row(
         "auto",
@@ -173,15 +195,23 @@ class Options(Given):
         type=value_range,
         metavar="auto|LOW,HIGH",
         **OF_THE_CHECKPOINT,
+        **needs.KAN,
     )
     kan_reg: float = KAN.row(
-        0.0, "weight of the splines' L1 and entropy penalty", type=number(float, 0), metavar="X"
+        0.0,
+        "weight of the splines' L1 and entropy penalty",
+        type=number(float, 0),
+        metavar="X",
+        needs=needs.SPLINES,
+        idle=(0.0,),
     )
     kan_lr_scale: float | None = KAN.row(
         None,
         "the splines' learning rate as a multiple of --lr (default: chosen)",
         type=number(float, 0, open_low=True),
         metavar="X",
+        needs=needs.SPLINES,
+        idle=(1.0,),
     )
 
     epochs: int = TRAINING.row(
@@ -192,6 +222,7 @@ class Options(Given):
         "photos per step and process; auto tries how many fit into memory (default: chosen)",
         type=number_or(("auto",), number(int, 1)),
         metavar="N|auto",
+        **JUDGES,
     )
     accum_steps: int = TRAINING.row(1, "batches per update", type=number(int, 1), metavar="N")
     opt: str = TRAINING.row("adamw", "optimiser", choices=("sgd", "adamw"))
@@ -214,7 +245,11 @@ class Options(Given):
         metavar="X",
     )
     decay_all: bool = TRAINING.row(
-        False, "weight decay on those, too, as in the reference", kind="pair"
+        False,
+        "weight decay on those, too, as in the reference",
+        kind="pair",
+        needs=needs.DECAY,
+        idle=(False,),
     )
     warmup_epochs: float | None = TRAINING.row(
         None,
@@ -226,6 +261,14 @@ class Options(Given):
         None,
         "each block's rate is X times that of the next (default: chosen)",
         type=number(float, 0, 1, open_low=True),
+        metavar="X",
+        needs=needs.BLOCKS,
+        idle=(1.0,),
+    )
+    head_lr_scale: float | None = TRAINING.row(
+        None,
+        "the head's learning rate as a multiple of --lr (default: chosen)",
+        type=number(float, 0, open_low=True),
         metavar="X",
     )
     clip_grad: float = TRAINING.row(
@@ -248,7 +291,12 @@ class Options(Given):
         None, "a checkpoint to distil from", type=existing, metavar="FILE"
     )
     teacher_weight: float = TRAINING.row(
-        0.5, "share of the teacher in the loss", type=number(float, 0, 1), metavar="X"
+        0.5,
+        "share of the teacher in the loss",
+        type=number(float, 0, 1),
+        metavar="X",
+        needs=needs_flag("teacher", "--teacher FILE"),
+        idle=(0.0,),
     )
 
     aug: str | None = REGULAR.row(
@@ -282,7 +330,7 @@ class Options(Given):
         "none", "balanced: rare classes weigh more", choices=("none", "balanced")
     )
 
-    device: str = MACHINE.row("auto", DEVICES, metavar="NAME", **FREE)
+    device: str = MACHINE.row("auto", DEVICES, metavar="NAME", **FREE, **JUDGES)
     amp: str = MACHINE.row(
         "auto",
         "mixed precision; auto: bf16 where the hardware has it, fp16 on older CUDA",
@@ -303,6 +351,13 @@ class Options(Given):
         **FREE,
     )
     compile: bool = MACHINE.row(False, "compile the model first", kind="switch")
+    deterministic: bool = MACHINE.row(
+        False,
+        "on a GPU: the same bits in every run, somewhat slower (a CPU repeats itself anyway)",
+        kind="switch",
+        **FREE,
+        **JUDGES,
+    )
     grad_checkpointing: bool = MACHINE.row(
         False,
         "save memory by computing activations again",
@@ -328,9 +383,14 @@ class Options(Given):
         type=number(int, 0, 256),
         metavar="N",
         **FREE,
+        **JUDGES,
     )
     seed: int = MACHINE.row(
-        0, "of split, weights and augmentation", type=number(int, 0, 2**32 - 1), metavar="N"
+        0,
+        "of split, weights and augmentation",
+        type=number(int, 0, 2**32 - 1),
+        metavar="N",
+        **JUDGES,
     )
 
     output: str | None = RUN.row(
@@ -354,12 +414,22 @@ class Options(Given):
         metavar="N",
         **FREE,
     )
-    eval: bool = RUN.row(False, "evaluate --weights on the data and stop", kind="switch")
+    eval: bool = RUN.row(False, "evaluate --weights on the data and stop", kind="switch", **JUDGES)
     dry_run: bool = RUN.row(
         False,
         "check data and weights, print what would happen, train and write nothing",
         kind="switch",
     )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether what came from the weights file stays as it is."""
+        return bool(self.weights) if self.freeze_layers is None else self.freeze_layers
+
+    @property
+    def new(self) -> bool:
+        """Whether a run begins, rather than goes on or is judged."""
+        return not self.resume and not self.eval
 
     @property
     def data_roots(self) -> list[str]:
@@ -391,9 +461,23 @@ class Options(Given):
         return replace(self, **values)
 
     def check(self) -> None:
-        for refusal in (_alone, _of_weights, _of_training, _of_views):
-            if sentence := refusal(self):
-                raise ValueError(sentence)
+        if sentence := needs.contradiction(self):
+            raise ValueError(sentence)
+
+    def in_force(self, row: Row) -> bool:
+        """A run that goes on has had its flags checked; --eval asks few of them."""
+        return not self.resume and (not self.eval or _judges(row))
+
+    def without_effect(self) -> list[str]:
+        """The typed flags that --eval does not ask, for it trains nothing."""
+        unasked = {named.name for named, row in self.rows() if not _judges(row)}
+        if self.batch_size == "auto":
+            unasked.add("batch_size")
+        return [flag_of(name) for name in sorted(unasked & self.given)]
+
+
+def _judges(row: Row) -> bool:
+    return row.section == DATA.title or row.facts.get("judges", False)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
@@ -412,76 +496,3 @@ def parse_args(argv: Sequence[str] | None = None) -> Options:
 def kept() -> set[str]:
     """The names of options that a resumed run keeps."""
     return {named.name for named, row in Options.rows() if row.facts.get("keep", True)}
-
-
-# --- flags that contradict each other -------------------------------------------------------------
-
-
-def _alone(options: Options) -> str | None:
-    """What --eval and --resume do not go with."""
-    if options.eval and not options.weights:
-        return "--eval needs --weights FILE, the model to evaluate"
-    if options.eval and options.resume:
-        return "--eval and --resume exclude each other: --eval trains nothing"
-    if options.eval:
-        told = {f.name for f, row in options.rows() if row.facts.get("checkpoint")}
-        for name in sorted(told & options.given):
-            return f"{flag_of(name)} and --eval exclude each other: --weights FILE says it"
-    for name in ("dry_run", "output"):
-        if options.resume and name in options.given:
-            return f"{flag_of(name)} and --resume exclude each other: a run keeps its folder"
-    if options.eval and options.dry_run:
-        return "--dry-run and --eval exclude each other: --eval writes nothing anyway"
-    return None
-
-
-def _of_weights(options: Options) -> str | None:
-    """Data, weights and memory."""
-    new_run = not options.resume and not options.eval
-    if options.val_path and "val_split" in options.given:
-        return "--val-split and --val-path exclude each other: all of DIR is for validation"
-    if options.download and options.data_path == "sample":
-        return "--download and --data-path sample exclude each other: they are other photos"
-    if options.batch_size == "auto" and options.fsdp:
-        return "--batch-size auto tries the whole model on one device: with --fsdp give N"
-    if options.kan_reg and options.fsdp:
-        return "--kan-reg needs whole splines, which --fsdp cuts: leave one of them out"
-    if new_run and options.freeze_layers and not options.weights:
-        return "--freeze-layers needs --weights FILE: without it all weights are random"
-    if new_run and options.allow_partial and not options.weights:
-        return "--allow-partial needs --weights FILE"
-    return None
-
-
-def _of_training(options: Options) -> str | None:
-    new_run = not options.resume and not options.eval
-    if options.mlp == "gkan" and options.kan_rank not in (None, "full"):
-        return "--kan-rank and --mlp gkan exclude each other: a group's spline has no rank"
-    if "teacher_weight" in options.given and not options.teacher:
-        return "--teacher-weight needs --teacher FILE"
-    if options.amp == "fp16" and options.device == "cpu":
-        return "--amp fp16 needs a GPU: with --device cpu give --amp bf16 or auto"
-    if new_run and options.epochs and (options.warmup_epochs or 0) > options.epochs:
-        return (
-            f"--warmup-epochs {options.warmup_epochs:g} is longer than --epochs {options.epochs}: "
-            f"the full rate would never be reached"
-        )
-    return None
-
-
-def _of_views(options: Options) -> str | None:
-    """Where --cache-views would keep nothing (`caching.frozen_layers`)."""
-    if options.cache_views == 1:
-        return None
-    if options.freeze_layers is False or not (options.weights or options.resume):
-        return "--cache-views needs frozen layers: --weights FILE, --freeze-layers true"
-    if options.aug == "none" and not options.reprob:
-        return "--cache-views and --aug none exclude each other: all views would be equal"
-    for name in ("mixup", "cutmix", "teacher", "fsdp"):
-        if getattr(options, name):
-            flag = flag_of(name)
-            return (
-                f"--cache-views and {flag} exclude each other: with {flag} the frozen layers run "
-                f"in every epoch"
-            )
-    return None

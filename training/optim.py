@@ -37,11 +37,13 @@ def param_groups(
     layer_decay: float,
     kan_lr_scale: float,
     decay_all: bool = False,
+    head_lr_scale: float = 1.0,
 ) -> list[dict]:
     """Returns optimiser groups of the parameters that train, frozen ones left out.
 
     Biases, norms, scales, tokens and positions do not decay unless `decay_all`; a block's rate is
-    `layer_decay` times that of the next one, a spline's `kan_lr_scale` times that of its block.
+    `layer_decay` times that of the next one, a spline's `kan_lr_scale` times that of its block, a
+    head's `head_lr_scale` times `lr`.
     """
     depth = len(model.blocks)
     groups: dict[tuple, dict] = {}
@@ -51,7 +53,8 @@ def param_groups(
         spline = is_spline(name)
         plain = parameter.ndim < 2 or name.endswith(("_token", "pos_embed", "spline_scaler"))
         layer = layer_of(name, depth)
-        rate = lr * layer_decay ** (depth + 1 - layer) * (kan_lr_scale if spline else 1.0)
+        scale = kan_lr_scale if spline else head_lr_scale if name.startswith(HEADS) else 1.0
+        rate = lr * layer_decay ** (depth + 1 - layer) * scale
         decay = 0.0 if plain and not decay_all else weight_decay
         group = groups.setdefault(
             (rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "names": []}
@@ -60,8 +63,10 @@ def param_groups(
         group["names"].append(name)
     if not groups:
         raise ValueError("nothing is left to train: give --freeze-layers false")
-    # The fastest group first: its rate is the one that is shown and logged.
-    return sorted(groups.values(), key=lambda g: ("head.weight" not in g["names"], -g["lr"]))
+    # The first group's rate is shown and logged: --lr itself, where something trains at it.
+    return sorted(
+        groups.values(), key=lambda g: (g["lr"] != lr, "head.weight" not in g["names"], -g["lr"])
+    )
 
 
 def create_optimizer(kind: str, groups: list[dict]) -> torch.optim.Optimizer:

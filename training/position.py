@@ -32,8 +32,9 @@ class Position:
         self.epoch += 1
         self.batches_done, self.meter, self.failed = 0, None, []
 
-    def out_of_patience(self, patience: int) -> bool:
-        since = len(self.history) - self.best.get("epoch", 0)
+    def out_of_patience(self, patience: int, warmup: int) -> bool:
+        """Whether none of the last `patience` epochs, those of warm-up left out, was the best."""
+        since = len(self.history) - max(warmup, self.best.get("epoch", 0))
         return bool(patience) and since >= patience
 
     def state(self, device: torch.device, world: World) -> dict:

@@ -67,6 +67,12 @@ class Run:
         return self.options.to_dict() | {"reasons": self.reasons}
 
     @property
+    def warmup(self) -> int:
+        """How many epochs belong to the warm-up, of which none is the best one; never the last."""
+        options = self.options
+        return min(math.ceil(options.warmup_epochs or 0), max(0, options.epochs - 1))
+
+    @property
     def batches_per_epoch(self) -> int:
         return self.batches_over(len(self.data.train.paths))
 
@@ -77,7 +83,8 @@ class Run:
     def over(self) -> bool:
         """Whether there is no epoch left to train."""
         options, position = self.options, self.position
-        return position.epoch >= options.epochs or position.out_of_patience(options.patience)
+        patience = position.out_of_patience(options.patience, self.warmup)
+        return position.epoch >= options.epochs or patience
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -105,9 +112,10 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
 
 
 def check_sizes(options: Options, weights: WeightsFile | None) -> None:
-    """Raises ValueError for sizes that do not fit, before a photo is looked at."""
+    """Raises ValueError for sizes and flags that do not fit, before a photo is looked at."""
     with torch.device("meta"):
-        create_model(**model_config(options, weights, num_classes=2))
+        model = create_model(**model_config(options, weights, num_classes=2))
+    options.refuse_idle(mlp=model.sizes.mlp)
 
 
 def build_model(
@@ -115,9 +123,6 @@ def build_model(
 ) -> tuple[VisionTransformer, set[str]]:
     """Returns the model and the names of the parameters that came from the weights file."""
     model = create_model(**model_config(options, weights, len(classes)))
-    ignored = sorted(name for name in options.given if name.startswith("kan_"))
-    if model.sizes.mlp == "mlp" and ignored:
-        print(f"{', '.join(map(flag_of, ignored))}: ignored with --mlp mlp")
     if weights is None:
         here = VARIANTS[model.name].url and f" or --weights {model.name}"
         print(
@@ -169,6 +174,8 @@ def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Prepr
 
 def check_flags(options: Options, device: torch.device) -> None:
     """Raises ValueError for what the flags of a new run alone can tell, before any work is done."""
+    if not options.weights:
+        options.refuse_idle(mlp=options.mlp)
     amp_dtype(options.amp, device)
     check_output(options.output, options.data_roots)
     if options.model:
@@ -179,10 +186,18 @@ def check_flags(options: Options, device: torch.device) -> None:
 
 
 def case_of(
-    options: Options, model: VisionTransformer, trainable: list[str], photos: int, world: World
+    options: Options,
+    model: VisionTransformer,
+    pretrained: set[str],
+    trainable: list[str],
+    photos: int,
+    world: World,
 ) -> Case:
-    """Returns what the values depend on that the user did not set. photos: for training."""
-    frozen = is_frozen(options)
+    """Returns what the values depend on that the user did not set.
+
+    pretrained: the names of parameters that came from the weights file. photos: for training.
+    """
+    frozen = options.frozen
     kind = "head" if frozen else "fine-tune" if options.weights else "scratch"
     return Case(
         kind,
@@ -193,12 +208,8 @@ def case_of(
         world_size=world.size,
         accum_steps=options.accum_steps,
         optimizer=options.opt,
+        new_head="head.weight" not in pretrained,
     )
-
-
-def is_frozen(options: Options) -> bool:
-    """Whether what came from the weights file stays as it is."""
-    return bool(options.weights) if options.freeze_layers is None else options.freeze_layers
 
 
 def spline_kind(model: VisionTransformer) -> str:
@@ -213,7 +224,8 @@ def choose_values(case: Case, given: Mapping) -> Chosen:
     """Returns `choices.choose`'s values after printing each with its reason."""
     chosen = choose(case, given)
     for name, (value, reason) in chosen.items():
-        if name != "kan_lr_scale" or case.spline != "none":
+        matters = {"kan_lr_scale": case.spline != "none", "head_lr_scale": value != 1}
+        if matters.get(name, True):
             print(f"{flag_of(name)} {value}  ({reason})")
     return chosen
 

@@ -229,9 +229,17 @@ class Trainer:
         return self.validate()
 
     def keep_best(self, row: dict) -> None:
-        """Writes best.pth when the epoch is the best so far, by accuracy, then by loss."""
-        best, key = self.position.best, (row["val_acc"], -row["val_loss"])
-        if not best or key > (best["val_acc"], -best["val_loss"]):
+        """Writes best.pth when the epoch is the best so far, by accuracy, then by loss.
+
+        Any epoch after the warm-up is better than one of it: there luck decides, for the head has
+        learned next to nothing.
+        """
+
+        def key(row: dict) -> tuple:
+            return row["epoch"] > self.run.warmup, row["val_acc"], -row["val_loss"]
+
+        best = self.position.best
+        if not best or key(row) > key(best):
             self.position.best = dict(row)
             self.write("best.pth", self.checkpoint())
 

@@ -1,0 +1,131 @@
+"""When a flag of train.py has an effect, and which flags contradict each other.
+
+Needs are asked again as more is known: `mlp` and `trainable` (names of parameters) of the model,
+`val_folder` of the data, `weight_decay` once it is chosen. See `system.flags.Need`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from system.flags import Need, flag_of, needs_flag
+from vit_model import HEADS, is_spline
+
+Options = Any  # training.flags.Options, whose table is made of what is defined here
+Known = Mapping[str, object]
+
+
+def _mlp(options: Options, known: Known) -> object:
+    """What stands in the blocks, once a flag or the weights file has told."""
+    return known.get("mlp") if options.mlp == "mlp" else options.mlp
+
+
+def _is_kan(options: Options, known: Known) -> bool | None:
+    kind = _mlp(options, known)
+    return None if kind is None else kind != "mlp"
+
+
+def _has_rank(options: Options, known: Known) -> bool | None:
+    kind = _mlp(options, known)
+    return None if kind is None else kind == "kan"
+
+
+def _splines_train(options: Options, known: Known) -> bool | None:
+    if "trainable" in known:
+        return any(map(is_spline, known["trainable"]))
+    return False if _is_kan(options, known) is False else None
+
+
+def _blocks_train(options: Options, known: Known) -> bool | None:
+    if "trainable" in known:
+        return not all(name.startswith(HEADS) for name in known["trainable"])
+    return not options.frozen or (False if _is_kan(options, known) is False else None)
+
+
+def _splits(options: Options, known: Known) -> bool:
+    return not options.val_path and not known.get("val_folder")
+
+
+def _decays(options: Options, known: Known) -> bool | None:
+    decay = known.get("weight_decay", options.weight_decay)
+    return None if decay is None else decay > 0
+
+
+KAN = {"needs": Need("--mlp kan or gkan, or weights of a KAN-ViT", _is_kan)}
+RANK = {"needs": Need("--mlp kan, or weights of such a model", _has_rank), "idle": ("full",)}
+SPLINES = Need(
+    "splines that train: --mlp kan or gkan (those in a file train with --freeze-layers false)",
+    _splines_train,
+)
+BLOCKS = Need("blocks that train: --freeze-layers false, or --mlp kan", _blocks_train)
+SPLIT = Need("data without a folder for validation (val/ or --val-path)", _splits)
+DECAY = Need("--weight-decay above 0", _decays)
+WEIGHTS = needs_flag("weights", "--weights FILE")
+
+
+# --- flags that contradict each other -------------------------------------------------------------
+
+
+def contradiction(options: Options) -> str | None:
+    """Returns a sentence on flags that exclude each other, None where all go together."""
+    rules = (
+        (_alone, _of_weights) if options.eval else (_alone, _of_weights, _of_training, _of_views)
+    )
+    return next((sentence for rule in rules if (sentence := rule(options))), None)
+
+
+def _alone(options: Options) -> str | None:
+    """What --eval and --resume do not go with."""
+    if options.eval and not options.weights:
+        return "--eval needs --weights FILE, the model to evaluate"
+    if options.eval and options.resume:
+        return "--eval and --resume exclude each other: --eval trains nothing"
+    if options.eval:
+        told = {f.name for f, row in options.rows() if row.facts.get("checkpoint")}
+        for name in sorted(told & options.given):
+            return f"{flag_of(name)} and --eval exclude each other: --weights FILE says it"
+    for name in ("dry_run", "output"):
+        if options.resume and name in options.given:
+            return f"{flag_of(name)} and --resume exclude each other: a run keeps its folder"
+    if options.eval and options.dry_run:
+        return "--dry-run and --eval exclude each other: --eval writes nothing anyway"
+    return None
+
+
+def _of_weights(options: Options) -> str | None:
+    """Data, weights and memory."""
+    if options.download and options.data_path == "sample":
+        return "--download and --data-path sample exclude each other: they are other photos"
+    if options.batch_size == "auto" and options.fsdp:
+        return "--batch-size auto tries the whole model on one device: with --fsdp give N"
+    if options.kan_reg and options.fsdp:
+        return "--kan-reg needs whole splines, which --fsdp cuts: leave one of them out"
+    return None
+
+
+def _of_training(options: Options) -> str | None:
+    if options.amp == "fp16" and options.device == "cpu":
+        return "--amp fp16 needs a GPU: with --device cpu give --amp bf16 or auto"
+    if options.new and options.epochs and (options.warmup_epochs or 0) > options.epochs:
+        return (
+            f"--warmup-epochs {options.warmup_epochs:g} is longer than --epochs {options.epochs}: "
+            f"the full rate would never be reached"
+        )
+    return None
+
+
+def _of_views(options: Options) -> str | None:
+    """Where --cache-views would keep nothing (`caching.frozen_layers`)."""
+    if options.cache_views == 1:
+        return None
+    if options.freeze_layers is False or not (options.weights or options.resume):
+        return "--cache-views needs frozen layers: --weights FILE, --freeze-layers true"
+    if options.aug == "none" and not options.reprob:
+        return "--cache-views and --aug none exclude each other: all views would be equal"
+    for name in ("mixup", "cutmix", "teacher", "fsdp"):
+        if getattr(options, name):
+            flag = flag_of(name)
+            return (
+                f"--cache-views and {flag} exclude each other: with {flag} the frozen layers run "
+                f"in every epoch"
+            )
+    return None
