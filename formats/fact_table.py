@@ -68,7 +68,7 @@ FACTS = (
     Fact(
         "positions",
         ("pos_embed", "position_embedding_type", "pos_embed_type"),
-        takes=("learn", "learned", "learnable", "absolute", "abs", "sincos2d", *YES),
+        takes=("learn", "learned", "learnable", "absolute", "abs", "sincos", "sincos2d", *YES),
         default={"": "learned"},
     ),
     Fact("absolute positions", ("use_abs_pos_emb", "use_absolute_position_embeddings"), YES),

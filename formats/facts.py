@@ -145,9 +145,9 @@ def _stated(fact: Fact, level: Sequence[Source]) -> tuple[Any, str] | None:
 def _meaning(fact: Fact, value: Any) -> Any:
     """Returns what two spellings of a value have in common."""
     value = _lower(value)
-    if fact.square and isinstance(value, list | tuple) and len(set(map(str, value))) == 1:
-        return value[0]
-    if fact.sets is None and not fact.square and _is_among(value, fact.takes):
+    if fact.square and not _is_oblong(value):
+        return True  # how long the sides are, shapes tell
+    if fact.sets is None and _is_among(value, fact.takes):
         return True  # it is followed, whatever it is called
     return list(value) if isinstance(value, tuple) else value
 
@@ -200,14 +200,20 @@ def _follow(fact: Fact, value: Any, whence: str, has_head: bool, decided: Decide
     """Takes a value that is told, or returns in words that our model cannot follow it."""
     value = _lower(value)
     taken = (*fact.takes, *(() if has_head else fact.headless))
-    sides = isinstance(value, list | tuple) and fact.square and len(set(map(str, value))) > 1
-    if sides or (fact.takes and not _is_among(value, taken)):
+    oblong = fact.square and _is_oblong(value)
+    if oblong or (fact.takes and not _is_among(value, taken)):
         return f"{fact.name}: {_short(value)} ({whence}), which is not supported"
     decided.told[fact.name] = f"{_short(value)} ({whence})"
     if fact.sets and not (fact.takes and _is_among(value, fact.headless)):
         key = value if isinstance(value, str | bool | int | float) else None
         decided.values[fact.sets] = fact.means.get(key, value)
     return None
+
+
+def _is_oblong(value: Any) -> bool:
+    """Whether a size is of two sides that differ."""
+    sides = [*value.values()] if isinstance(value, Mapping) else value
+    return isinstance(sides, list | tuple) and len(set(map(str, sides))) > 1
 
 
 def _is_among(value: Any, values: tuple) -> bool:

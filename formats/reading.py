@@ -28,12 +28,14 @@ from formats.naming import check_complete, convert, known_heads, sizes_of
 from formats.opening import RawWeights, open_weights
 from imaging.preprocess import Preprocess
 from system.files import json_if_any, parse_json
+from system.terminal import counted
 from vit_model import (
     FAMILIES,
     VARIANTS,
     VisionTransformer,
     create_model,
     find_variant,
+    is_number,
     kind_of,
 )
 
@@ -86,11 +88,12 @@ class WeightsFile:
     def holds(self) -> str:
         """What the file holds, in words."""
         config = self.config
-        head = f"{config['num_classes']} classes" if config["num_classes"] else "no head"
+        classes = config["num_classes"]
+        head = counted(classes, "class", "classes") if classes else "no head"
         kan = kind_of(config, " with ", " blocks")
         return (
             f"{config['name']}{kan} ({config['embed_dim']} wide, "
-            f"{config['depth']} blocks, {config['img_size']}-pixel images, {head})"
+            f"{counted(config['depth'], 'block')}, {config['img_size']}-pixel images, {head})"
         )
 
     @property
@@ -380,7 +383,10 @@ def _levels(
     Configs beside it describe the usual names of the hubs, or the only weights file of a folder;
     one of another width or depth belongs to something else.
     """
-    inside = Source.of("the file itself", raw.extras | raw.metadata)
+    told = raw.extras | raw.metadata
+    statistics = {key for key in ("mean", "std") if is_number(told.get(key))}  # of a loss, say
+    told = {key: value for key, value in told.items() if key not in statistics}
+    inside = Source.of("the file itself", told)
     stated = {name: json_if_any(path.with_name(name)) for name in BESIDE}
     there = [name for name in BESIDE if path.with_name(name).exists()]
     notes = [

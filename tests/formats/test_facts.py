@@ -197,6 +197,12 @@ def test_grids_that_are_not_square_are_refused(tmp_path, size):
         read_weights(as_timm(vit(img_size=size), tmp_path))
 
 
+def test_sizes_of_the_data_contradict_no_model(tmp_path):
+    theirs = vit()
+    state = {"model": theirs.state_dict(), "args": {"img_size": 224}, "config": {"img_size": 64}}
+    assert_same(saved(state, tmp_path), theirs)
+
+
 def test_grey_models_are_refused_in_one_sentence(tmp_path):
     path = saved(vit(in_chans=1).state_dict(), tmp_path)
     with pytest.raises(ValueError, match="takes images of 1 channels, and photos here have three"):
@@ -209,6 +215,7 @@ def test_hybrids_are_refused_in_one_sentence(tmp_path):
         read_weights(saved(state, tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of jit
 def test_programs_of_torch_jit_are_called_what_they_are(tmp_path):
     path = tmp_path / "x.pt"
     torch.jit.trace(vit(), IMAGES[:1]).save(path)
