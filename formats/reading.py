@@ -196,8 +196,8 @@ def checked_model(config: object, tensors: Mapping[str, Tensor]) -> VisionTransf
         )
     if model.sizes.in_chans != 3:
         raise ValueError(
-            f"takes images of {model.sizes.in_chans} channels, and photos here have three (red, "
-            f"green, blue)"
+            f"takes images of {counted(model.sizes.in_chans, 'channel')}, and photos here have "
+            f"three (red, green, blue)"
         )
     return model
 

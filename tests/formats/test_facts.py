@@ -205,7 +205,7 @@ def test_sizes_of_the_data_contradict_no_model(tmp_path):
 
 def test_grey_models_are_refused_in_one_sentence(tmp_path):
     path = saved(vit(in_chans=1).state_dict(), tmp_path)
-    with pytest.raises(ValueError, match="takes images of 1 channels, and photos here have three"):
+    with pytest.raises(ValueError, match="takes images of 1 channel, and photos here have three"):
         read_weights(path)
 
 
