@@ -12,6 +12,7 @@ Letters in shape comments: B batch, N tokens, C channels (embed_dim), H heads, D
 """
 
 import difflib
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vit.mlps import KanMlp, Mlp, matching_hidden, parse_blocks
+from splines.layer import SplineLayer
+from vit.adapters import add_adapters, check_adapters
+from vit.mlps import KanMlp, Mlp, kan_layer, matching_hidden, parse_blocks
 
 # Mean and standard deviation by which each family of pretrained weights normalises its input.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,6 +35,8 @@ FAMILIES = {
 }
 # What may stand in a block, and how words call the KAN among it.
 MLP_KINDS = {"mlp": "", "kan": "KAN", "gkan": "grouped KAN"}
+# Whose inputs in such a block have splines: fc1 and fc2, fc2 alone, or qkv and proj as well.
+KAN_PLACES = ("mlp", "hidden", "all")
 # What logits may mean: see `ViTConfig.answers`.
 ANSWERS = ("softmax", "sigmoid")
 # Names in the state dict: of the heads, which a new set of classes replaces.
@@ -115,18 +120,28 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, N, C) -> (B, N, C), or of the first `out` tokens alone."""
+    """Multi-head self-attention, (B, N, C) -> (B, N, C), or of the first `out` tokens alone.
+
+    kan: what `kan_layer` needs where both of its maps have splines.
+    """
 
     def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool,
+        attn_drop: float,
+        proj_drop: float,
+        kan: dict | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
         self.attn_drop = attn_drop
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        linear = nn.Linear if kan is None else partial(kan_layer, base=nn.Identity, **kan)
+        self.qkv = linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, out: int | None = None) -> Tensor:
@@ -147,7 +162,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim, num_heads, mlp, qkv_bias, drop, attn_drop, drop_path, init_values, eps
+        self, dim, num_heads, mlp, qkv_bias, drop, attn_drop, drop_path, init_values, eps, kan=None
     ) -> None:
         super().__init__()
 
@@ -155,7 +170,7 @@ class Block(nn.Module):
             return nn.Identity() if init_values is None else LayerScale(dim, init_values)
 
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop, kan)
         self.ls1 = scale()
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = mlp
@@ -179,6 +194,10 @@ class ViTConfig:
         parameters as the MLP it replaces, or a number.
     kan_rank: None or "full" for a spline coefficient per edge and basis, else their rank.
     kan_range: "auto" (set from images by calibration before training) or (low, high).
+    kan_groups: how many splines each layer of "gkan" has, or "feature": one for each input.
+    kan_at: the inputs that have splines: those of fc1 and fc2 ("mlp"), of fc2 alone ("hidden"), or
+        of qkv and proj too ("all").
+    adapt, lora_rank, lora_at: adapters beside the blocks' own numbers, see `vit.adapters`.
     reg_tokens: register tokens; with `no_embed_class` positions are added to patches alone.
     representation_size: width of the pre-logits layer, None for none.
     dist_head: whether the distillation token, where there is one, has a head of its own.
@@ -215,6 +234,10 @@ class ViTConfig:
     kan_order: int = 3
     kan_range: str | tuple[float, float] = "auto"
     kan_groups: int | str = 8
+    kan_at: str = "mlp"
+    adapt: str = "none"
+    lora_rank: int = 4
+    lora_at: str = "mlp"
 
     def __post_init__(self) -> None:
         for field, (low, high) in SIZES.items():
@@ -258,7 +281,33 @@ class ViTConfig:
             isinstance(ends, tuple) and len(ends) == 2 and all(map(is_number, ends))
         ):
             raise ValueError(f"kan_range must be auto or two numbers, got {ends!r:.80}")
+        if self.kan_at not in KAN_PLACES:
+            raise ValueError(
+                f"kan_at must be one of {', '.join(KAN_PLACES)}, got {self.kan_at!r:.80}"
+            )
         parse_blocks(self.kan_blocks, self.depth)
+        check_adapters(self.adapt, self.lora_rank, self.lora_at)
+        if self.mlp == "gkan" and self.kan_groups != "feature":
+            self._require_divisor()
+
+    def _require_divisor(self) -> None:
+        """Raises ValueError where the inputs of some layer do not fall into `kan_groups` groups."""
+        if self.kan_hidden == "match":
+            hidden = []  # which is made a multiple
+        elif self.kan_hidden == "full":
+            hidden = [self.hidden[n] for n in self.kan_numbers]
+        else:
+            hidden = [self.kan_hidden]
+        widths = sorted({*hidden, *([] if self.kan_at == "hidden" else [self.embed_dim])})
+        if any(width % self.kan_groups for width in widths):
+            common = math.gcd(*widths)
+            near = [n for n in range(1, common + 1) if common % n == 0]
+            near = sorted(sorted(near, key=lambda n: abs(n - self.kan_groups))[:3])
+            raise ValueError(
+                f"kan_groups {self.kan_groups} must divide the numbers of inputs "
+                f"{', '.join(map(str, widths))} of the layers: feature, "
+                f"{', '.join(map(str, near))} do"
+            )
 
     def _require_whole(self, field: str, low: int, high: int, words: str = "") -> None:
         value = getattr(self, field)
@@ -280,8 +329,8 @@ class ViTConfig:
         return widths
 
     @property
-    def kan_at(self) -> tuple[int, ...]:
-        """The numbers of the blocks whose MLP is a KAN."""
+    def kan_numbers(self) -> tuple[int, ...]:
+        """The numbers of the blocks that are KAN blocks."""
         return () if self.mlp == "mlp" else parse_blocks(self.kan_blocks, self.depth)
 
     @property
@@ -340,6 +389,7 @@ class VisionTransformer(nn.Module):
                 rates[i],
                 cfg.init_values,
                 cfg.norm_eps,
+                cfg.kan_options if cfg.kan_at == "all" and i in cfg.kan_numbers else None,
             )
             for i in range(cfg.depth)
         )
@@ -356,16 +406,17 @@ class VisionTransformer(nn.Module):
         two_heads = cfg.distilled and cfg.dist_head and cfg.num_classes
         self.head_dist = nn.Linear(dim, cfg.num_classes) if two_heads else None
         self.init_weights()
+        add_adapters(self.blocks, cfg.adapt, cfg.lora_rank, cfg.lora_at)
 
     def _make_mlp(self, block: int) -> nn.Module:
         cfg, hidden = self.sizes, self.sizes.hidden[block]
-        if block not in cfg.kan_at:
+        if block not in cfg.kan_numbers:
             return Mlp(cfg.embed_dim, hidden, cfg.drop_rate)
         if cfg.kan_hidden == "match":
-            hidden = matching_hidden(cfg.embed_dim, hidden, **cfg.kan_options)
+            hidden = matching_hidden(cfg.embed_dim, hidden, at=cfg.kan_at, **cfg.kan_options)
         elif cfg.kan_hidden != "full":
             hidden = int(cfg.kan_hidden)
-        return KanMlp(cfg.embed_dim, hidden, cfg.drop_rate, **cfg.kan_options)
+        return KanMlp(cfg.embed_dim, hidden, cfg.drop_rate, at=cfg.kan_at, **cfg.kan_options)
 
     def init_weights(self) -> None:
         """Truncated normal (0.02) weights, zero biases and a zero head (ViT paper, appendix B)."""
@@ -376,10 +427,10 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, KanMlp):
-                for layer in (module.fc1, module.fc2):
-                    nn.init.trunc_normal_(layer.base_weight, std=0.02)
-                    nn.init.zeros_(layer.bias)
+            elif isinstance(module, SplineLayer):
+                nn.init.trunc_normal_(module.base_weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for token in (self.cls_token, self.dist_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)

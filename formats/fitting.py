@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from formats.reading import WeightsFile
-from formats.resizing import fit_channels, rename_mlps, resize_patches, resize_positions
+from formats.resizing import fit_tensor, rename_maps
+from system.terminal import counted
+from vit.adapters import is_adapter
 from vit_model import HEADS, VisionTransformer, is_spline
 
 ZERO_SPLINE = "splines start at zero and change nothing yet"
+NEW_ADAPTER = "adapters start so that they change nothing yet"
 OTHER_WIDTH = "file and model differ in the hidden width of this block"
 OTHER_SPLINES = "file and model differ in grid, rank or kind of these splines"
 NONE = "the file has none"
@@ -103,7 +106,7 @@ def load_into(
     report = LoadReport(weights, ignored=dict(weights.ignored))
     target = model.state_dict()
     state = _without_other_widths(weights.state, target, report)
-    state = _without_other_splines(rename_mlps(state, target), target, report)
+    state = _without_other_splines(rename_maps(state, target), target, report)
     state = _with_fitting_head(state, model, weights, classes, report)
     filled = _filled(state, target, model, report)
     left = {n: "the model has no such tensor" for n in state if n not in target}
@@ -123,9 +126,9 @@ def _filled(state: dict, target: dict, model: VisionTransformer, report: LoadRep
     filled = {}
     for name, value in target.items():
         if name not in state:
-            report.new.setdefault(name, ZERO_SPLINE if is_spline(name) else NONE)
+            report.new.setdefault(name, _why_absent(name))
             continue
-        fitted, how = _fit(name, state[name], model, report.weights)
+        fitted, how = fit_tensor(name, state[name], model, report.weights.config)
         if fitted.shape != value.shape:
             report.new[name] = f"the file's is {_size(fitted.shape)}, not {_size(value.shape)}"
             continue
@@ -139,6 +142,13 @@ def _filled(state: dict, target: dict, model: VisionTransformer, report: LoadRep
     return filled
 
 
+def _why_absent(name: str) -> str:
+    """Returns why a model has a tensor that a file lacks."""
+    if is_spline(name):
+        return ZERO_SPLINE
+    return NEW_ADAPTER if is_adapter(name) else NONE
+
+
 def _check_whole(model: VisionTransformer, weights: WeightsFile, report: LoadReport, left) -> None:
     """Raises ValueError where file or model has tensors in its blocks that the other lacks.
 
@@ -147,7 +157,7 @@ def _check_whole(model: VisionTransformer, weights: WeightsFile, report: LoadRep
     missing = [name for name, why in report.new.items() if why == NONE and _is_backbone(name)]
     if missing:
         raise ValueError(
-            f"{weights.path} is incomplete: {len(missing)} tensors are missing, such as "
+            f"{weights.path} is incomplete: it lacks {counted(len(missing), 'tensor')}, such as "
             f"{missing[0]} ({NONE}); train.py --allow-partial starts them anew"
         )
     other = [name for name in left if name.startswith("blocks.") and not is_spline(name)]
@@ -161,7 +171,7 @@ def _check_whole(model: VisionTransformer, weights: WeightsFile, report: LoadRep
 
 def _is_backbone(name: str) -> bool:
     special = ("dist_token", "reg_token", "pos_embed", "pre_logits.", *HEADS)
-    return not name.startswith(special) and not is_spline(name)
+    return not name.startswith(special) and not is_spline(name) and not is_adapter(name)
 
 
 def _without_other_widths(state: dict, target: dict, report: LoadReport) -> dict:
@@ -239,32 +249,6 @@ def _why_new_head(state: dict, model, weights: WeightsFile, classes) -> str | No
     return None
 
 
-def _fit(name: str, value: Tensor, model: VisionTransformer, weights: WeightsFile):
-    """Returns (tensor in the model's size where that is sound, how, or "" if nothing was done)."""
-    if name == "pos_embed" and value.shape != model.pos_embed.shape:
-        prefix = _prefix(weights.config)
-        new_prefix = 0 if model.sizes.no_embed_class else model.num_prefix_tokens
-        grid = model.patch_embed.grid_size
-        return resize_positions(value, grid, prefix, new_prefix), "bicubic interpolation"
-    if name != "patch_embed.proj.weight":
-        return value, ""
-    how = []
-    if value.shape[1] != model.sizes.in_chans and value.shape[1] in (1, 3):
-        value = fit_channels(value, model.sizes.in_chans)
-        how.append(f"colours to {model.sizes.in_chans} channels")
-    if value.shape[-1] != model.sizes.patch_size:
-        value = resize_patches(value, model.sizes.patch_size)
-        how.append("pseudo-inverse of resizing")
-    return value, " and ".join(how)
-
-
-def _prefix(config: dict) -> int:
-    """Returns how many position embeddings of a model belong to special tokens."""
-    if config.get("no_embed_class"):
-        return 0
-    return 1 + bool(config.get("distilled")) + config.get("reg_tokens", 0)
-
-
 def _check_finite(name: str, value: Tensor, path: str) -> None:
     if value.is_floating_point() and not value.isfinite().all():
         bad = int((~value.isfinite()).sum())
@@ -274,14 +258,14 @@ def _check_finite(name: str, value: Tensor, path: str) -> None:
 def _backbone_share(target: dict, filled: dict, report: LoadReport) -> float:
     """Returns the share of the backbone's numbers that came from the file.
 
-    Heads, pre-logits and splines are no part of it, nor are KAN blocks to which another width was
-    given: they are new by intent.
+    Heads, pre-logits, splines and adapters are no part of it, nor are KAN blocks to which another
+    width was given: they are new by intent.
     """
 
     def counts(name: str) -> bool:
-        if name.startswith((*HEADS, "pre_logits.")) or is_spline(name):
+        if name.startswith((*HEADS, "pre_logits.")) or is_spline(name) or is_adapter(name):
             return False
-        in_kan = ".mlp." in name and f"{name.split('.mlp.')[0]}.mlp.fc1.base_weight" in target
+        in_kan = ".mlp." in name and f"{name.split('.mlp.')[0]}.mlp.fc2.base_weight" in target
         return not (in_kan and report.new.get(name) == OTHER_WIDTH)
 
     backbone = {name: value.numel() for name, value in target.items() if counts(name)}

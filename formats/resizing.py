@@ -1,15 +1,18 @@
 """Fits the tensors of one Vision Transformer to another: sizes, channels, positions, MLP to KAN.
 
-Everything here is a pure function of tensors. `weight_loader.load_into` decides what is called.
+Everything here is a pure function of tensors. `fitting.load_into` decides what is called.
 
 Letters in shape comments: C channels, D width, h and w patches per side, P patch size.
 """
 
 import re
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vit_model import VisionTransformer
 
 
 def resize_positions(positions: Tensor, grid: int, prefix: int, new_prefix: int) -> Tensor:
@@ -60,18 +63,49 @@ def fit_channels(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, repeats, 1, 1)[:, :channels] * (old / channels)
 
 
-def rename_mlps(state: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns `state` with each block's MLP under the names that the block has in `target`.
+def rename_maps(state: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns `state` with each block's linear maps under the names that they have in `target`.
 
-    An MLP's weight is a KAN layer's base weight: with its splines at zero the layer computes the
-    same. The other way round the splines have no place and stay behind as ignored.
+    A linear map's weight is a KAN layer's base weight: with its splines at zero the layer computes
+    the same. The other way round the splines have no place and stay behind as ignored.
     """
     renamed = {}
     for name, value in state.items():
-        if re.search(r"\.mlp\.fc[12]\.", name) and name not in target:
+        if re.search(r"\.(mlp\.fc[12]|attn\.(qkv|proj))\.", name) and name not in target:
             other = re.sub(r"\.weight$", ".base_weight", name)
             if other == name:
                 other = re.sub(r"\.base_weight$", ".weight", name)
             name = other if other in target else name
         renamed[name] = value
     return renamed
+
+
+def fit_tensor(
+    name: str, value: Tensor, model: VisionTransformer, config: Mapping
+) -> tuple[Tensor, str]:
+    """Returns (tensor in the model's size where that is sound, how, or "" if nothing was done).
+
+    config: of the file that the tensor comes from.
+    """
+    if name == "pos_embed" and value.shape != model.pos_embed.shape:
+        prefix = _prefix(config)
+        new_prefix = 0 if model.sizes.no_embed_class else model.num_prefix_tokens
+        grid = model.patch_embed.grid_size
+        return resize_positions(value, grid, prefix, new_prefix), "bicubic interpolation"
+    if name != "patch_embed.proj.weight":
+        return value, ""
+    how = []
+    if value.shape[1] != model.sizes.in_chans and value.shape[1] in (1, 3):
+        value = fit_channels(value, model.sizes.in_chans)
+        how.append(f"colours to {model.sizes.in_chans} channels")
+    if value.shape[-1] != model.sizes.patch_size:
+        value = resize_patches(value, model.sizes.patch_size)
+        how.append("pseudo-inverse of resizing")
+    return value, " and ".join(how)
+
+
+def _prefix(config: Mapping) -> int:
+    """Returns how many position embeddings of a model belong to special tokens."""
+    if config.get("no_embed_class"):
+        return 0
+    return 1 + bool(config.get("distilled")) + config.get("reg_tokens", 0)
