@@ -36,7 +36,7 @@ from predicting.predictor import Predictor
 from pretrained import LoadedModel, load_model, save_weights
 from system.files import write_bytes
 from system.flags import REQUIRED, Given, Section, existing, needs_flag, parse
-from system.terminal import run_cli, table
+from system.terminal import command, run_cli, table
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 FACTS = "facts.json"  # in a .pt2
@@ -207,7 +207,7 @@ def main() -> None:
         print(f"checked: logits differ by at most {difference:.1e} from the checkpoint's")
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     if options.kind != "pt2":
-        print(f"try: python predict.py PHOTO --weights {path}")
+        print(f"try: {command('python', 'predict.py', 'PHOTO', '--weights', path)}")
 
 
 if __name__ == "__main__":

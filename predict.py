@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ from predicting.writers import (
 from system.devices import default_workers, pick_device
 from system.flags import DEVICES, REQUIRED, Given, Section, existing, needs_flag, number, parse
 from system.terminal import run_cli
+
+TABLES = 8  # of more photos each gets a line
 
 PHOTOS, MODEL, OUTPUT = Section(""), Section("model"), Section("output")
 
@@ -75,7 +78,12 @@ class Options(Given):
         type=number(int, 1, 256),
         metavar="N",
     )
-    topk: int = OUTPUT.row(5, "classes shown", type=number(int, 1), metavar="K")
+    topk: int = OUTPUT.row(
+        5,
+        f"classes shown (of more than {TABLES} photos one, unless K is given)",
+        type=number(int, 1),
+        metavar="K",
+    )
     threshold: float = OUTPUT.row(
         0.0,
         f'below this probability the answer is "{UNSURE}"',
@@ -123,9 +131,15 @@ def progress_bar():
     )
 
 
-def make_writers(options: Options, classifier: Classifier, device: torch.device) -> list:
-    """The writers that the options ask for; output folders are created and tried here."""
-    writers: list = [JsonLines() if options.json else Table()]
+def make_writers(
+    options: Options, classifier: Classifier, device: torch.device, many: bool
+) -> list:
+    """The writers that the options ask for; output folders are created and tried here.
+
+    many: so many photos that each gets a line: the best class, or as many as --topk says.
+    """
+    brief = (options.topk if "topk" in options.given else 1) if many else 0
+    writers: list = [JsonLines() if options.json else Table(brief=brief)]
     if options.csv:
         writers.append(CsvFile(options.csv, min(options.topk, len(classifier.classes))))
     if options.save:
@@ -179,7 +193,9 @@ def main() -> int:
         weights, options.class_indices, device, class_folders(options.inputs)
     )
     score = Score(classifier.classes)
-    writers = [*make_writers(options, classifier, device), score]
+    photos = find_photos(options.inputs, classifier.classes)
+    first = list(islice(photos, TABLES + 1))
+    writers = [*make_writers(options, classifier, device, len(first) > TABLES), score]
     notes = sys.stderr if options.json else sys.stdout  # --json has standard output to itself
     title = f"{classifier.title} ({weights})"
     print(title, *classifier.notes, sep="\n", end="\n\n", file=notes, flush=True)
@@ -193,8 +209,9 @@ def main() -> int:
         topk=options.topk,
         threshold=options.threshold,
     )
-    photos = find_photos(options.inputs, classifier.classes)
-    found = predictor.answers(photos, keep_image=bool(options.save or options.explain))
+    found = predictor.answers(
+        chain(first, photos), keep_image=bool(options.save or options.explain)
+    )
     with ExitStack() as stack:  # stops the threads and closes the files whatever happens
         for thing in (found, *writers):
             stack.enter_context(closing(thing))

@@ -31,7 +31,7 @@ from splines.layer import SplineLayer
 from system.downloads import fetch_file
 from system.files import atomic_file, parse_json, read_text
 from system.flags import REQUIRED, Given, Section, existing, number, parse
-from system.terminal import run_cli, table
+from system.terminal import counted, run_cli, table
 from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
 
 CLASS_INDICES = "class_indices.json"  # what train.py leaves in the current folder
@@ -110,8 +110,8 @@ def _build(weights: WeightsFile) -> VisionTransformer:
     if missing:
         name, reason = next(iter(missing.items()))
         raise ValueError(
-            f"{weights.path} is incomplete: {len(missing)} tensors are missing, such as {name} "
-            f"({reason})"
+            f"{weights.path} is incomplete: it lacks {counted(len(missing), 'tensor')}, such as "
+            f"{name} ({reason})"
         )
     return model
 
@@ -177,8 +177,8 @@ def _class_indices(class_indices: str | Path, weights: WeightsFile) -> list[str]
         ) from None
     if len(classes) != count:
         raise ValueError(
-            f"{path} names {len(classes)} classes, but {weights.path} has {count}; --class-indices "
-            f"names the right file"
+            f"{path} names {counted(len(classes), 'class', 'classes')}, but {weights.path} has "
+            f"{count}; --class-indices names the right file"
         )
     return classes
 
@@ -226,8 +226,9 @@ class CalibrationReport:
             low = min(low for low, _ in self.ranges.values())
             high = max(high for _, high in self.ranges.values())
             lines.append(
-                f"calibrated the grids of {len(self.ranges)} KAN layers on {self.images} photos, "
-                f"each feature its own: from {low:.3g} at the lowest to {high:.3g} at the highest"
+                f"calibrated the grids of {len(self.ranges)} KAN layers on "
+                f"{counted(self.images, 'photo')}, each feature its own: from {low:.3g} at the "
+                f"lowest to {high:.3g} at the highest"
             )
         if self.skipped:
             lines.append(f"left {len(self.skipped)} KAN layers alone: their splines are trained")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from imaging.data_report import SHOWN, Problem
 from imaging.decoding import readable_extensions
-from system.terminal import printable
+from system.terminal import counted, printable
 
 TRAIN_NAME = "train"
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists is used
@@ -256,7 +256,7 @@ def require_classes(root: str, found: dict[str, list[File]], problems: list[Prob
     loose = sum(problem.kind == "loose" for problem in problems)
     if loose:
         raise ValueError(
-            f"{where} holds {loose} photos but no folder of photos: put the photos of each class "
+            f"{where} holds {counted(loose, 'photo')} but no folder of photos: put the photos of each class "
             "into a folder with its name"
         )
     raise ValueError(f"there is no photo in {where}: it needs a folder of photos for each class")

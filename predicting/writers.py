@@ -53,18 +53,26 @@ class Writer:
 
 
 class Table(Writer):
-    """Prints a table per photo: class, probability, bar. Errors go to standard error."""
+    """Prints a table per photo: class, probability, bar. Errors go to standard error.
 
-    def __init__(self, stream=None):
-        self.stream = stream or sys.stdout
+    brief: of so many classes a line per photo instead, where tables would fill screens.
+    """
+
+    def __init__(self, stream=None, brief: int = 0):
+        self.stream, self.brief = stream or sys.stdout, brief
 
     def write(self, answer: Answer) -> None:
         if answer.error:
             print(f"error: {printable(answer.path)}: {printable(answer.error)}", file=sys.stderr)
             return
         names = [printable(name) for _, name, _ in answer.top]
-        width = max(map(display_width, names))
         verdict = f"  ({UNSURE})" if answer.unsure else ""
+        if self.brief:
+            pairs = list(zip(names, answer.top, strict=True))[: self.brief]
+            told = ", ".join(f"{name} {p:.4f}" for name, (_, _, p) in pairs)
+            print(f"{printable(answer.path)}  {told}{verdict}", file=self.stream, flush=True)
+            return
+        width = max(map(display_width, names))
         lines = [f"{printable(answer.path)}{verdict}"]
         for name, (_, _, probability) in zip(names, answer.top, strict=True):
             drawn = bar(probability, self.stream.encoding)

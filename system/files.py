@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import csv
+import difflib
 import io
 import json
 import os
@@ -168,6 +169,15 @@ def json_if_any(path: Path) -> Any:
         return read_json(path) if path.is_file() else None
     except (OSError, ValueError):
         return None
+
+
+def near_file(path: str | os.PathLike) -> str:
+    """Returns "; did you mean FILE?" with the nearest name of its folder, "" where none is."""
+    folder, name = os.path.split(path)
+    with contextlib.suppress(OSError):
+        if near := difflib.get_close_matches(name, os.listdir(folder or "."), n=1, cutoff=0.7):
+            return f"; did you mean {os.path.join(folder, near[0])}?"
+    return ""
 
 
 class FreshNames:

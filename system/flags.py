@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
+from system.files import near_file
+
 ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 LARGEST = 10**9  # whole number of a flag: what is computed from it still fits 64 bits
 DEVICES = "auto, cpu, cuda, cuda:1, mps (default: auto, the first there is of cuda, mps, cpu)"
@@ -44,7 +46,7 @@ def existing(text: str) -> str:
     """Returns `text` where a file or folder has that name."""
     if os.path.exists(given(text)):
         return text
-    raise argparse.ArgumentTypeError(f"{text} does not exist")
+    raise argparse.ArgumentTypeError(f"{text} does not exist{near_file(text)}")
 
 
 def number(kind: type, low: float, high: float | None = None, open_low=False) -> Callable:

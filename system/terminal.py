@@ -65,8 +65,8 @@ def one_line(error: Exception) -> str:
 
 
 def counted(count: int, what: str, several: str = "") -> str:
-    """Returns "1 photo", "2 photos", "1,000 photos"; several: a plural that is not `what` and s."""
-    return f"{count:,} {what if count == 1 else several or f'{what}s'}"
+    """Returns "1 photo" or "2 photos"; several: a plural that is not `what` and s."""
+    return f"{count} {what if count == 1 else several or f'{what}s'}"
 
 
 def listed(names: Sequence[str]) -> str:

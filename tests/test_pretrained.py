@@ -482,7 +482,7 @@ def test_checkpoint_with_missing_tensors_is_refused(tmp_path, name):
     payload = torch.load(checkpoint(vit(), tmp_path / "best.pth"), weights_only=True)
     del payload["model"][name]
     torch.save(payload, tmp_path / "best.pth")
-    with pytest.raises(ValueError, match=rf"incomplete: 1 tensors are missing, such as {name}"):
+    with pytest.raises(ValueError, match=rf"incomplete: it lacks 1 tensor, such as {name}"):
         load_model(tmp_path / "best.pth")
 
 

@@ -11,6 +11,12 @@ from system.terminal import printable
 from training.flags import Options
 from training.setup import Run
 
+WITHOUT_DATA = (
+    f"{Options.data_path} does not exist: --data-path DIR names a folder that holds a folder for "
+    f"each class; to begin without one, --data-path sample draws flowers, and --download fetches "
+    f"photos of them (229 MB)"
+)
+
 
 def line(run: Run, row: dict) -> str:
     """Returns the line of an epoch; a star marks the best one."""

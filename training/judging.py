@@ -9,20 +9,22 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from imaging.preprocess import eval_transform
 from imaging.scanning import find_sides, scan_classes
 from imaging.splitting import DataSplit
+from my_dataset import MyDataSet, PhotoLoader, SeededSampler
+from parallel.world import World
+from pretrained import LoadedModel
 from system.files import json_if_any
 from system.flags import flag_of
 from system.terminal import counted, printable
 from training.flags import Options
+from utils import evaluate
 
+BATCH = 32  # where --batch-size gives no number
 CHOICE = ("val_split", "seed")  # what a split follows from, beside the names of the photos
-
-
-def choice_of(options: Options, found: DataSplit) -> dict[str, float]:
-    """Returns what chose the validation photos of a run; nothing where a folder holds them."""
-    own_folder = options.val_path or find_sides(found.root, None, [])[1]
-    return {} if own_folder else {name: getattr(options, name) for name in CHOICE}
 
 
 def judged(options: Options, metrics: dict | None, load: Callable[[Options], DataSplit]):
@@ -45,6 +47,35 @@ def judged(options: Options, metrics: dict | None, load: Callable[[Options], Dat
     share, seed = chosen["val_split"], int(chosen["seed"])
     print(f"validation photos: as in the run of {options.weights} (share {share:g}, seed {seed})")
     return load(options.settled(val_split=share, seed=seed))
+
+
+def judge(
+    options: Options, loaded: LoadedModel, data: DataSplit, device: torch.device, world: World
+) -> None:
+    """Prints how right a model is on the validation photos of a split.
+
+    Raises ValueError for classes that it does not know.
+    """
+    unknown = sorted(set(data.classes) - set(loaded.classes))
+    if unknown:
+        raise ValueError(
+            f"{options.weights} does not know the classes {', '.join(unknown)} of "
+            f"{options.data_path}; it knows {', '.join(loaded.classes[:20])}"
+        )
+    labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
+    preprocess = loaded.preprocess.with_ranges(data.ranges)
+    dataset = MyDataSet(data.val.paths, labels, eval_transform(preprocess))
+    order = SeededSampler(len(dataset), options.seed, False, world.rank, world.size)
+    batch_size = options.batch_size if isinstance(options.batch_size, int) else BATCH
+    loader = PhotoLoader(dataset, batch_size, order, options.workers, device)
+    result, _, _ = evaluate(loaded.model, loader, device, world=world)
+    for photo in result.failed:
+        print(f"not judged, for it cannot be read: {printable(photo.path)}: {photo.reason}")
+    print(
+        f"{options.weights} on {counted(result.samples, 'validation photo')} of "
+        f"{printable(options.data_path)}: "
+        f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
+    )
 
 
 def run_split(options: Options) -> DataSplit | None:

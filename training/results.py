@@ -10,7 +10,7 @@ from reporting.page import write_report
 from reporting.plots import image_grid, plot_confusion, plot_curves
 from system.flags import flag_of
 from system.fonts import font_advice
-from system.terminal import printable
+from system.terminal import command, counted, printable
 from training import feature_cache
 from training.assembly import photo_loaders
 from training.run_folder import RunLog
@@ -64,12 +64,14 @@ def write_results(run: Run, log: RunLog, answers: tuple) -> None:
     if advice:
         print(advice)
     if confused:
-        pairs = "; ".join(f"{true} taken for {said} {n} times" for true, said, n in confused)
+        pairs = "; ".join(
+            f"{true} taken for {said} {counted(n, 'time')}" for true, said, n in confused
+        )
         print(f"most confused: {printable(pairs)}")
     feature_cache.remove(folder)
     print(f"written to {folder}/: best.pth, last.pth, metrics.csv, report.html and more")
-    for what, command in commands(folder):
-        print(f"{what}: {command}")
+    for what, line in commands(folder):
+        print(f"{what}: {line}")
 
 
 def draw_results(run: Run, log: RunLog, matrix, mistakes: list[dict]) -> None:
@@ -121,6 +123,6 @@ def settings(run: Run) -> list[tuple[str, object, str]]:
 def commands(folder: Path) -> list[tuple[str, str]]:
     """Returns (what it does, command line) for what a user does next."""
     return [
-        ("predict", f"python predict.py PHOTO --weights {folder / 'best.pth'}"),
-        ("look closer", f"tensorboard --logdir {folder}"),
+        ("predict", command("python", "predict.py", "PHOTO", "--weights", folder / "best.pth")),
+        ("look closer", command("tensorboard", "--logdir", folder)),
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from system.files import clear_temporary, read_json, write_csv, write_json
-from system.terminal import printable
+from system.terminal import command, printable
 
 WEIGHTS = Path("weights")
 LOCK = ".lock"
@@ -59,8 +59,8 @@ def check_output(output: str | None, data_roots: list[str]) -> None:
 def _refuse_run(path: Path) -> None:
     if (path / "last.pth").exists():
         raise ValueError(
-            f"{path} already holds a run (last.pth): continue it with --resume {path}, or give "
-            f"another --output"
+            f"{path} already holds a run (last.pth): continue it with "
+            f"{command('--resume', path)}, or give another --output"
         )
 
 
@@ -124,7 +124,8 @@ def advice_on_disk(run_dir: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         saved = (run_dir / "last.pth").exists()
-        go_on = f"go on with: python train.py --resume {run_dir}" if saved else "start again"
+        resume = command("python", "train.py", "--resume", run_dir)
+        go_on = f"go on with: {resume}" if saved else "start again"
         raise ValueError(
             f"{os.fsdecode(error.filename or run_dir)}: {error.strerror}; what was saved before is "
             f"whole: once the disk can be written again, {go_on}"

@@ -21,7 +21,7 @@ def resumed(request, tmp_path_factory):
     words = [sys.executable, str(ROOT / "train.py"), "--resume", name]
     quiet = os.environ | {"KAN_COMPILE": "0", "OMP_NUM_THREADS": "1"}
     told = subprocess.check_output(words, cwd=folder, env=quiet, text=True)
-    assert "at epoch 2: 1 epochs to go" in told
+    assert "at epoch 2: 1 epoch to go" in told
     end = json.loads((folder / name / "end.json").read_text("utf-8"))
     return end, folder / name
 
