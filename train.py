@@ -63,6 +63,7 @@ from training.setup import (
     choose_preprocess,
     choose_values,
     describe,
+    form_of,
     try_batch_sizes,
 )
 from utils import evaluate
@@ -139,7 +140,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
         chosen = try_batch_sizes(options, model.to(device), device, photos, world)
     given = options.to_dict() | {name: value for name, (value, _) in chosen.items()}
     chosen |= choose_values(case_of(options, model, pretrained, trainable, photos, world), given)
-    options = options.settled(**{name: value for name, (value, _) in chosen.items()})
+    options = options.settled(**{n: v for n, (v, _) in chosen.items()}, **form_of(model.config))
     options.refuse_idle(trainable=trainable, weight_decay=options.weight_decay)
     reasons = {name: reason for name, (_, reason) in chosen.items()}
     run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)
@@ -166,7 +167,8 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
     hold(folder, world, held)
     state = load_state(folder)
     begun = Options.from_dict(state["args"])
-    saved = changed(begun, options, folder)
+    saved = changed(begun.settled(**form_of(state["config"])), options, folder)
+    saved = saved.settled(kan_groups=begun.kan_groups)  # None is kept: see `assembly.make_stepper`
     batch = shared_batch(saved.batch_size, state["loader"].get("processes", 1), world.size)
     saved = saved.settled(batch_size=batch, output=str(folder))
     device = own_device(saved, world)

@@ -42,6 +42,11 @@ def coefficients(layer: nn.Module) -> nn.Parameter:
     return next(layer.spline_parameters())
 
 
+def part_of(layer_name: str) -> str:
+    """The map of the block that a layer such as blocks.7.mlp.fc2 is: fc1, fc2, qkv or proj."""
+    return layer_name.rsplit(".", 1)[-1]
+
+
 @dataclass(frozen=True)
 class Curve:
     """One learned spline of a model and what it added to a logit."""
@@ -52,10 +57,13 @@ class Curve:
 
     def describe(self, layer: nn.Module) -> str:
         """Where the curve sits, for a reader: block, layer, features."""
-        place = f"block {block_of(self.layer_name) + 1}, layer {self.layer_name[-1]}"
+        part = {"fc1": "layer 1", "fc2": "layer 2"}.get(part_of(self.layer_name))
+        place = f"block {block_of(self.layer_name) + 1}, {part or part_of(self.layer_name)}"
         if isinstance(layer, GroupKANLinear):
             size = layer.in_features // layer.groups
             first = self.index[0] * size
+            if size == 1:
+                return f"{place}, feature {first}"
             return f"{place}, features {first} to {first + size - 1}"
         target, source = self.index
         if layer.spline_rank is not None:

@@ -133,7 +133,7 @@ def report(surveys: dict[str, LayerSurvey], effects: dict[int, tuple[float, floa
     for name, one in surveys.items():
         block = curves.block_of(name)
         line = (
-            f"{block + 1:5d}  {name[-3:]:5s}  {one.used.numel():6d}  {one.share:11.2%}"
+            f"{block + 1:5d}  {curves.part_of(name):5s}  {one.used.numel():6d}  {one.share:11.2%}"
             f"  {one.outside:8.2%}"
         )
         if block not in seen:
@@ -196,7 +196,7 @@ def draw_importance(surveys: dict[str, LayerSurvey], effects: dict[int, tuple[fl
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     first, second, third = figure.subplots(1, 3)
-    names = [f"{curves.block_of(name) + 1}.{name[-1]}" for name in surveys]
+    names = [f"{curves.block_of(name) + 1}.{curves.part_of(name)}" for name in surveys]
     first.bar([block + 1 for block in effects], [moved for moved, _ in effects.values()])
     first.set(title="logits move by, without a block's splines", xlabel="block")
     second.bar(names, [100 * one.share for one in surveys.values()])

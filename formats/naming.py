@@ -260,18 +260,22 @@ def _kan_sizes(state: State, depth: int) -> dict:
 
     A grid has grid_size + 2 * order + 1 knots, a spline grid_size + order coefficients.
     """
-    blocks = [n for n in range(depth) if f"blocks.{n}.mlp.fc1.base_weight" in state]
+    layer = "blocks.{}.mlp.fc2."  # has splines wherever a block has
+    blocks = [n for n in range(depth) if f"{layer}base_weight".format(n) in state]
     if not blocks:
         return {}
-    layer = f"blocks.{blocks[0]}.mlp.fc1."
+    layer = layer.format(blocks[0])
     low_rank = f"{layer}spline_down" in state
     splines = state[f"{layer}spline_{'down' if low_rank else 'weight'}"]
     rows, knots = state[f"{layer}grid"].flatten(1).shape
     order = knots - splines.shape[-1] - 1
     grouped = splines.ndim == 2  # one spline for each group: (groups, coefficients)
-    second = f"blocks.{blocks[0]}.mlp.fc2."
-    inputs = (state[f"{at}base_weight"].shape[1] for at in (layer, second))
-    if all(len(state[f"{at}grid"]) == n for at, n in zip((layer, second), inputs, strict=True)):
+    layers = {
+        part: f"blocks.{blocks[0]}.{part}."
+        for part in ("attn.qkv", "mlp.fc1", "mlp.fc2")
+        if f"blocks.{blocks[0]}.{part}.base_weight" in state
+    }
+    if all(len(state[f"{at}grid"]) == state[f"{at}base_weight"].shape[1] for at in layers.values()):
         rows = "feature"
     return {
         "mlp": "gkan" if grouped else "kan",
@@ -279,6 +283,7 @@ def _kan_sizes(state: State, depth: int) -> dict:
         "kan_rank": splines.shape[0] if low_rank else None,
         "kan_grid": splines.shape[-1] - order,
         "kan_order": order,
+        "kan_at": "all" if "attn.qkv" in layers else "mlp" if "mlp.fc1" in layers else "hidden",
     } | ({"kan_groups": rows} if grouped else {})
 
 

@@ -99,5 +99,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     optimizer.load_state_dict(state | {"state": cut})
 
 
+def local(value: Tensor) -> Tensor:
+    """Returns the part of a tensor that this process holds: all of it, where it is not sharded."""
+    return value.to_local() if is_sharded(value) else value
+
+
 def is_sharded(value) -> bool:
     return hasattr(value, "full_tensor")

@@ -14,7 +14,13 @@ from training import feature_cache
 from training.compiling import compile_blocks
 from training.feature_cache import CachedLoader, rest_of
 from training.loss import Criterion, class_weights
-from training.optim import create_ema, create_lr_scheduler, create_optimizer, param_groups
+from training.optim import (
+    CurveRates,
+    create_ema,
+    create_lr_scheduler,
+    create_optimizer,
+    param_groups,
+)
 from training.progress import Progress
 from training.resuming import check_alike
 from training.setup import Run
@@ -80,6 +86,8 @@ def make_stepper(run: Run) -> Stepper:
     head_scale = options.head_lr_scale or 1.0  # None in a run begun before there was one
     groups = param_groups(model, *rates, options.decay_all, head_scale)
     optimizer = create_optimizer(options.opt, groups)
+    if options.kan_groups is not None:  # None in a run begun before curves had rates of their own
+        CurveRates(model, options.opt).watch(optimizer)
     per_epoch = math.ceil(run.batches_per_epoch / options.accum_steps)
     steps, warmup = options.epochs * per_epoch, round(options.warmup_epochs * per_epoch)
     scheduler = create_lr_scheduler(optimizer, steps, warmup, options.lrf)

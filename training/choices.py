@@ -47,7 +47,10 @@ KINDS = {
 }  # fmt: skip
 # The splines' rate as a multiple of --lr. Ten times the rate at low rank cost three points with all
 # layers training (docs/results.md).
-SPLINES = {"none": 1.0, "full": 0.1, "low-rank": 1.0, "group": 1.0}
+SPLINES = {"none": 1.0, "full": 0.1, "low-rank": 1.0}
+# Splines of groups, or of single features, have a rate of their own, whatever --lr: for 32 photos
+# together, in units of their inputs (`optim.CurveRates`).
+GROUP_RATE = {"adamw": 1.6e-2, "sgd": 1.0}
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,18 @@ def choose(case: Case, given: Mapping) -> Chosen:
             scale,
             f"a new head's rate is {head:.3g}" if scale > 1 else "as all else",
         ),
-        "kan_lr_scale": (SPLINES[case.spline], f"{case.spline} splines"),
+        "kan_lr_scale": _spline_scale(case, total, lr),
     }
     return {name: chosen for name, chosen in table.items() if given.get(name) is None}
+
+
+def _spline_scale(case: Case, total: int, lr: float) -> tuple[float, str]:
+    """Returns the splines' rate as a multiple of `lr` for `total` photos together, and why."""
+    if case.spline != "group":
+        return SPLINES[case.spline], f"{case.spline} splines"
+    rate = GROUP_RATE[case.optimizer] * total / 32
+    scale = float(f"{rate / lr:.3g}") if lr else 1.0
+    return scale, f"their rate is {rate:.3g} in units of their inputs"
 
 
 def _batch_size(case: Case, kind: Kind) -> tuple[int, str]:

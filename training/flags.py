@@ -173,6 +173,23 @@ class Options(Given):
         **OF_THE_CHECKPOINT,
         **needs.RANK,
     )
+    kan_groups: int | str | None = KAN.row(
+        None,
+        "splines of a layer with --mlp gkan: feature for one per input, or N that groups of inputs "
+        "share (default: feature, or those in the weights file)",
+        type=number_or(("feature",), number(int, 1, 65536)),
+        metavar="feature|N",
+        **OF_THE_CHECKPOINT,
+        **needs.GROUPS,
+    )
+    kan_at: str = KAN.row(
+        "mlp",
+        "the inputs that have splines: of both maps of the MLP (mlp), of its second one (hidden), "
+        "of attention's two as well (all)",
+        choices=("mlp", "hidden", "all"),
+        **OF_THE_CHECKPOINT,
+        **needs.KAN,
+    )
     kan_grid: int = KAN.row(
         5,
         "grid intervals of each spline",

@@ -29,6 +29,11 @@ def _has_rank(options: Options, known: Known) -> bool | None:
     return None if kind is None else kind == "kan"
 
 
+def _has_groups(options: Options, known: Known) -> bool | None:
+    kind = _mlp(options, known)
+    return None if kind is None else kind == "gkan"
+
+
 def _splines_train(options: Options, known: Known) -> bool | None:
     if "trainable" in known:
         return any(map(is_spline, known["trainable"]))
@@ -52,6 +57,7 @@ def _decays(options: Options, known: Known) -> bool | None:
 
 KAN = {"needs": Need("--mlp kan or gkan, or weights of a KAN-ViT", _is_kan)}
 RANK = {"needs": Need("--mlp kan, or weights of such a model", _has_rank), "idle": ("full",)}
+GROUPS = {"needs": Need("--mlp gkan, or weights of such a model", _has_groups)}
 SPLINES = Need(
     "splines that train: --mlp kan or gkan (those in a file train with --freeze-layers false)",
     _splines_train,

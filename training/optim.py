@@ -10,15 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kan import GroupKANLinear
+from parallel.sharding import like, local
 from vit_model import HEADS, is_spline
 
+# How many deviations a normal feature's range spans, from which 1 % is left out (pretrained.py).
+DEVIATIONS = 5.15
 
-def freeze(model: nn.Module, pretrained: Iterable[str]) -> list[str]:
-    """Freezes the parameters named in `pretrained`, heads excepted; returns what still trains."""
+
+def freeze(model: nn.Module, pretrained: Iterable[str], biases: bool = False) -> list[str]:
+    """Freezes the parameters named in `pretrained`, heads excepted; returns what still trains.
+
+    biases: spare them as well (BitFit, arXiv 2106.10199).
+    """
     pretrained = set(pretrained)
     for name, parameter in model.named_parameters():
-        head = name.startswith(HEADS)
-        parameter.requires_grad_(head or name not in pretrained)
+        spared = name.startswith(HEADS) or (biases and name.endswith(".bias"))
+        parameter.requires_grad_(spared or name not in pretrained)
     return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
@@ -74,6 +82,39 @@ def create_optimizer(kind: str, groups: list[dict]) -> torch.optim.Optimizer:
     if kind == "sgd":
         return torch.optim.SGD(groups, momentum=0.9)
     return torch.optim.AdamW(groups)
+
+
+class CurveRates:
+    """Gives each spline of the grouped KAN layers of a model a rate in units of its inputs.
+
+    A spline is added to its inputs, so a step that is small for one feature is huge for another: a
+    rate that serves all counts in the inputs' deviation, for which the range of the grid stands.
+    The same as training coefficients of that unit: what a step of AdamW moves is multiplied by the
+    unit, and of plain gradients by its square. Coefficients, files and states keep their meaning.
+    """
+
+    def __init__(self, model: nn.Module, kind: str) -> None:
+        self.layers = [m for m in model.modules() if isinstance(m, GroupKANLinear)]
+        self.layers = [layer for layer in self.layers if layer.spline_weight.requires_grad]
+        self.power = 2 if kind == "sgd" else 1
+        self.before: list[Tensor] = []
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes part in every step of `optimizer` from now on."""
+        optimizer.register_step_pre_hook(lambda *_: self.keep())
+        optimizer.register_step_post_hook(lambda *_: self.rescale())
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        self.before = [local(layer.spline_weight).clone() for layer in self.layers]
+
+    @torch.no_grad()
+    def rescale(self) -> None:
+        for layer, old in zip(self.layers, self.before, strict=True):
+            unit = (layer.high - layer.low) / DEVIATIONS  # (curves,)
+            factor = like(unit[:, None].expand(layer.spline_weight.shape), layer.spline_weight)
+            new = local(layer.spline_weight)
+            new.copy_(old.lerp(new, local(factor).to(new) ** self.power))
 
 
 def create_lr_scheduler(

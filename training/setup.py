@@ -102,6 +102,7 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
     # A KAN checkpoint keeps its own sizes unless the flag was typed.
     told = [name for name in kan if name in options.given or name not in config]
     config |= {name: getattr(options, name) for name in told}
+    config |= spline_form(options, config["mlp"], {} if weights is None else weights.config)
     if options.model and weights is not None:  # what no variant's name tells
         config |= {key: weights.config[key] for key in ("norm_eps", "dist_head")}
     config |= {"num_classes": num_classes, "drop_path_rate": options.drop_path}
@@ -109,6 +110,27 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
     if options.img_size:
         config["img_size"] = options.img_size
     return config
+
+
+def spline_form(options: Options, kind: str, held: Mapping) -> dict:
+    """Returns which inputs have splines, and how many: the flags' before those in the file.
+
+    kind: what will stand in the blocks. held: the config of the weights file, which says nothing on
+    splines where it has none, whatever its fields.
+    """
+    own = {"kan_at": "mlp", "kan_groups": "feature"} | form_of(held)
+    told = {name: getattr(options, name) for name in own if name in options.given}
+    return form_of({"mlp": kind} | own | told)
+
+
+def form_of(config: Mapping) -> dict:
+    """Returns of a model's config which inputs have splines, and how many, where they have any."""
+    form: dict = {}
+    if config.get("mlp", "mlp") != "mlp":
+        form["kan_at"] = config.get("kan_at", "mlp")
+    if config.get("mlp") == "gkan":
+        form["kan_groups"] = config.get("kan_groups", 8)  # what older files mean
+    return form
 
 
 def check_sizes(options: Options, weights: WeightsFile | None) -> None:
@@ -248,10 +270,11 @@ def describe(model, trainable: list[str], device: torch.device, amp, world: Worl
     """Returns a line on the model: name, parameters in all and training, blocks, device, type."""
     count = {name: p.numel() for name, p in model.named_parameters()}
     sizes = model.sizes
+    form = " ".join(f"{flag_of(key)} {value}" for key, value in form_of(model.config).items())
     blocks = (
         ""
         if sizes.mlp == "mlp"
-        else f", {sizes.mlp} in {len(sizes.kan_at)} of {sizes.depth} blocks"
+        else f", {sizes.mlp} in {len(sizes.kan_numbers)} of {sizes.depth} blocks ({form})"
     )
     where = str(device) if world.size == 1 else f"{world.size} processes, {device.type}"
     return (

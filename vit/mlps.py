@@ -28,11 +28,14 @@ class KanMlp(nn.Module):
     fc1 has the identity as base function and fc2 the GELU, so `fc1.base_weight`, `fc1.bias` and so
     on are the MLP's weights and each edge adds a spline of its own. The splines start at zero: a
     block built from pretrained weights changes nothing, a new one starts as an MLP.
+
+    at: "hidden" for splines before fc2 alone, where fc1 stays a linear map.
     """
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0, **kan) -> None:
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, *, at: str = "mlp", **kan) -> None:
         super().__init__()
-        self.fc1 = kan_layer(dim, hidden, nn.Identity, **kan)
+        linear = at == "hidden"
+        self.fc1 = nn.Linear(dim, hidden) if linear else kan_layer(dim, hidden, nn.Identity, **kan)
         self.fc2 = kan_layer(hidden, dim, nn.GELU, **kan)
         self.drop = nn.Dropout(drop)
 
@@ -40,7 +43,9 @@ class KanMlp(nn.Module):
         return self.drop(self.fc2(self.fc1(x)))
 
 
-def kan_layer(in_features, out_features, base, *, kind, rank, groups, grid, order, grid_range):
+def kan_layer(
+    in_features, out_features, base, *, kind, rank, groups, grid, order, grid_range, bias=True
+):
     """Returns a KANLinear (kind "kan") or GroupKANLinear ("gkan") whose splines are zero.
 
     groups: how many splines a GroupKANLinear has, or "feature": one for each of its inputs.
@@ -51,7 +56,7 @@ def kan_layer(in_features, out_features, base, *, kind, rank, groups, grid, orde
         "spline_order": order,
         "grid_range": grid_range,
         "base_activation": base,
-        "bias": True,
+        "bias": bias,
         "scale_noise": 0.0,
         "outside": "linear",
     }
