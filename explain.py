@@ -24,6 +24,7 @@ from pathlib import Path
 
 from explaining import curves
 from explaining.kan_vit import PHOTOS, explain_layers, sample_images
+from explaining.parts import told_apart
 from explaining.plain_kan import read_network
 from explaining.plain_report import explain_network
 from explaining.pruning import prune
@@ -35,7 +36,7 @@ from pretrained import load_model, save_weights
 from system.devices import pick_device
 from system.files import make_output_folder
 from system.flags import DEVICES, REQUIRED, Given, Need, Section, existing, number, parse
-from system.terminal import command, run_cli, table
+from system.terminal import command, counted, run_cli, table
 
 CHECKPOINT, LOOK, MAKE = Section(""), Section("what to look at"), Section("what to make")
 
@@ -113,6 +114,13 @@ def prune_and_report(loaded, images, photos, share: float, folder: Path, device)
     print(f"saved: {path}; to train it further: {further}")
 
 
+def tell_zeros(model) -> None:
+    """Says where no spline has learned anything: its curves are flat."""
+    layers = curves.kan_layers(model).values()
+    if zero := sum(layer.splines_are_zero for layer in layers):
+        print(f"the splines of {zero} of {counted(len(layers), 'KAN layer')} are zero: not trained")
+
+
 def explain_vit(options: Options) -> None:
     """Draws the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
     device = pick_device(options.device)
@@ -131,7 +139,8 @@ def explain_vit(options: Options) -> None:
         photos = [p for p in find_photos([options.data], loaded.classes) if not p.error]
         images = sample_images(photos, options.photos or PHOTOS, loaded.preprocess).to(device)
     if has_kan:
-        explain_layers(loaded, images, options.folder)
+        tell_zeros(loaded.model)
+        explain_layers(replace(loaded, model=told_apart(loaded.model)), images, options.folder)
     if prunes:
         prune_and_report(loaded, images, photos, options.prune, options.folder, device)
 

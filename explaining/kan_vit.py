@@ -69,11 +69,12 @@ def layer_inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def grid_inputs(model: nn.Module) -> dict[str, Tensor]:
     """Without photos: values spread evenly over each layer's grid."""
-    drawn = {}
+    drawn, generator = {}, torch.Generator().manual_seed(0)
     for name, layer in curves.kan_layers(model).items():
         size = layer.in_features // layer.curves
         low, high = (v.repeat_interleave(size) for v in (layer.low, layer.high))
-        drawn[name] = low + (high - low) * torch.rand(256, layer.in_features, device=low.device)
+        values = torch.rand(256, layer.in_features, generator=generator).to(low)
+        drawn[name] = low + (high - low) * values
     return drawn
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from explaining import attention_maps, curves
 from explaining.curves import Curve, LayerRecord
+from explaining.parts import told_apart
 from imaging.preprocess import eval_transform
 from predicting.writers import Answer, Writer
 from system.files import FreshNames
@@ -61,6 +62,7 @@ class Figures(Writer):
         self.target = class_index(class_name, classifier.classes)
         self.names = FreshNames(folder)
         self.classifier, self.device = classifier, device
+        self.model = told_apart(classifier.model)
         self.transform = eval_transform(classifier.preprocess)
         self.waiting: list[Answer] = []
         use_fonts()
@@ -79,7 +81,7 @@ class Figures(Writer):
         images = images.to(self.device)
         top = [answer.top[0][0] for answer in self.waiting]
         targets = torch.tensor(top if self.target is None else [self.target] * len(top))
-        stories = explain(self.classifier.model, images, targets.to(self.device))
+        stories = explain(self.model, images, targets.to(self.device))
         for answer, story in zip(self.waiting, stories, strict=True):
             figure = draw(answer, story, self.classifier)
             figure.savefig(self.names.path(answer.path, ".png"), dpi=110)
