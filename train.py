@@ -17,22 +17,21 @@ from pathlib import Path
 import torch
 
 from formats.reading import WeightsFile, read_weights
-from imaging.preprocess import Preprocess, eval_transform
+from imaging.preprocess import Preprocess
 from imaging.sample_flowers import draw_samples
 from imaging.scanning import find_sides
 from imaging.splitting import DataSplit, prepare_data
-from my_dataset import MyDataSet, PhotoLoader, SeededSampler
 from parallel.launch import join_launch
 from parallel.world import World
 from pretrained import fetch_weights, load_model, model_table
 from system.devices import default_workers, make_deterministic, pick_device, seed_everything
 from system.downloads import fetch_flower_photos
 from system.files import write_json, write_text
-from system.terminal import counted, printable, run_cli
+from system.terminal import command, counted, run_cli
 from training import advice
 from training.assembly import assemble, prepare
 from training.flags import Options, parse_args
-from training.judging import judged
+from training.judging import judge, judged
 from training.loss import Teacher, load_teacher
 from training.optim import freeze
 from training.position import Position
@@ -64,9 +63,9 @@ from training.setup import (
     choose_values,
     describe,
     form_of,
+    near_weights,
     try_batch_sizes,
 )
-from utils import evaluate
 from vit_model import VARIANTS, create_model
 
 
@@ -96,12 +95,12 @@ def train(options: Options, world: World) -> int:
         if run.state is None:
             write_start(run)
         elif run.over():
-            print(f"{run.folder} is finished: {run.position.epoch} epochs were trained")
+            print(f"{run.folder} is finished after {counted(run.position.epoch, 'epoch')}")
             if report.exists():
                 return 0
         else:
-            left = run.options.epochs - run.position.epoch
-            print(f"resuming {run.folder} at epoch {run.position.epoch + 1}: {left} epochs to go")
+            left = counted(run.options.epochs - run.position.epoch, "epoch")
+            print(f"resuming {run.folder} at epoch {run.position.epoch + 1}: {left} to go")
         stepper = prepare(run)
         with first_log(run) as log:
             if log:
@@ -111,7 +110,8 @@ def train(options: Options, world: World) -> int:
             trainer = assemble(run, stepper)
             stopped_by = trainer.fit(log)
             if stopped_by:
-                print(f"stopped and saved; go on with: python train.py --resume {run.folder}")
+                go_on = command("python", "train.py", "--resume", run.folder)
+                print(f"stopped and saved; go on with: {go_on}")
                 return 128 + stopped_by
             answers = trainer.validate_best()
             if log:
@@ -209,6 +209,8 @@ def own_device(options: Options, world: World) -> torch.device:
 def with_data(options: Options, world: World) -> Options:
     """Returns the options with --data-path where the data lies, drawn or fetched if need be."""
     data_path = world.first_does(find_data, options.data_path, options.download)
+    if data_path == Options.data_path and not Path(data_path).exists():
+        raise FileNotFoundError(advice.WITHOUT_DATA)
     _, val_folder = find_sides(data_path, options.val_path, [])  # refuses other folders
     options.refuse_idle(val_folder=val_folder)
     return options.settled(data_path=data_path)
@@ -216,8 +218,11 @@ def with_data(options: Options, world: World) -> Options:
 
 def with_weights(options: Options, world: World) -> Options:
     """Returns the options with --weights as a file, downloaded where it is a model's name."""
-    if options.weights not in VARIANTS or Path(options.weights).exists():
+    name = options.weights
+    if not name or Path(name).exists():
         return options
+    if name not in VARIANTS:
+        raise FileNotFoundError(f"--weights {name}: there is no such file{near_weights(name)}")
     return options.settled(weights=str(world.first_does(fetch_weights, options.weights)))
 
 
@@ -234,7 +239,10 @@ def load_weights(options: Options) -> WeightsFile | None:
     """Reads the file that --weights names."""
     if not options.weights:
         return None
-    return read_weights(options.weights, model=options.model, allow_partial=options.allow_partial)
+    weights = read_weights(
+        options.weights, model=options.model, allow_partial=options.allow_partial
+    )
+    return weights.merged()  # adapters that the file has are part of what stays
 
 
 def load_data(options: Options) -> DataSplit:
@@ -287,7 +295,6 @@ def first_log(run: Run):
 def evaluate_only(options: Options, world: World) -> int:
     """Evaluates --weights on the validation photos of --data-path and prints the accuracy."""
     device = own_device(options, world)
-    batch_size = options.batch_size if isinstance(options.batch_size, int) else 32
     options = with_data(options, world)
     if idle := options.without_effect():
         print(f"no effect with --eval, which trains nothing: {', '.join(idle)}")
@@ -295,25 +302,7 @@ def evaluate_only(options: Options, world: World) -> int:
     data = world.first_does(judged, options, loaded.weights.meta.get("metrics"), load_data)
     loaded = loaded.on_data(data.classes)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
-    unknown = sorted(set(data.classes) - set(loaded.classes))
-    if unknown:
-        raise ValueError(
-            f"{options.weights} does not know the classes {', '.join(unknown)} of "
-            f"{options.data_path}; it knows {', '.join(loaded.classes[:20])}"
-        )
-    labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
-    preprocess = loaded.preprocess.with_ranges(data.ranges)
-    dataset = MyDataSet(data.val.paths, labels, eval_transform(preprocess))
-    order = SeededSampler(len(dataset), options.seed, False, world.rank, world.size)
-    loader = PhotoLoader(dataset, batch_size, order, options.workers, device)
-    result, _, _ = evaluate(loaded.model, loader, device, world=world)
-    for photo in result.failed:
-        print(f"not judged, for it cannot be read: {printable(photo.path)}: {photo.reason}")
-    print(
-        f"{options.weights} on {counted(result.samples, 'validation photo')} of "
-        f"{printable(options.data_path)}: "
-        f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
-    )
+    judge(options, loaded, data, device, world)
     return 0
 
 
