@@ -124,7 +124,7 @@ def tell_zeros(model) -> None:
 def explain_vit(options: Options) -> None:
     """Draws the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
     device = pick_device(options.device)
-    loaded = load_model(options.checkpoint, device=device)
+    loaded = load_model(options.checkpoint, device=device, merge=True)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     has_kan = bool(curves.kan_layers(loaded.model))
     prunes = options.prune is not None and options.data is not None

@@ -2,6 +2,7 @@
 
     python pretrained.py FILE                     # describe a file
     python pretrained.py FILE --save OUT.pth      # write it in our format, or as OUT.safetensors
+    python pretrained.py FILE --save OUT --merge  # with its adapters (LoRA) merged
 
     weights = read_weights("deit_tiny_patch16_224.safetensors")
     model = create_model(**weights.config | {"num_classes": 5, "mlp": "kan", "kan_rank": 16})
@@ -12,25 +13,23 @@ Files are read in `formats/`: `opening` (bytes to tensors), `naming` (others' na
 `reading` (what a file holds), `fitting` and `resizing` (into a model).
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 import kan
-from formats.checkpoints import checkpoint_facts, save_checkpoint
+from formats.checkpoints import checkpoint_facts, save_checkpoint, save_safetensors
 from formats.fitting import load_into
 from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
 from system.downloads import fetch_file
-from system.files import atomic_file, parse_json, read_text
-from system.flags import REQUIRED, Given, Section, existing, number, parse
+from system.files import parse_json, read_text
+from system.flags import REQUIRED, Given, Section, existing, needs_flag, number, parse
 from system.terminal import counted, run_cli, table
 from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
 
@@ -79,15 +78,17 @@ def load_model(
     device: str | torch.device = "cpu",
     data_classes: Sequence[str] = (),
     names_here: bool = False,
+    merge: bool = False,
 ) -> LoadedModel:
     """Returns the model in a weights file, in eval mode on `device`.
 
     class_indices: a JSON file with the names of the classes, asked only where the weights file
         does not name them. data_classes, names_here: see `head_classes`; without any the classes
-        are called by their numbers.
+        are called by their numbers. merge: whether adapters become part of the weights.
     Raises ValueError or FileNotFoundError for a file without a head, or an incomplete one.
     """
     weights = read_weights(path)
+    weights = weights.merged() if merge else weights
     if weights.no_head:
         raise ValueError(
             f"{path} cannot predict here: {weights.no_head}; train.py --weights {path} gives it a "
@@ -201,14 +202,12 @@ def save_weights(path: str | Path, loaded: LoadedModel) -> None:
 
     The file appears whole or not at all.
     """
-    state = {name: value.contiguous().cpu() for name, value in loaded.model.state_dict().items()}
-    facts = loaded.facts
-    if Path(path).suffix != ".safetensors":
+    state, facts = loaded.model.state_dict(), loaded.facts
+    if Path(path).suffix == ".safetensors":
+        save_safetensors(path, state, facts)
+    else:
+        state = {name: value.contiguous().cpu() for name, value in state.items()}
         save_checkpoint(path, {"model": state} | facts)
-        return
-    metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in facts.items()}
-    with atomic_file(path) as file:
-        file.write(safetensors.torch.save(state, metadata))
 
 
 @dataclass
@@ -346,6 +345,12 @@ class Options(Given):
         "write it in our format (config, classes, preprocessing), or as OUT.safetensors",
         metavar="OUT",
     )
+    merge: bool = OUTPUT.row(
+        False,
+        "with --save: make adapters part of the weights",
+        kind="switch",
+        needs=needs_flag("save", "--save OUT"),
+    )
     num_heads: int | None = OUTPUT.row(
         None, "attention heads, where no file tells them", type=number(int, 1), metavar="N"
     )
@@ -365,6 +370,7 @@ def main() -> None:
     about = "Describes and converts weights files."
     options = parse(Options, prog="pretrained.py", description=about)
     weights = read_weights(options.file, num_heads=options.num_heads)
+    weights = weights.merged() if options.merge else weights
     print(*describe(weights), sep="\n")
     if options.save:
         classes, whence = head_classes(weights, options.class_indices)

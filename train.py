@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from formats.adapter_file import record_of
 from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess
 from imaging.sample_flowers import draw_samples
@@ -60,10 +61,10 @@ from training.setup import (
     check_flags,
     check_sizes,
     choose_preprocess,
-    choose_values,
     describe,
     form_of,
     near_weights,
+    settle,
     try_batch_sizes,
 )
 from vit_model import VARIANTS, create_model
@@ -133,16 +134,14 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     preprocess = choose_preprocess(options, model, weights, data.ranges)
     if teacher:
         teacher = Teacher(teacher.on_data(data.classes), preprocess, data.classes)
-    trainable = freeze(model, pretrained if options.frozen else ())
+    trainable = freeze(model, pretrained if options.frozen else (), options.adapt == "bias")
 
     photos, chosen = len(data.train.paths), {}
     if options.batch_size == "auto":
         chosen = try_batch_sizes(options, model.to(device), device, photos, world)
-    given = options.to_dict() | {name: value for name, (value, _) in chosen.items()}
-    chosen |= choose_values(case_of(options, model, pretrained, trainable, photos, world), given)
-    options = options.settled(**{n: v for n, (v, _) in chosen.items()}, **form_of(model.config))
+    case = case_of(options, model, pretrained, trainable, photos, world)
+    options, reasons = settle(options, case, chosen, model)
     options.refuse_idle(trainable=trainable, weight_decay=options.weight_decay)
-    reasons = {name: reason for name, (_, reason) in chosen.items()}
     run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)
     print(describe(model, trainable, device, run.amp_dtype, world))
     if options.dry_run:
@@ -158,6 +157,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     hold(run.folder, world, held, new=True)
     run.options = options.settled(output=str(run.folder))
     run.teacher = teacher and teacher.to(device)
+    run.backbone = world.first_does(record_of, options.weights) if options.save_adapter else None
     return run
 
 
@@ -193,6 +193,7 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
         world,
         state,
         Position.of(state, device, world),
+        state.get("backbone"),
     )
 
 

@@ -1,8 +1,12 @@
 """Our own file of a model: tensors and plain Python, which `torch.load` opens without pickles."""
 
+import json
 import os
+from collections.abc import Mapping
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from formats.opening import open_pickle
 from system.files import atomic_file
@@ -33,6 +37,16 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: dict) -> None:
         except RuntimeError as error:
             # After a failed write torch closes its archive and fails again: the first one counts.
             raise (error.__context__ or error) from None
+
+
+def save_safetensors(
+    path: str | os.PathLike, state: Mapping[str, Tensor], facts: Mapping
+) -> None:
+    """Writes tensors with the same facts as JSON in the header, whole or not at all."""
+    state = {name: value.detach().contiguous().cpu() for name, value in state.items()}
+    metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in facts.items()}
+    with atomic_file(path) as file:
+        file.write(safetensors.torch.save(state, metadata))
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:

@@ -11,6 +11,7 @@ Letters in shape comments: D width, H heads, K head size, P patch size.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,18 @@ HUGGING_FACE = [
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
     """Hugging Face's ViT, DeiT and DINOv2 (with or without registers), heads included."""
     return _fold_class_position(_join_qkv(_rename(tensors, HUGGING_FACE)))
+
+
+# What stands before the names of a ViT's modules in models that hold one.
+OUTER = r"^(?:\w+\.)*?(?=(?:encoder\.)?layers?\.\d|blocks\.\d|embeddings\.|layernorm\.)"
+
+
+def of_modules(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a file says of some modules of timm's or Hugging Face's ViT, under our names.
+
+    Queries, keys and values stay apart: blocks.N.attn.query.weight and so on.
+    """
+    return _rename(values, [(OUTER, ""), *HUGGING_FACE, *TIMM])
 
 
 def _rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State:

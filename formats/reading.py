@@ -1,18 +1,28 @@
 """Tells what a weights file holds: its format, its model, its classes, how it normalises images.
 
 `opening` gives the tensors, `ledger` those that count, `naming` gives them our names and `facts`
-decides what no tensor says: attention heads, epsilon, activation, the meaning of the answers.
+decides what no tensor says: attention heads, epsilon, activation, the meaning of the answers. An
+adapter is read together with its backbone (`adapter_file`, `peft_folder`).
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from formats import peft_folder
+from formats.adapter_file import checked_record, completed, find_backbone
+from formats.checking import (
+    check_enough,
+    checked_classes,
+    checked_metrics,
+    checked_model,
+    checked_preprocess,
+    described,
+)
 from formats.checkpoints import check_version
 from formats.fact_table import CONTAINERS, NORMALISATION
 from formats.facts import Decided, Source, class_names, decide
@@ -29,18 +39,16 @@ from formats.opening import RawWeights, open_weights
 from imaging.preprocess import Preprocess
 from system.files import json_if_any, parse_json
 from system.terminal import counted
+from vit.adapters import merged
 from vit_model import (
     FAMILIES,
     VARIANTS,
-    VisionTransformer,
-    create_model,
     find_variant,
     is_number,
     kind_of,
 )
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MOST_ASKED = 4  # times the numbers in a file that its sizes may ask for, heads and blocks left out
+MOST_ADAPTERS = 4  # one on the other
 
 
 @dataclass
@@ -96,6 +104,12 @@ class WeightsFile:
             f"{counted(config['depth'], 'block')}, {config['img_size']}-pixel images, {head})"
         )
 
+    def merged(self) -> "WeightsFile":
+        """The same with its adapters, if it has any, merged into the weights."""
+        if self.config.get("adapt", "none") == "none":
+            return self
+        return replace(self, state=merged(self.state), config=self.config | {"adapt": "none"})
+
     @property
     def assumptions(self) -> list[str]:
         """A line on what is assumed because no file tells it, and the notes."""
@@ -108,22 +122,47 @@ def read_weights(
     model: str | None = None,
     num_heads: int | None = None,
     allow_partial: bool = False,
+    within: int = 0,
 ) -> WeightsFile:
     """Returns what the file at `path` holds, of whatever format, recognised from its tensor names.
 
     model: the name of a variant, whose normalisation is assumed where the file tells nothing.
     num_heads: the attention heads, whatever the file says of them.
     allow_partial: leave unknown tensors out instead of refusing the file.
+    within: how many adapters this is the backbone of, of adapters themselves but for the last.
     Raises ValueError or FileNotFoundError, with one sentence that names the file.
     """
     path = Path(path)
+    if within > MOST_ADAPTERS:
+        raise ValueError(
+            f"{path} is an adapter of an adapter of an adapter: merge them into one file"
+        )
+    if adapter := peft_folder.opened(path):
+        base = read_weights(adapter.backbone, model, num_heads, allow_partial, within + 1)
+        return _adapted(base.merged(), adapter)
     raw = open_weights(path)
     try:
         if _is_ours(raw):
-            return _read_ours(path, raw, allow_partial)
+            return _read_ours(path, raw, allow_partial, within)
         return _read_foreign(path, raw, model, num_heads, allow_partial)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
+
+
+def _adapted(base: WeightsFile, adapter: peft_folder.PeftAdapter) -> WeightsFile:
+    """Returns the backbone of an adapter of the peft library with the adapter merged into it."""
+    try:
+        state = adapter.merged_into(base.state)
+        config = base.config
+        if "head.weight" in adapter.tensors:  # for other classes, which no file of peft names
+            config = config | {"num_classes": state["head.weight"].shape[:1].numel()}
+            base = replace(base, classes=None, classes_from="", no_head=None)
+        state, _ = check(state, checked_model(config, state).state_dict().keys(), False)
+    except ValueError as error:
+        raise ValueError(f"{adapter.folder} {error}") from None
+    note = f"LoRA of peft, merged into {base.path}"
+    changed = {"path": str(adapter.folder), "config": config, "state": state}
+    return replace(base, **changed, notes=[*base.notes, note])
 
 
 def _is_ours(raw: RawWeights) -> bool:
@@ -135,11 +174,14 @@ def _is_ours(raw: RawWeights) -> bool:
     return "classes" in told and (not isinstance(config, dict) or "name" in config)
 
 
-def _read_ours(path: Path, raw: RawWeights, allow_partial: bool) -> WeightsFile:
+def _read_ours(path: Path, raw: RawWeights, allow_partial: bool, within: int) -> WeightsFile:
     """Reads a checkpoint of train.py, or a .safetensors that `save_weights` wrote."""
     extras = raw.extras or {key: _parsed(text) for key, text in raw.metadata.items()}
     check_version(extras.get("version", 1))
-    model = checked_model(extras["config"], raw.tensors)
+    tensors = raw.tensors
+    if "backbone" in extras:
+        (tensors,) = whole_states(path, extras, [tensors], within)
+    model = checked_model(extras["config"], tensors)
     config = model.config
     classes = checked_classes(extras.get("classes"), config)
     preprocess = extras.get("preprocess")
@@ -148,7 +190,7 @@ def _read_ours(path: Path, raw: RawWeights, allow_partial: bool) -> WeightsFile:
         checked = checked_preprocess(preprocess, config)
         mean, std = checked.mean, checked.std
     checked_metrics(extras.get("metrics"))
-    state, unknown = check(raw.tensors, model.state_dict().keys(), allow_partial)
+    state, unknown = check(tensors, model.state_dict().keys(), allow_partial)
     return WeightsFile(
         path=str(path),
         format="ours",
@@ -166,77 +208,19 @@ def _read_ours(path: Path, raw: RawWeights, allow_partial: bool) -> WeightsFile:
     )
 
 
-def checked_config(config: object, tensors: Mapping[str, Tensor]) -> dict:
-    """Returns the whole config of the model that `config` and its tensors describe."""
-    return checked_model(config, tensors).config
+def whole_states(
+    path: Path, told: Mapping, parts: Iterable[Mapping], within: int = 0
+) -> list[dict]:
+    """Returns parts of a model's state dict with what the file lacks of its backbone.
 
-
-def checked_model(config: object, tensors: Mapping[str, Tensor]) -> VisionTransformer:
-    """Returns the model that `config` and its tensors describe, without memory for its numbers.
-
-    Raises ValueError, worded to follow a file's name, where the one contradicts the others. Nothing
-    of the size that they claim is allocated.
+    told: what stands beside them, `config` and `backbone` among it. Raises ValueError, worded to
+    follow the file's name, where the backbone cannot be found or is that of another model.
     """
-    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
-        raise ValueError("has a `config` that is not one of ours")
-    if not all(isinstance(key, str) for key in config):
-        raise ValueError("has a `config` that is not one of ours")
-    with torch.device("meta"):
-        model = create_model(**config)
-    wanted = model.state_dict()
-    for name in tensors.keys() & wanted.keys():
-        _check_tensor(name, tensors[name], wanted[name].shape)
-    held = {value.untyped_storage().data_ptr(): value for value in tensors.values()}
-    stored = sum(v.untyped_storage().nbytes() // v.element_size() for v in held.values())
-    asked = sum(value.numel() for value in wanted.values())
-    if asked > MOST_ASKED * stored:
-        raise ValueError(
-            f"is no complete Vision Transformer: it holds {stored:,} of the {asked:,} numbers that "
-            f"its sizes ask for"
-        )
-    if model.sizes.in_chans != 3:
-        raise ValueError(
-            f"takes images of {counted(model.sizes.in_chans, 'channel')}, and photos here have "
-            f"three (red, green, blue)"
-        )
-    return model
-
-
-def _check_tensor(name: str, value: Tensor, shape: torch.Size) -> None:
-    if value.shape != shape:
-        has, asked = (" x ".join(map(str, size)) or "one" for size in (value.shape, shape))
-        raise ValueError(f"holds {name} of {has} numbers where its other sizes ask for {asked}")
-    if value.dtype not in FLOATS:
-        raise ValueError(f"holds {name} as {str(value.dtype).removeprefix('torch.')}, not floats")
-
-
-def checked_classes(classes: object, config: dict) -> list[str]:
-    """Returns the names of a file's classes; raises ValueError where they do not fit its config."""
-    classes = [] if classes is None else classes
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"has `classes` that are not a list of names: {classes!r:.80}")
-    if len(classes) != config["num_classes"]:
-        raise ValueError(f"names {len(classes)} classes for a head of {config['num_classes']}")
-    return classes
-
-
-def checked_metrics(metrics: object) -> None:
-    """Raises ValueError where a file's metrics are no numbers."""
-    metrics = {} if metrics is None else metrics
-    if not isinstance(metrics, dict) or not all(
-        value is None or type(value) in (int, float) for value in metrics.values()
-    ):
-        raise ValueError(f"has `metrics` that are not numbers: {metrics!r:.80}")
-
-
-def checked_preprocess(values: object, config: dict) -> Preprocess:
-    """Returns a file's preprocessing; raises ValueError where it does not fit its config."""
-    preprocess = Preprocess.from_dict(values)
-    if preprocess.img_size != config["img_size"]:
-        raise ValueError(
-            f"prepares images of {preprocess.img_size} pixels for a model of {config['img_size']}"
-        )
-    return preprocess
+    model = described(told["config"])
+    found = find_backbone(checked_record(told["backbone"]), path)
+    backbone = read_weights(found, allow_partial=True, within=within + 1).merged()
+    check_enough(model, backbone.state)
+    return [completed(part, model, backbone.state, backbone.config) for part in parts]
 
 
 def _parsed(text: str) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from formats.checking import checked_classes, checked_metrics, checked_preprocess
 from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
-from formats.reading import checked_classes, checked_metrics, checked_preprocess
 from imaging.preprocess import Preprocess
 from pretrained import LoadedModel, load_model
 from system.files import parse_json

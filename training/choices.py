@@ -45,6 +45,9 @@ KINDS = {
         16, {"adamw": 5e-4, "sgd": 0.01}, {"adamw": 0.05, "sgd": 5e-5}, 5.0, 1.0, 0.1,
     ),
 }  # fmt: skip
+# The rate of what adapts frozen layers, as a multiple of a head's alone.
+ADAPTERS = {"none": 1.0, "bias": 5.0, "affine": 5.0, "lora": 1.7}
+ADAPTER_WORDS = {"bias": "biases", "affine": "scales and shifts", "lora": "LoRA"}
 # The splines' rate as a multiple of --lr. Ten times the rate at low rank cost three points with all
 # layers training (docs/results.md).
 SPLINES = {"none": 1.0, "full": 0.1, "low-rank": 1.0}
@@ -62,6 +65,7 @@ class Case:
     spline: "none", "full", "low-rank" or "group".
     one_view: the frozen layers come first and run once, for one view of each photo.
     new_head: the head did not come from the weights file.
+    adapt: what trains in frozen layers: "none", "bias", "affine" or "lora".
     """
 
     kind: str
@@ -73,15 +77,30 @@ class Case:
     accum_steps: int = 1
     optimizer: str = "adamw"
     new_head: bool = False
+    adapt: str = "none"
+
+    @property
+    def factor(self) -> float:
+        """The rate as a multiple of that of its kind."""
+        return ADAPTERS[self.adapt] if self.kind == "head" else 1.0
+
+    @property
+    def words(self) -> str:
+        """What trains."""
+        if self.kind != "head":
+            return KINDS[self.kind].words
+        splines = ["splines"] * (self.spline != "none")
+        adapters = [ADAPTER_WORDS[self.adapt]] * (self.adapt != "none")
+        *parts, last = "head", *splines, *adapters
+        return f"{', '.join(parts)} and {last}" if parts else KINDS[self.kind].words
 
 
 def choose(case: Case, given: Mapping) -> Chosen:
     """Returns {name: (value, reason)} for each value below that `given` lacks or has as None."""
-    kind, splines = KINDS[case.kind], case.kind == "head" and case.spline != "none"
-    what = "head and splines" if splines else kind.words
+    kind, what = KINDS[case.kind], case.words
     batch, why = _batch_size(case, kind)
     total = (given.get("batch_size") or batch) * case.world_size * case.accum_steps
-    base = kind.rate[case.optimizer]
+    base = float(f"{kind.rate[case.optimizer] * case.factor:.3g}")
     rate = float(f"{base * total / kind.batch:.3g}")
     lr = rate if given.get("lr") is None else given["lr"]
     warmup = min(kind.warmup_epochs, case.epochs / 5) if lr else 0.0
@@ -108,7 +127,7 @@ def choose(case: Case, given: Mapping) -> Chosen:
 def _spline_scale(case: Case, total: int, lr: float) -> tuple[float, str]:
     """Returns the splines' rate as a multiple of `lr` for `total` photos together, and why."""
     if case.spline != "group":
-        return SPLINES[case.spline], f"{case.spline} splines"
+        return float(f"{SPLINES[case.spline] / case.factor:.3g}"), f"{case.spline} splines"
     rate = GROUP_RATE[case.optimizer] * total / 32
     scale = float(f"{rate / lr:.3g}") if lr else 1.0
     return scale, f"their rate is {rate:.3g} in units of their inputs"

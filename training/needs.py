@@ -43,7 +43,21 @@ def _splines_train(options: Options, known: Known) -> bool | None:
 def _blocks_train(options: Options, known: Known) -> bool | None:
     if "trainable" in known:
         return not all(name.startswith(HEADS) for name in known["trainable"])
-    return not options.frozen or (False if _is_kan(options, known) is False else None)
+    adapted = options.adapt != "none"
+    return not options.frozen or adapted or (False if _is_kan(options, known) is False else None)
+
+
+def _has_lora(options: Options, known: Known) -> bool:
+    return options.adapt == "lora"
+
+
+def _can_adapt(options: Options, known: Known) -> bool:
+    """Biases train anyway where nothing is frozen."""
+    return options.adapt != "bias" or _is_frozen(options, known)
+
+
+def _is_frozen(options: Options, known: Known) -> bool:
+    return bool(options.weights) and options.frozen
 
 
 def _splits(options: Options, known: Known) -> bool:
@@ -65,6 +79,9 @@ SPLINES = Need(
 BLOCKS = Need("blocks that train: --freeze-layers false, or --mlp kan", _blocks_train)
 SPLIT = Need("data without a folder for validation (val/ or --val-path)", _splits)
 DECAY = Need("--weight-decay above 0", _decays)
+LORA = Need("--adapt lora", _has_lora)
+FROZEN = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _is_frozen)
+ADAPT = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _can_adapt)
 WEIGHTS = needs_flag("weights", "--weights FILE")
 
 

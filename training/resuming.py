@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from formats.checking import checked_classes, checked_config, checked_preprocess
 from formats.checkpoints import load_checkpoint
-from formats.reading import checked_classes, checked_config, checked_preprocess
+from formats.reading import whole_states
 from imaging.splitting import DataSplit
 from system.files import read_json
 from system.flags import flag_of
@@ -42,10 +43,29 @@ def load_state(folder: Path) -> dict:
     if missing:
         raise ValueError(f"{path} cannot be resumed: it lacks {', '.join(sorted(missing))}")
     try:
+        if state.get("backbone") is not None:
+            state |= _whole(path, state)
         _check(state)
     except ValueError as error:
         raise ValueError(f"{path} cannot be resumed: it {error}") from None
     return state
+
+
+def _whole(path: Path, state: dict) -> dict:
+    """Returns the weights in a state with those of the backbone that it leaves out."""
+    parts = {part: state.get(part) for part in ("model", "raw_model", "ema")}
+    parts = {part: held for part, held in parts.items() if held is not None}
+    for part, held in parts.items():
+        _check_finite(part, held)
+    average = parts.get("ema", {})
+    inner = {name.removeprefix("module."): value for name, value in average.items()}
+    whole = whole_states(path, state, (parts | {"ema": inner} if average else parts).values())
+    found = dict(zip(parts, whole, strict=True))
+    if average:
+        count = {name: value for name, value in average.items() if name == "n_averaged"}
+        found["ema"].pop("n_averaged", None)
+        found["ema"] = {f"module.{name}": value for name, value in found["ema"].items()} | count
+    return found
 
 
 def read_split(folder: Path, data_path: str, classes: list[str]) -> DataSplit:

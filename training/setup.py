@@ -25,6 +25,7 @@ from training.flags import Options
 from training.loss import Teacher
 from training.position import Position
 from training.run_folder import check_output
+from vit.adapters import ADAPTERS
 from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model, find_variant
 
 DEFAULT_MODEL = "vit_base_patch16_224_in21k"
@@ -39,6 +40,7 @@ class Run:
     trainable: names of the parameters that train; the others never change.
     world: the processes that train together; all do the same, the first alone prints and writes.
     state: what last.pth holds of a run that goes on.
+    backbone: `adapter_file.record_of` the weights with --save-adapter, else None.
     """
 
     options: Options
@@ -53,6 +55,12 @@ class Run:
     world: World = ALONE
     state: dict | None = None
     position: Position = field(default_factory=Position)
+    backbone: dict | None = None
+
+    @property
+    def frozen(self) -> set[str]:
+        """The names of the parameters that never change."""
+        return {name for name, _ in self.model.named_parameters()} - set(self.trainable)
 
     @property
     def sharded(self) -> bool:
@@ -106,6 +114,9 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
     config |= spline_form(options, config["mlp"], {} if weights is None else weights.config)
     if options.model and weights is not None:  # what no variant's name tells
         config |= {key: weights.config[key] for key in ("norm_eps", "dist_head")}
+    # Biases are the model's own; what a file has of adapters is merged when a run begins.
+    adapters = {name: getattr(options, name) for name in ("adapt", "lora_rank", "lora_at")}
+    config |= adapters if options.adapt in ADAPTERS else {"adapt": "none"}
     config |= {"num_classes": num_classes, "drop_path_rate": options.drop_path}
     config["answers"] = "softmax"  # which training makes of them
     if options.img_size:
@@ -243,6 +254,7 @@ def case_of(
         accum_steps=options.accum_steps,
         optimizer=options.opt,
         new_head="head.weight" not in pretrained,
+        adapt=options.adapt,
     )
 
 
@@ -252,6 +264,19 @@ def spline_kind(model: VisionTransformer) -> str:
     if sizes.mlp != "kan":
         return {"mlp": "none", "gkan": "group"}[sizes.mlp]
     return "full" if sizes.kan_rank in (None, "full") else "low-rank"
+
+
+def settle(
+    options: Options, case: Case, chosen: Chosen, model: VisionTransformer
+) -> tuple[Options, dict[str, str]]:
+    """Returns the options with a value for all that was left to choose, and the reasons by name.
+
+    chosen: what has been found by trying.
+    """
+    given = options.to_dict() | {name: value for name, (value, _) in chosen.items()}
+    chosen = chosen | choose_values(case, given)
+    values = {name: value for name, (value, _) in chosen.items()} | form_of(model.config)
+    return options.settled(**values), {name: reason for name, (_, reason) in chosen.items()}
 
 
 def choose_values(case: Case, given: Mapping) -> Chosen:
@@ -288,6 +313,9 @@ def describe(model, trainable: list[str], device: torch.device, amp, world: Worl
         if sizes.mlp == "mlp"
         else f", {sizes.mlp} in {len(sizes.kan_numbers)} of {sizes.depth} blocks ({form})"
     )
+    if sizes.adapt != "none":
+        rank = f" of rank {sizes.lora_rank} at {sizes.lora_at}" * (sizes.adapt == "lora")
+        blocks += f", {sizes.adapt}{rank} in all blocks"
     where = str(device) if world.size == 1 else f"{world.size} processes, {device.type}"
     return (
         f"{model.name}: {sum(count.values()):,} parameters, "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from formats.adapter_file import ADAPTER, part_of, save_adapter
 from formats.checkpoints import checkpoint_facts, load_checkpoint, save_checkpoint
 from my_dataset import Batch, PhotoLoader, in_step
 from parallel.sharding import load_model_state, whole
@@ -70,6 +71,7 @@ class Trainer:
         """Returns `checkpoint()` and all that a resumed run needs, on however many processes."""
         run, stepper = self.run, self.stepper
         state = self.checkpoint() | {
+            "backbone": run.backbone,
             "optimizer": self._whole(stepper.optimizer.state_dict()),
             "scheduler": stepper.scheduler.state_dict(),
             "scaler": stepper.scaler.state_dict(),
@@ -82,6 +84,9 @@ class Trainer:
         if stepper.ema is not None:
             state["ema"] = self._whole(stepper.ema.state_dict())
             state["raw_model"] = self._whole(run.model.state_dict())
+        if run.backbone:
+            for part in {"model", "raw_model", "ema"} & state.keys():
+                state[part] = state[part] and part_of(state[part], run.frozen)
         return state
 
     def _whole(self, state: dict) -> dict:
@@ -89,6 +94,14 @@ class Trainer:
 
     def save(self) -> None:
         self.write("last.pth", self.state())
+
+    def save_best(self) -> None:
+        """Writes best.pth, and with --save-adapter what was trained of it."""
+        checkpoint, run = self.checkpoint(), self.run
+        self.write("best.pth", checkpoint)
+        if run.backbone and run.world.first:
+            part = part_of(checkpoint.pop("model"), run.frozen)
+            save_adapter(run.folder / ADAPTER, part, checkpoint, run.backbone)
 
     def write(self, name: str, checkpoint: dict) -> None:
         if self.run.world.first:
@@ -241,11 +254,11 @@ class Trainer:
         best = self.position.best
         if not best or key(row) > key(best):
             self.position.best = dict(row)
-            self.write("best.pth", self.checkpoint())
+            self.save_best()
 
     def evaluate_start(self) -> None:
         """Evaluates the untrained model and writes it as best.pth and last.pth (--epochs 0)."""
         result, _, _ = self.validate()
         self.position.best = {"epoch": 0, "val_loss": result.loss, "val_acc": result.accuracy}
-        self.write("best.pth", self.checkpoint())
+        self.save_best()
         self.save()
