@@ -76,6 +76,19 @@ def autocast(device: torch.device, dtype: torch.dtype | None):
     return torch.autocast(device.type, dtype=dtype)
 
 
+def make_deterministic() -> None:
+    """Has torch compute the same bits whenever it computes the same again, on a GPU too.
+
+    To be called before the GPU is first used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # Of the attention's ways back, flash attention's and plain mathematics are.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def seed_everything(seed: int) -> None:
     """Seeds the generators of Python, NumPy and torch, all devices."""
     random.seed(seed)
