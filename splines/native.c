@@ -78,6 +78,10 @@ static inline vec pick(lanes where, vec yes, vec no) {
   return (vec)((where & (lanes)yes) | (~where & (lanes)no));
 }
 
+static inline lanes whole(vec value) { return __builtin_convertvector(value, lanes); }
+
+static inline vec number(lanes value) { return __builtin_convertvector(value, vec); }
+
 static inline vec from_bfloat16(halves value) {
   return __builtin_convertvector((singles)(__builtin_convertvector(value, bits) << 16), vec);
 }
@@ -117,6 +121,10 @@ static inline vec only(lanes where, vec value) { return where ? value : 0; }
 
 static inline vec pick(lanes where, vec yes, vec no) { return where ? yes : no; }
 
+static inline lanes whole(vec value) { return (lanes)value; }
+
+static inline vec number(lanes value) { return (vec)value; }
+
 static inline vec from_bfloat16(halves value) {
   const uint32_t b = (uint32_t)value << 16;
   float single;
@@ -138,7 +146,7 @@ enum outside { ZERO, HELD, LINEAR };
 struct knots {
   const REAL *at;
   int64_t stride, count; /* count: cells of the grid, those of its extension included */
-  int64_t outside;
+  int64_t outside, even; /* even: all cells are 1 / at[(count + 2 * ORDER + 1) * stride] wide */
 };
 
 struct matrix {
@@ -186,8 +194,53 @@ static inline void put(struct matrix m, int64_t row, int64_t column, int64_t n, 
   else *(vec *)to = value;
 }
 
+/* x, or the end of [low, high] that it lies beyond; NaN stays. */
+static inline vec held(vec x, vec low, vec high) {
+  return pick(WHERE(x < low), low, pick(WHERE(x > high), high, x));
+}
+
+/* As `evaluate` on even knots, where no cell is looked for and nothing divided. */
+static inline struct local evaluate_even(vec x, int64_t feature, struct knots t) {
+  const int64_t first = t.outside == ZERO ? 0 : K, last = t.outside == ZERO ? t.count : t.count - K;
+  const REAL *knot = t.at + feature + (first + K) * t.stride;
+  const vec low = load(knot), high = load(knot + (last - first) * t.stride);
+  const vec inverse = load(t.at + feature + (t.count + 2 * K + 1) * t.stride);
+  const vec at = held(x, low, high), place = (at - low) * inverse;
+  struct local b;
+  const lanes most = (lanes){0} + (WHOLE)(last - first - 1);
+  lanes cell = whole(only(WHERE(place >= 0), place)); /* NaN: the first */
+  cell = (cell & WHERE(cell < most)) | (most & ~WHERE(cell < most));
+  b.cell = cell + (WHOLE)first;
+
+  const vec u = place - number(cell);
+  vec *N = b.value, *D = b.slope;
+  N[0] = 1 + 0 * at;
+  D[0] = (vec){0};
+  UNROLL for (int p = 1; p <= K; p++) {
+    vec saved = {0}, before = {0};
+    UNROLL for (int r = 0; r < p; r++) {
+      const vec part = N[r] * (REAL)(1.0 / p);
+      N[r] = saved + ((REAL)(r + 1) - u) * part;
+      D[r] = (REAL)p * (before - part);
+      saved = (u + (REAL)(p - r - 1)) * part;
+      before = part;
+    }
+    N[p] = saved;
+    D[p] = (REAL)p * before;
+  }
+  UNROLL for (int j = 0; j <= K; j++) D[j] *= inverse;
+  const lanes inside = ~WHERE((x < low) | (x > high));
+  UNROLL for (int j = 0; j <= K; j++) {
+    if (t.outside == LINEAR) N[j] += (x - at) * D[j];
+    else D[j] = only(inside, D[j]);
+    if (t.outside == ZERO) N[j] = only(inside, N[j]);
+  }
+  return b;
+}
+
 /* Cells, bases and their slopes at inputs of neighbouring features from `feature` on. */
 static inline struct local evaluate(vec x, int64_t feature, struct knots t) {
+  if (t.even) return evaluate_even(x, feature, t);
   const int64_t first = t.outside == ZERO ? 0 : K, last = t.outside == ZERO ? t.count : t.count - K;
   const REAL *knot = t.at + feature + (first + K) * t.stride;
   const vec low = load(knot), high = load(knot + (last - first) * t.stride);
@@ -205,7 +258,7 @@ static inline struct local evaluate(vec x, int64_t feature, struct knots t) {
       near[j] = pick(up, load(knot + (j + 1 - K) * t.stride), near[j]);
   }
 
-  const vec at = pick(WHERE(x < low), low, pick(WHERE(x > high), high, x)); /* NaN stays */
+  const vec at = held(x, low, high);
   vec *N = b.value, *D = b.slope, left[K + 1], right[K + 1];
   N[0] = 1 + 0 * at;
   D[0] = (vec){0};
@@ -443,7 +496,7 @@ static inline struct curve locate(vec x, int64_t feature, const REAL *table, int
     c.inverse = pick(up, load(row + stride), c.inverse);
     UNROLL for (int p = 0; p <= K; p++) c.coef[p] = pick(up, load(row + (2 + p) * stride), c.coef[p]);
   }
-  const vec at = pick(WHERE(x < low), low, pick(WHERE(x > high), high, x)); /* NaN stays */
+  const vec at = held(x, low, high);
   c.inside = ~WHERE((x < low) | (x > high));
   c.u = (at - start) * c.inverse;
   c.beyond = (x - at) * c.inverse;
@@ -503,6 +556,218 @@ EXPORT void curves_backward(struct matrix *x, int64_t rows, int64_t features, co
           add_window(sums + (v * cells + LANE(c.cell, v)) * (K + 1), windows + v * (K + 1));
       }
 }
+
+#if K == 3 && SIZE == 4
+
+/* The usual curves: cubics on 5 even cells, whatever their number. In units of a cell from the
+   middle of the grid a curve is the polynomial of the middle cell, c_0 to c_3, and what each knot
+   further out adds, jump times (|v| - 1/2)^3 or (|v| - 3/2)^3 where that is positive, on its side: no
+   cell to look for. These are the rows of `table`. */
+enum activation { GIVEN, IDENTITY, GELU, GELU_TANH, SILU };
+
+enum {
+  INVERSE, SHIFT, /* v = x / width of a cell + shift */
+  C_0, C_1, C_2, C_3, TWICE_C_2, THRICE_C_3,
+  RIGHT, LEFT = RIGHT + 2, /* the jumps */
+  END_RIGHT = LEFT + 2, END_LEFT /* the slopes at the grid's ends */
+};
+
+enum { ROWS = END_LEFT + 1 };
+
+/* Pieces as sums of a curve's 8 coefficients; the jumps right, then left. */
+static const double pieces[8][8] = {
+  {0, 0, 1 / 48., 23 / 48., 23 / 48., 1 / 48., 0, 0},
+  {0, 0, -1 / 8., -5 / 8., 5 / 8., 1 / 8., 0, 0},
+  {0, 0, 1 / 4., -1 / 4., -1 / 4., 1 / 4., 0, 0},
+  {0, 0, -1 / 6., 1 / 2., -1 / 2., 1 / 6., 0, 0},
+  {0, 0, 1 / 6., -2 / 3., 1, -2 / 3., 1 / 6., 0},
+  {0, 0, 0, 1 / 6., -2 / 3., 1, -2 / 3., 1 / 6.},
+  {0, 1 / 6., -2 / 3., 1, -2 / 3., 1 / 6., 0, 0},
+  {1 / 6., -2 / 3., 1, -2 / 3., 1 / 6., 0, 0, 0},
+};
+
+/* Fills `table` for groups of `size` features, of which each has 12 knots and 8 coefficients. */
+EXPORT void even_table(const REAL *grid, const REAL *coef, int64_t groups, int64_t size, REAL *table,
+                       int64_t stride, int64_t threads) {
+  (void)threads;
+  for (int64_t g = 0; g < groups; g++, grid += 12, coef += 8) {
+    const double low = grid[3], high = grid[8], inverse = 5 / (high - low);
+    double c[8] = {0};
+    for (int i = 0; i < 8; i++)
+      for (int j = 0; j < 8; j++) c[i] += pieces[i][j] * coef[j];
+    /* |v| = 2.5 lies 2 beyond the one knot and 1 beyond the other. */
+    const double middle = c[1] + 3 * 6.25 * c[3], tilt = 5 * c[2];
+    const REAL row[ROWS] = {inverse, -inverse * (low + high) / 2, c[0], c[1], c[2], c[3], 2 * c[2],
+                            3 * c[3], c[4], c[5], c[6], c[7], middle + tilt + 3 * (4 * c[4] + c[5]),
+                            middle - tilt - 3 * (4 * c[6] + c[7])};
+    for (int i = 0; i < ROWS; i++)
+      for (int64_t v = 0; v < size; v++) table[i * stride + g * size + v] = row[i];
+  }
+}
+
+/* grad[g][j]: that of the coefficients, from the sums that `even_curves_backward` leaves. */
+EXPORT void even_coefficients(const REAL *sums, int64_t parts, int64_t stride, int64_t groups, int64_t
+                              size, REAL *grad, int64_t threads) {
+  (void)threads;
+  for (int64_t g = 0; g < groups; g++) {
+    double of[8] = {0}, to[8] = {0};
+    for (int64_t part = 0; part < parts; part++)
+      for (int i = 0; i < 8; i++)
+        for (int64_t v = 0; v < size; v++) of[i] += sums[(part * 8 + i) * stride + g * size + v];
+    for (int i = 0; i < 8; i++)
+      for (int j = 0; j < 8; j++) to[j] += pieces[i][j] * of[i];
+    for (int j = 0; j < 8; j++) grad[g * 8 + j] = (REAL)to[j];
+  }
+}
+
+struct piece { /* where a vector of inputs lies, and on what */
+  vec v, w, q[2], square[2], s[2]; /* w: v within the grid; q: how far |w| lies beyond a knot */
+  lanes right;
+};
+
+static inline vec magnitude(vec x) { return pick(WHERE(x < 0), -x, x); }
+
+static inline struct piece piece_of(vec x, const REAL *row, int64_t stride) {
+  struct piece at;
+  at.v = x * load(row + INVERSE * stride) + load(row + SHIFT * stride);
+  at.right = WHERE(at.v > 0);
+  at.w = held(at.v, (vec){0} - 2.5f, (vec){0} + 2.5f);
+  const vec d = magnitude(at.w);
+  UNROLL for (int i = 0; i < 2; i++) {
+    const vec beyond = d - (i + 0.5f);
+    at.q[i] = only(WHERE(beyond > 0), beyond);
+    at.s[i] = pick(at.right, load(row + (RIGHT + i) * stride), load(row + (LEFT + i) * stride));
+    at.square[i] = at.q[i] * at.q[i] * at.s[i];
+  }
+  return at;
+}
+
+static inline vec value_of(struct piece at, const REAL *row, int64_t stride, int64_t outside) {
+  vec y = load(row + C_2 * stride) + at.w * load(row + C_3 * stride);
+  y = load(row + C_1 * stride) + at.w * y;
+  y = load(row + C_0 * stride) + at.w * y;
+  y = y + at.square[0] * at.q[0] + at.square[1] * at.q[1];
+  if (outside == LINEAR)
+    y += (at.v - at.w) *
+         pick(at.right, load(row + END_RIGHT * stride), load(row + END_LEFT * stride));
+  return y;
+}
+
+/* By x. */
+static inline vec slope_on(struct piece at, const REAL *row, int64_t stride, int64_t outside) {
+  const vec three = pick(at.right, (vec){0} + 3, (vec){0} - 3);
+  vec slope = load(row + TWICE_C_2 * stride) + at.w * load(row + THRICE_C_3 * stride);
+  slope = load(row + C_1 * stride) + at.w * slope + three * (at.square[0] + at.square[1]);
+  if (outside != LINEAR) slope = only(WHERE(at.v == at.w), slope);
+  return slope * load(row + INVERSE * stride);
+}
+
+/* sum[i * stride] += what the i-th of c_0 to c_3 and of the jumps right and left get of g. */
+static inline void add_moments(struct piece at, vec g, int64_t outside, REAL *sum, int64_t stride) {
+  const vec w = at.w, gw = g * w;
+  vec of[4] = {g, gw, gw * w, gw * w * w};
+  vec far[2] = {at.q[0] * at.q[0] * at.q[0], at.q[1] * at.q[1] * at.q[1]};
+  if (outside == LINEAR) { /* beyond the ends powers go on with their slopes */
+    const vec e = at.v - w, three = 3 * magnitude(e), ge = g * e;
+    of[1] += ge;
+    of[2] += 2 * w * ge;
+    of[3] += 3 * w * w * ge;
+    UNROLL for (int i = 0; i < 2; i++) far[i] += three * at.q[i] * at.q[i];
+  }
+  UNROLL for (int i = 0; i < 4; i++) *(vec *)(sum + i * stride) += of[i];
+  UNROLL for (int i = 0; i < 2; i++) {
+    const vec part = g * far[i];
+    *(vec *)(sum + (4 + i) * stride) += only(at.right, part);
+    *(vec *)(sum + (6 + i) * stride) += only(~at.right, part);
+  }
+}
+
+/* e^x: 2^n times a polynomial, for x of any size. */
+static inline vec exponential(vec x) {
+  x = held(x, (vec){0} - 87, (vec){0} + 88);
+  const vec n = number(whole(x * 1.44269504f + pick(WHERE(x < 0), (vec){0} - 0.5f, (vec){0} + 0.5f)));
+  const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  const vec y = 1 + r + r * r * (0.5f + r * (0.166666657f + r * (0.0416665795f + r * (0.00833345073f +
+                                                               r * (0.00139819984f + r * 0.000198756912f)))));
+  const lanes power = (whole(n) + 127) << 23;
+  vec two;
+  memcpy(&two, &power, sizeof two);
+  return y * two;
+}
+
+/* The base function at x, and its slope. */
+static inline void activate(vec x, int64_t activation, vec *value, vec *slope) {
+  if (activation == GELU) { /* x times the normal distribution, whose tail e^(-x^2 / 2) makes */
+    const vec d = magnitude(x), e = exponential(-0.5f * x * x), t = 1 / (1 + 0.318198052f * d);
+    /* erfc(z) e^(z^2) by t = 1 / (1 + 0.45 z), to 4e-9 where the tail matters */
+    const vec tail = 0.5f * e * t * (0.258338968f + t * (0.206047735f + t * (0.444041718f + t * (-0.348470583f + t * (0.831301049f + t * (-0.481138487f + t * 0.0898795972f))))));
+    const vec below = pick(WHERE(x < 0), tail, 1 - tail);
+    *value = x * below;
+    *slope = below + 0.398942280f * x * e;
+  } else if (activation == GELU_TANH || activation == SILU) {
+    vec inner = x, rise = (vec){0} + 1;
+    if (activation == GELU_TANH) {
+      inner = 1.59576912f * (x + 0.044715f * x * x * x);
+      rise = 1.59576912f * (1 + 0.134145f * x * x);
+    }
+    const vec s = 1 / (1 + exponential(-inner));
+    *value = x * s;
+    *slope = s + x * s * (1 - s) * rise;
+  } else {
+    *value = x;
+    *slope = (vec){0} + 1;
+  }
+}
+
+#define BLOCK (8 * WIDTH) /* features whose tables and sums stay in the first-level cache */
+
+/* y = base function + curves at x; where torch has computed that function, it is at `base`. */
+EXPORT void even_curves(struct matrix *x, int64_t rows, int64_t features, const REAL *table, int64_t
+                        stride, int64_t outside, int64_t activation, struct matrix *base, struct
+                        matrix *y, int64_t threads) {
+  const struct matrix in = *x, add = *base, out = *y;
+  const int64_t most = 256;
+#pragma omp parallel for num_threads(threads)
+  for (int64_t start = 0; start < rows; start += most)
+    for (int64_t block = 0; block < features; block += BLOCK)
+      for (int64_t r = start; r < smaller(rows, start + most); r++)
+        for (int64_t f = block; f < smaller(features, block + BLOCK); f += WIDTH) {
+          const int64_t width = smaller(WIDTH, features - f);
+          const vec at = get(in, r, f, width);
+          vec active, rise;
+          if (activation == GIVEN) active = get(add, r, f, width);
+          else activate(at, activation, &active, &rise);
+          const struct piece on = piece_of(at, table + f, stride);
+          put(out, r, f, width, active + value_of(on, table + f, stride, outside));
+        }
+}
+
+/* Gradients of `even_curves`: grad_x, without that of a base function that torch has computed, and
+   y once more where it is wanted `again`; sums[part][8][features], zero on entry and `stride` long,
+   get those of the pieces for each part of `most` rows. */
+EXPORT void even_curves_backward(struct matrix *x, int64_t rows, int64_t features, const REAL *table,
+                                 int64_t stride, int64_t outside, int64_t activation, struct matrix
+                                 *base, struct matrix *grad, struct matrix *grad_x, int64_t again,
+                                 struct matrix *y, REAL *sums, int64_t most, int64_t threads) {
+  const struct matrix in = *x, add = *base, from = *grad, to = *grad_x, out = *y;
+#pragma omp parallel for collapse(2) num_threads(threads)
+  for (int64_t part = 0; part < (rows + most - 1) / most; part++)
+    for (int64_t block = 0; block < features; block += BLOCK)
+      for (int64_t r = part * most; r < smaller(rows, (part + 1) * most); r++)
+        for (int64_t f = block; f < smaller(features, block + BLOCK); f += WIDTH) {
+          const int64_t width = smaller(WIDTH, features - f);
+          const vec at = get(in, r, f, width), g = get(from, r, f, width);
+          const struct piece on = piece_of(at, table + f, stride);
+          vec active, slope = slope_on(on, table + f, stride, outside), rise = {0};
+          if (activation == GIVEN) active = get(add, r, f, width);
+          else activate(at, activation, &active, &rise);
+          put(to, r, f, width, g * (slope + rise));
+          if (again) put(out, r, f, width, active + value_of(on, table + f, stride, outside));
+          add_moments(on, g, outside, sums + part * 8 * stride + f, stride);
+        }
+}
+
+#endif
 
 /* One row of `product` and of `product_backward`, for the features of a vector. */
 static inline void product_row(struct local b, int64_t width, const vec *table, int64_t padded,

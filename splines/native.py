@@ -7,11 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splines.activations import ACTIVATIONS
 from splines.bases import OUTSIDE, ends, padded_knots
 from splines.chunked import ChunkedSplines
 from splines.compiler import load, plan
+from splines.dense import CLOSED_FROM
+from splines.grids import is_even
 from splines.interface import Base, real_type
 
+EVEN_ROWS = 14  # of native.c's table of even curves
 LANES = 16  # the widest vector of native.c, in numbers: tables have that much room behind
 # Fewer inputs than the first are not worth the calls, and than the second not worth starting a
 # compiler that takes a second, once per machine.
@@ -41,7 +45,7 @@ def compiled(order: int, real: torch.dtype, inputs: int) -> ctypes.CDLL | None:
 
 class Knots(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p if n == "at" else ctypes.c_int64) for n in
-                ("at", "stride", "count", "outside")]  # fmt: skip
+                ("at", "stride", "count", "outside", "even")]  # fmt: skip
 
 
 class Matrix(ctypes.Structure):
@@ -60,7 +64,16 @@ class NativeSplines(ChunkedSplines):
     @functools.cached_property
     def knots(self) -> Tensor:
         """The table of knots that native.c wants, (knots, I + LANES)."""
-        return F.pad(padded_knots(self.grid, self.order).t(), (0, LANES)).contiguous()
+        knots = padded_knots(self.grid, self.order).t()
+        if self.even:
+            cells = self.grid.shape[1] - 1
+            inverse = cells / (self.grid[:, -1] - self.grid[:, 0]).double()
+            knots = torch.cat([knots, inverse.to(knots).unsqueeze(0)])
+        return F.pad(knots, (0, LANES)).contiguous()
+
+    @functools.cached_property
+    def even(self) -> bool:
+        return self.order >= CLOSED_FROM and is_even(self.grid)
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
         out = self.buffer("bases", len(x), x.shape[1] * self.count)
@@ -135,8 +148,14 @@ class NativeSplines(ChunkedSplines):
     # --- curves: polynomials in each cell ---
 
     def curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
-        out = self._curves(x, coef, base)
-        return out.to(self.dtype)
+        run = self._even_curves if self.usual else self._curves
+        return run(x, coef, base).to(self.dtype)
+
+    @property
+    def usual(self) -> bool:
+        """Whether curves are those for which native.c knows a form without cells."""
+        shape = self.order == 3 and self.count == 8 and self.outside != "zero"
+        return shape and self.even and self.real == torch.float32
 
     def _curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
         dtype = self.dtype if self.dtype == torch.bfloat16 else self.real
@@ -149,6 +168,8 @@ class NativeSplines(ChunkedSplines):
     def curves_backward(
         self, x: Tensor, coef: Tensor, base: Base, grad: Tensor, again: bool
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        if self.usual:
+            return self._even_curves_backward(x, coef, base, grad, again)
         groups, count = coef.shape
         back = torch.zeros_like(x) if base.active is not None else base.inputs_backward(x, grad)
         table, cells, basis = self._curve_table(coef, x.shape[1])
@@ -167,6 +188,53 @@ class NativeSplines(ChunkedSplines):
         result = self.curves(x, coef, base) if again else None
         grad_coef = total[:, self.order : self.order + count].to(coef.dtype)
         return out.to(x.dtype), active, grad_coef, result
+
+    def _even_curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
+        out, (active, code) = self._results(x), self._active(x, base)
+        self._run_even("even_curves", x, coef, code, self._matrix(active), self._matrix(out))
+        return out
+
+    def _even_curves_backward(
+        self, x: Tensor, coef: Tensor, base: Base, grad: Tensor, again: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        out, (active, code) = self._like(x), self._active(x, base)
+        result = self._results(x) if again else out
+        # Rows in a part: equal parts for every thread, so few parts that adding them is little.
+        rows = -(-max(len(x), 1) // (8 * (1 + len(x) // 8192)))
+        sums = self.grid.new_zeros(-(-len(x) // rows), 8, x.shape[1] + LANES)
+        matrices = (self._matrix(m) for m in (active, grad, out))
+        self._run_even(
+            "even_curves_backward", x, coef, code, *matrices, int(again), self._matrix(result),
+            sums, rows,
+        )  # fmt: skip
+        grad_coef = torch.empty(coef.shape)
+        size = x.shape[1] // len(coef)
+        self._run("even_coefficients", sums, *sums.shape[::2], len(coef), size, grad_coef)
+        grad_active = None if base.active is None else grad.to(base.active.dtype)
+        return (
+            out.to(x.dtype),
+            grad_active,
+            grad_coef.to(coef.dtype),
+            result.to(self.dtype) if again else None,
+        )
+
+    def _results(self, x: Tensor) -> Tensor:
+        dtype = self.dtype if self.dtype == torch.bfloat16 else self.real
+        return torch.empty(x.shape, dtype=dtype)
+
+    def _active(self, x: Tensor, base: Base) -> tuple[Tensor, int]:
+        """The base function's values, where torch computed them, and its number in native.c."""
+        names = ("", *ACTIVATIONS)
+        return (x, names.index(base.activation)) if base.active is None else (base.active, 0)
+
+    def _run_even(self, name: str, x: Tensor, coef: Tensor, code: int, *arguments) -> None:
+        """Calls a function of native.c with its table for `usual` curves."""
+        table = torch.empty(EVEN_ROWS, x.shape[1] + LANES)
+        grid, coef = (v.to(self.real).contiguous() for v in (self.grid, coef))
+        groups = len(coef), x.shape[1] // len(coef)
+        self._run("even_table", grid, coef, *groups, table, table.shape[1])
+        shape = *x.shape, table, table.shape[1], OUTSIDE.index(self.outside), code
+        self._run(name, self._matrix(x), *shape, *arguments)
 
     def _curve_table(self, coef: Tensor, features: int) -> tuple[Tensor, int, Tensor]:
         """Returns a polynomial for each cell as native.c wants it, the cells, and their bases."""
@@ -203,7 +271,7 @@ class NativeSplines(ChunkedSplines):
         """Calls a function of native.c that takes inputs x (N, F) and the knots of `features`."""
         outside = OUTSIDE.index(self.outside)
         at = self.knots[:, features].data_ptr()
-        knots = Knots(at, self.knots.shape[1], self.grid.shape[1] - 1, outside)
+        knots = Knots(at, self.knots.shape[1], self.grid.shape[1] - 1, outside, self.even)
         self._run(name, self._matrix(x), *x.shape, knots, *arguments)
 
     def _run_curves(self, name: str, x: Tensor, table: Tensor, cells: int, *arguments) -> None:
