@@ -191,9 +191,9 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
 
 def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
     """Writes ONNX with 8-bit weights and prints what that changes."""
-    model, facts = portable(loaded.model), facts_of(loaded)
-    full = onnx_bytes(model, sample_images(loaded, 2), facts)
-    small = quantized(onnx_bytes(norms_folded(model), sample_images(loaded, 2), facts))
+    model = norms_folded(portable(loaded.model))
+    full = onnx_bytes(model, sample_images(loaded, 2), facts_of(loaded))
+    small = quantized(full)
     write_bytes(path, small)
     images = pictures(loaded)
     with torch.inference_mode():

@@ -1,7 +1,10 @@
 """export.py: files for other programs give the checkpoint's logits, and say what they are."""
 
+import copy
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,13 @@ from PIL import Image
 
 import export
 import predict
-from formats.portable import PortableGroupKANLinear, PortableKANLinear, PowerBasis, portable
+from formats.portable import (
+    PortableGroupKANLinear,
+    PortableKANLinear,
+    PowerBasis,
+    norms_folded,
+    portable,
+)
 from imaging.preprocess import Preprocess
 from kan import GroupKANLinear, KANLinear
 from predicting import classifier
@@ -184,6 +193,64 @@ def test_int8_weights_are_smaller_and_answer_alike(tmp_path, monkeypatch, capsys
     rounded = predictions(monkeypatch, capsys, photo, tmp_path / "best_int8.onnx")
     assert rounded == pytest.approx(exact, abs=0.15)
     assert rounded != exact
+
+
+def unfolded(model):
+    """The same function: factors of 1000 in some channels of the norms, undone by the maps."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in model.blocks:
+            for norm, after in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
+                norm.weight[::4] *= 1000
+                norm.bias[::4] *= 1000
+                after.weight[:, ::4] /= 1000
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"distilled": True}, {"qkv_bias": False}])
+def test_norms_are_folded_into_the_maps_after_them(options):
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+    model = create_model("custom", 3, **sizes, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    images = torch.randn(2, 3, 32, 32)
+    folded = norms_folded(model)
+    assert all(block.norm1.weight.eq(1).all() for block in folded.blocks)
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
+    kan = create_model("custom", 3, mlp="kan", **sizes).eval()
+    torch.testing.assert_close(norms_folded(kan)(images), kan(images), rtol=1e-4, atol=1e-5)
+
+
+def test_int8_changes_no_more_answers_however_norms_are_stored(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(export, "photos_per_second", lambda *_: 0.0)
+    loaded = load_model(write_checkpoint(tmp_path, "vit"))
+    images = export.pictures(loaded)
+    answers = {}
+    for name, model in (("plain", loaded.model), ("unfolded", unfolded(loaded.model))):
+        export.export_int8(replace(loaded, model=model), tmp_path / f"{name}.onnx", None)
+        told = re.search(r"int8 .*?(\d+) of 48 +unknown", capsys.readouterr().out)
+        forward = predict.open_classifier(str(tmp_path / f"{name}.onnx"), None, "cpu").forward
+        # The steps of 8 bits follow from all photos of a batch.
+        found = [forward(some).argmax(1) for some in images.split(export.BATCH)]
+        answers[name] = torch.cat(found)
+        with torch.inference_mode():
+            changed = int((answers[name] != loaded.model(images).argmax(1)).sum())
+        assert int(told[1]) == changed
+    assert int((answers["plain"] != answers["unfolded"]).sum()) <= 1
+
+
+def test_answers_that_8_bits_change_are_told_without_data(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    loaded = load_model(write_checkpoint(tmp_path, "vit"))
+    monkeypatch.setattr(export, "norms_folded", unfolded)
+    export.export_int8(loaded, tmp_path / "x.onnx", None)
+    out = capsys.readouterr().out
+    assert re.search(r"8 bits change \d+ of 48 answers, on drawn flowers and noise", out)
+    assert "float32" in out
+    assert re.search(r"float32 .* 0 of 48", out)
 
 
 def test_a_wrong_export_is_not_left_behind(tmp_path, monkeypatch, capsys):
