@@ -54,6 +54,8 @@ class PeftAdapter:
         """
         whole = {name: value.clone() for name, value in state.items()}
         for name, (down, up, bias, strength) in self.factors.items():
+            if name == "head.weight" and name not in whole:
+                continue  # of a head that could not serve
             change = up.double().flatten(1) @ down.double().flatten(1) * strength
             _add(whole, name, change)
             if bias is not None:
@@ -129,7 +131,7 @@ def _sorted(held: Mapping[str, Tensor], config: Mapping) -> tuple[dict, dict[str
         name = key.removeprefix("base_model.model.")
         if found := FACTOR.fullmatch(name):
             parts.setdefault(found[1], {})[found[2] + found[3]] = value
-        else:
+        elif ".original_module." not in name:  # what the trained copy stands for
             tensors[WRAPPED.sub("", name)] = value
     factors = {}
     for module, part in parts.items():

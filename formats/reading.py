@@ -135,7 +135,7 @@ def read_weights(
     path = Path(path)
     if within > MOST_ADAPTERS:
         raise ValueError(
-            f"{path} is an adapter of an adapter of an adapter: merge them into one file"
+            f"{path} is an adapter of an adapter of many more: merge them into one file"
         )
     if adapter := peft_folder.opened(path):
         base = read_weights(adapter.backbone, model, num_heads, allow_partial, within + 1)
@@ -155,8 +155,9 @@ def _adapted(base: WeightsFile, adapter: peft_folder.PeftAdapter) -> WeightsFile
         state = adapter.merged_into(base.state)
         config = base.config
         if "head.weight" in adapter.tensors:  # for other classes, which no file of peft names
-            config = config | {"num_classes": state["head.weight"].shape[:1].numel()}
-            base = replace(base, classes=None, classes_from="", no_head=None)
+            state, no_head = with_one_head(state, config["embed_dim"])
+            config = config | {"num_classes": 0 if no_head else len(state["head.weight"])}
+            base = replace(base, classes=None, classes_from="", no_head=no_head)
         state, _ = check(state, checked_model(config, state).state_dict().keys(), False)
     except ValueError as error:
         raise ValueError(f"{adapter.folder} {error}") from None
