@@ -10,10 +10,10 @@ its checkpoints load. What is different here:
 
 - Between forward and backward only the input is kept; bases are computed again, chunk by chunk.
 - Bases come from the knots as they are stored, uniform or not, by the local Cox-de Boor recursion:
-  order + 1 of them per input, and no closed form that would hold for uniform knots only. On a CPU
-  with a C compiler splines/native.c does this, else the same lines in torch.
-- Second and higher derivatives, forward-mode derivatives, vmap, torch.compile and torch.export take
-  a plain path of differentiable torch operations.
+  a closed form is taken only where they are found to be even. On a CPU with a C compiler
+  splines/native.c does this, on a GPU the kernels of splines/triton_kernels.py, else torch.
+- A layer is one operator of torch, which torch.compile takes as it is. Second derivatives,
+  forward-mode derivatives, vmap and torch.export get plain, differentiable torch operations.
 
 Integers as input are converted to the layer's type; NaN gives NaN. Beyond [low, high] and at
 infinity a spline does what `outside` says.

@@ -201,6 +201,7 @@ def textbook_blocks(model: nn.Module) -> nn.Module:
 VITS: dict[str, dict] = {
     "ViT": {},
     "KAN-ViT, groups": {"mlp": "gkan"},
+    "KAN-ViT, a spline per feature": {"mlp": "gkan", "kan_groups": "feature"},
     "KAN-ViT, rank 16": {"mlp": "kan", "kan_rank": 16},
     "KAN-ViT": {"mlp": "kan"},
     "textbook": {},

@@ -1,6 +1,9 @@
 """The benchmarks' settings are flags that train.py understands, and their helpers count right."""
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,3 +59,33 @@ def test_spread_shows_mean_lowest_and_highest(benchmark):
     runs = benchmark("runs")
     assert runs.spread([1.0], 2) == "1.00"
     assert runs.spread([1.0, 2.0, 6.0], 1) == "3.0 (1.0 to 6.0)"
+
+
+def test_figures_of_a_gpu_are_printed_beside_their_aims(benchmark, capsys):
+    gpu = benchmark("gpu")
+    rows = [
+        {"size": "base", "form": "groups 8", "ratio": 0.96, "compiled": False},
+        {"size": "base", "form": "rank 16", "ratio": 0.5, "compiled": False},
+        {"size": "base", "form": "full", "left out": "no time"},
+    ]
+    wrong = [{"form": "full", "error": 0.1, "right": False}]
+    gpu.show({"machine": "a GPU", "parts": {"correct": wrong, "models": rows}})
+    told = capsys.readouterr().out
+    assert "| base | rank 16 | 0.5 | no |" in told
+    assert "no time" in told
+    assert "1 of the forms are wrong" in told
+    assert "groups 8-base: 0.96 of timm's ViT, reached 0.95" in told
+    assert "rank 16-base: 0.50 of timm's ViT, missed 0.85" in told
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_cpu_to_see_that_it_works(tmp_path):
+    words = ["--device", "cpu", "--tiny", "--only", "correct", "layers", "--output"]
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "benchmarks.gpu", *words, str(tmp_path / "gpu.json")]
+    subprocess.run(command, cwd=FOLDER.parent, env=env, check=True)
+    results = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["parts"]
+    assert all(row["right"] for row in results["correct"])
+    assert {"nn.Linear", "bare product", "rank 16", "feature"} <= {
+        row["layer"] for row in results["layers"]
+    }

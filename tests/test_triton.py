@@ -195,6 +195,23 @@ def test_triton_has_second_derivatives():
     assert torch.autograd.grad(slope.square().sum(), x)[0].isfinite().all()
 
 
+def test_triton_rational_functions_of_the_benchmark_are_their_formula():
+    from benchmarks.rational import GroupRational
+
+    layer = GroupRational()
+    with torch.no_grad():
+        layer.denominator.normal_()
+    x = torch.randn(150, 72, requires_grad=True)
+    wanted, weights = [x, *layer.parameters()], torch.randn(150, 72)
+    for run in (layer, layer.by_formula):
+        y = run(x)
+        found = [y, *torch.autograd.grad(y, wanted, weights)]
+        if run is layer:
+            ours = found
+    for a, b in zip(ours, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 # --- who computes --------------------------------------------------------------------------------
 
 
