@@ -90,7 +90,7 @@ class Case:
         if self.kind != "head":
             return KINDS[self.kind].words
         splines = ["splines"] * (self.spline != "none")
-        adapters = [ADAPTER_WORDS[self.adapt]] * (self.adapt != "none")
+        adapters = [ADAPTER_WORDS[self.adapt]] if self.adapt != "none" else []
         *parts, last = "head", *splines, *adapters
         return f"{', '.join(parts)} and {last}" if parts else KINDS[self.kind].words
 
