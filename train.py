@@ -141,7 +141,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
         chosen = try_batch_sizes(options, model.to(device), device, photos, world)
     case = case_of(options, model, pretrained, trainable, photos, world)
     options, reasons = settle(options, case, chosen, model)
-    options.refuse_idle(trainable=trainable, weight_decay=options.weight_decay)
+    options.refuse_idle(trainable=trainable)
     run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)
     print(describe(model, trainable, device, run.amp_dtype, world))
     if options.dry_run:

@@ -68,8 +68,6 @@ class Options(DataAndModel):
         False,
         "weight decay on those, too, as in the reference",
         kind="pair",
-        needs=needs.DECAY,
-        idle=(False,),
     )
     warmup_epochs: float | None = TRAINING.row(
         None,

@@ -1,7 +1,7 @@
 """When a flag of train.py has an effect, and which flags contradict each other.
 
 Needs are asked again as more is known: `mlp` and `trainable` (names of parameters) of the model,
-`val_folder` of the data, `weight_decay` once it is chosen. See `system.flags.Need`.
+`val_folder` of the data. See `system.flags.Need`.
 """
 
 from collections.abc import Mapping
@@ -64,11 +64,6 @@ def _splits(options: Options, known: Known) -> bool:
     return not options.val_path and not known.get("val_folder")
 
 
-def _decays(options: Options, known: Known) -> bool | None:
-    decay = known.get("weight_decay", options.weight_decay)
-    return None if decay is None else decay > 0
-
-
 KAN = {"needs": Need("--mlp kan or gkan, or weights of a KAN-ViT", _is_kan)}
 RANK = {"needs": Need("--mlp kan, or weights of such a model", _has_rank), "idle": ("full",)}
 GROUPS = {"needs": Need("--mlp gkan, or weights of such a model", _has_groups)}
@@ -78,7 +73,6 @@ SPLINES = Need(
 )
 BLOCKS = Need("blocks that train: --freeze-layers false, or --mlp kan", _blocks_train)
 SPLIT = Need("data without a folder for validation (val/ or --val-path)", _splits)
-DECAY = Need("--weight-decay above 0", _decays)
 LORA = Need("--adapt lora", _has_lora)
 FROZEN = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _is_frozen)
 ADAPT = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _can_adapt)
