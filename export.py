@@ -36,7 +36,7 @@ from imaging.sample_flowers import FLOWERS, draw_flower
 from predicting.classifier import Classifier, open_exported, photos_per_second
 from predicting.inputs import find_photos
 from predicting.predictor import Predictor
-from pretrained import LoadedModel, load_model, save_weights
+from pretrained import LoadedModel, check_names, load_model, save_weights
 from system.files import write_bytes
 from system.flags import REQUIRED, Given, Section, existing, needs_flag, parse
 from system.terminal import command, run_cli, table
@@ -222,6 +222,7 @@ def main() -> None:
     if path.exists() and path.samefile(options.checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
     loaded = load_model(options.checkpoint, class_indices=options.class_indices, merge=True)
+    check_names(options.checkpoint, loaded.classes, options.class_indices)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     path.parent.mkdir(parents=True, exist_ok=True)
     if options.int8:

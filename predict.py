@@ -33,6 +33,7 @@ from predicting.writers import (
     SortedCopies,
     Table,
 )
+from pretrained import check_names
 from system.devices import default_workers, pick_device
 from system.flags import DEVICES, REQUIRED, Given, Section, existing, needs_flag, number, parse
 from system.terminal import run_cli
@@ -192,6 +193,7 @@ def main() -> int:
     classifier = open_classifier(
         weights, options.class_indices, device, class_folders(options.inputs)
     )
+    check_names(weights, classifier.classes, options.class_indices)
     score = Score(classifier.classes)
     photos = find_photos(options.inputs, classifier.classes)
     first = list(islice(photos, TABLES + 1))

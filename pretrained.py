@@ -168,20 +168,36 @@ def _class_indices(class_indices: str | Path, weights: WeightsFile) -> list[str]
             f"{weights.path} does not name its {count} classes and there is no {path}; "
             f"--class-indices names a file that does"
         )
-    text = read_text(path)
-    try:
-        names = parse_json(text)
-        classes = [str(names[str(i)]) for i in range(len(names))]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f'{path} is not a table of class names such as {{"0": "daisy", "1": "roses"}}'
-        ) from None
+    classes = _names_in(path)
     if len(classes) != count:
         raise ValueError(
             f"{path} names {counted(len(classes), 'class', 'classes')}, but {weights.path} has "
             f"{count}; --class-indices names the right file"
         )
     return classes
+
+
+def _names_in(path: Path) -> list[str]:
+    text = read_text(path)
+    try:
+        names = parse_json(text)
+        return [str(names[str(i)]) for i in range(len(names))]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f'{path} is not a table of class names such as {{"0": "daisy", "1": "roses"}}'
+        ) from None
+
+
+def check_names(weights: str, classes: Sequence[str], class_indices: str | Path | None) -> None:
+    """Raises ValueError where --class-indices names other classes than a file that names its own.
+
+    Whoever typed it would believe in its names.
+    """
+    if class_indices is not None and _names_in(Path(class_indices)) != list(classes):
+        raise ValueError(
+            f"--class-indices {class_indices} needs weights that name no classes: {weights} names "
+            f"its own ({_some(classes)}); leave the flag out"
+        )
 
 
 def fetch_weights(name: str, folder: str | Path = "weights") -> Path:
@@ -374,6 +390,7 @@ def main() -> None:
     print(*describe(weights), sep="\n")
     if options.save:
         classes, whence = head_classes(weights, options.class_indices)
+        check_names(options.file, classes, options.class_indices)
         loaded = LoadedModel(_build(weights), classes, _preprocess(weights), weights, whence)
         save_weights(options.save, loaded)
         print(f"wrote {options.save}")

@@ -321,6 +321,22 @@ def test_the_names_in_the_current_folder_are_taken_if_there_are_as_many(
     assert open_classifier("full.pth", None, torch.device("cpu")).classes == CLASSES
 
 
+def test_a_list_of_names_that_would_not_be_used_is_refused_unless_it_says_the_same(
+    monkeypatch, capsys, checkpoint, tmp_path
+):
+    path, names = photo(tmp_path / "x.png"), tmp_path / "names.json"
+    words = [path, "--weights", checkpoint, "--class-indices", names]
+    names.write_text(json.dumps(dict(enumerate(CLASSES))), "utf-8")
+    assert run(monkeypatch, *words) == 0
+    capsys.readouterr()
+    names.write_text(json.dumps(dict(enumerate(reversed(CLASSES)))), "utf-8")
+    assert run(monkeypatch, *words) == 2
+    error = capsys.readouterr().err
+    assert "--class-indices" in error
+    assert f"needs weights that name no classes: {checkpoint} names its own" in error
+    assert error.count("\n") == 1
+
+
 def test_checkpoints_of_other_models_are_refused_with_a_sentence(monkeypatch, capsys, tmp_path):
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "linear.pth")
     torch.save(KAN([3, 2]).state_dict(), tmp_path / "kan.pth")
