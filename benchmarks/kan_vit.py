@@ -48,7 +48,7 @@ def kan(rank: str | int, rate: float, more: str = "") -> str:
 
 
 def gkan(rate: float) -> str:
-    return f"--mlp gkan --kan-lr-scale {rate}"
+    return f"--mlp gkan --kan-groups 8 --kan-lr-scale {rate}"
 
 
 # What the rates of the splines were chosen by: a seed that is in none of the results.

@@ -3,12 +3,14 @@
     python -m benchmarks.train_step
     python -m benchmarks.train_step --sizes base --forms ViT --steps 3
     python -m benchmarks.train_step --device cuda --batch 128
+    python -m benchmarks.train_step --sizes tiny --forms ViT "LoRA r=4" "spline per feature"
 
 A step is forward, cross-entropy, backward and an AdamW update on random images of 224 pixels. Every
 model has a process of its own, so that peak memory is its own, too; ours and timm's take a step in
 turns, and the ratio is the median over the turns. KAN forms are set against timm's ViT as well,
-since timm has none. On a CPU memory is the process's, with 0.3 GB for Python and torch; on CUDA it
-is what tensors took.
+since timm has none. Of the forms in FROZEN the head and what the form adds train alone, as with
+--freeze-layers true; timm's ViT always trains all of its layers. On a CPU memory is the process's,
+with 0.3 GB for Python and torch; on CUDA it is what tensors took.
 """
 
 import argparse
@@ -22,13 +24,22 @@ import time
 import torch
 import torch.nn.functional as F
 
+from training.optim import CurveRates, freeze
+from vit.adapters import is_adapter
+from vit_model import create_model, is_spline
+
 BATCHES = {"tiny": 16, "small": 8, "base": 4}  # on a CPU
 FORMS = {
     "ViT": {},
     "KAN rank 16": {"mlp": "kan", "kan_rank": 16},
     "group KAN": {"mlp": "gkan"},
     "KAN full": {"mlp": "kan"},
+    "head alone": {},
+    "LoRA r=4": {"adapt": "lora", "lora_rank": 4},
+    "spline per feature": {"mlp": "gkan", "kan_groups": "feature"},
+    "spline per feature, 4 maps": {"mlp": "gkan", "kan_groups": "feature", "kan_at": "all"},
 }
+FROZEN = ("head alone", "LoRA r=4", "spline per feature", "spline per feature, 4 maps")
 WARM_UP = 2
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -42,8 +53,6 @@ def build(library: str, size: str, form: str) -> torch.nn.Module:
         import timm
 
         return timm.create_model(name, num_classes=5)
-    from vit_model import create_model
-
     return create_model(name, num_classes=5, **FORMS[form])
 
 
@@ -52,7 +61,10 @@ def work(args: argparse.Namespace) -> None:
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
     torch.manual_seed(0)
     model = build(args.library, args.size, args.form).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if args.library == "ours" and args.form in FROZEN:
+        freeze(model, [name for name, _ in model.named_parameters() if not is_new(name)])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    CurveRates(model, "adamw").watch(optimizer)
     images = torch.randn(args.batch, 3, 224, 224, device=device)
     labels = torch.randint(5, (args.batch,), device=device)
     for _ in sys.stdin:
@@ -69,6 +81,10 @@ def work(args: argparse.Namespace) -> None:
         print(torch.cuda.max_memory_allocated() / 1e9)
     else:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+
+def is_new(name: str) -> bool:
+    return is_spline(name) or is_adapter(name)
 
 
 def synchronise(device: torch.device) -> None:

@@ -23,7 +23,7 @@ PRETRAINED = ROOT / "benchmarks" / "kan_vit.jsonl"
 MODELS = {
     "ViT": "",
     "KAN-ViT": "--mlp kan --kan-hidden match",
-    "group-KAN-ViT": "--mlp gkan --kan-hidden match",
+    "group-KAN-ViT": "--mlp gkan --kan-groups 8 --kan-hidden match",
 }
 FINE_TUNED = ("ViT", "KAN rank 16", "KAN full", "GKAN")  # settings of benchmarks/kan_vit.py
 COLOURS = {"ViT": "#2c5f8a", "KAN-ViT": "#c0392b", "KAN rank 16": "#c0392b", "KAN full": "#e08e45"}
