@@ -90,7 +90,7 @@ class ChunkedSplines(Splines):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Gradients of x (N, I), base.active and coef (groups, K) from that of `curves`' result.
 
-        With that result once more, if it is wanted `again`.
+        With that result once more, if it is wanted `again`; `grad` may be overwritten.
         """
         raise NotImplementedError
 
