@@ -8,6 +8,7 @@ Such a file is a .safetensors of ours that lacks the backbone's tensors and says
 whose they are: name, path, bytes and sha256 of a weights file. So any number of them share one.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -64,13 +65,12 @@ def find_backbone(record: Mapping, near: Path) -> Path:
 
     near: the file that has the record. Raises ValueError, worded to follow its name.
     """
-    was, others = Path(record["path"]), 0
+    was = Path(record["path"])
     for path in _candidates(record, near):
         if _digest(path) == record["sha256"]:
             return path
-        others += path == was
     name = record["name"]
-    there = f"another file lies at {was}" if others or was.is_file() else f"{was} is gone"
+    there = f"another file lies at {was}" if os.path.isfile(was) else f"{was} is gone"
     raise ValueError(
         f"needs its backbone {name} (SHA-256 {record['sha256'][:16]}..., {record['bytes']:,} "
         f"bytes): {there}, and neither beside it nor in {WEIGHTS_FOLDER}/ nor in the caches of "
@@ -95,7 +95,8 @@ def _candidates(record: Mapping, near: Path) -> Iterator[Path]:
 def _places(record: Mapping, near: Path) -> Iterator[Path]:
     yield Path(record["path"])
     for folder in (near.parent, near.parent.parent):
-        yield from sorted(folder.iterdir())
+        with contextlib.suppress(OSError):  # it cannot be listed
+            yield from sorted(folder.iterdir())
     for folder in (WEIGHTS_FOLDER, *caches()):
         for root, _, files in os.walk(folder):
             yield from (Path(root, file) for file in sorted(files))

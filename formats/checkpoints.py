@@ -39,9 +39,7 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: dict) -> None:
             raise (error.__context__ or error) from None
 
 
-def save_safetensors(
-    path: str | os.PathLike, state: Mapping[str, Tensor], facts: Mapping
-) -> None:
+def save_safetensors(path: str | os.PathLike, state: Mapping[str, Tensor], facts: Mapping) -> None:
     """Writes tensors with the same facts as JSON in the header, whole or not at all."""
     state = {name: value.detach().contiguous().cpu() for name, value in state.items()}
     metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in facts.items()}

@@ -180,7 +180,7 @@ def _read_ours(path: Path, raw: RawWeights, allow_partial: bool, within: int) ->
     extras = raw.extras or {key: _parsed(text) for key, text in raw.metadata.items()}
     check_version(extras.get("version", 1))
     tensors = raw.tensors
-    if "backbone" in extras:
+    if extras.get("backbone") is not None:
         (tensors,) = whole_states(path, extras, [tensors], within)
     model = checked_model(extras["config"], tensors)
     config = model.config

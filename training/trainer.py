@@ -71,7 +71,6 @@ class Trainer:
         """Returns `checkpoint()` and all that a resumed run needs, on however many processes."""
         run, stepper = self.run, self.stepper
         state = self.checkpoint() | {
-            "backbone": run.backbone,
             "optimizer": self._whole(stepper.optimizer.state_dict()),
             "scheduler": stepper.scheduler.state_dict(),
             "scaler": stepper.scaler.state_dict(),
@@ -85,6 +84,7 @@ class Trainer:
             state["ema"] = self._whole(stepper.ema.state_dict())
             state["raw_model"] = self._whole(run.model.state_dict())
         if run.backbone:
+            state["backbone"] = run.backbone
             for part in {"model", "raw_model", "ema"} & state.keys():
                 state[part] = state[part] and part_of(state[part], run.frozen)
         return state
