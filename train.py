@@ -256,7 +256,7 @@ def load_data(options: Options) -> DataSplit:
         options.workers,
         options.num_classes,
     )
-    print("\n".join(data.report.lines()))
+    print(*data.report.lines(), *advice.on_data(options, data.report), sep="\n")
     return data
 
 

@@ -85,7 +85,7 @@ class DataReport:
             return ""
         return (
             f"imbalance: {printable(large)!r} has {ratio:.1f} times as many photos as "
-            f"{printable(small)!r} ({totals[large]} and {totals[small]}); see --class-weights"
+            f"{printable(small)!r} ({totals[large]} and {totals[small]})"
         )
 
     def _head(self) -> list[str]:

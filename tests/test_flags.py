@@ -210,6 +210,42 @@ def test_a_wrong_name_is_refused_before_any_work(flag, refused):
     assert sentence in refused(flag[0], words)
 
 
+def test_train_alone_names_how_to_begin_without_photos(refused, tmp_path):
+    (tmp_path / "flower_photos" / "roses" / "1.jpg").unlink()
+    (tmp_path / "flower_photos" / "roses").rmdir()
+    (tmp_path / "flower_photos").rmdir()
+    for words in ([], ["--data-path", "flower_photos"]):
+        said = refused("train", words)
+        assert said.startswith("train.py: error: flower_photos does not exist: --data-path")
+        assert "--data-path sample" in said
+        assert "--download" in said
+    assert "sample" not in refused("train", ["--data-path", "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("deit_tyny_patch16_224", "did you mean deit_tiny_patch16_224"),
+        ("VIT_base_patch16_224", "did you mean vit_base_patch16_224"),
+        ("zzz", "--list-models shows all names"),
+        ("deit_tiny_patch16_224.pth", "to download it, give deit_tiny_patch16_224"),
+        ("bestt.pth", "did you mean best.pth?"),
+        ("weights/deit_tiny.safetensors", "there is no such file"),
+    ],
+)
+def test_misspelt_weights_are_answered_with_the_nearest(name, near, refused):
+    said = refused("train", ["--weights", name])
+    assert said.startswith(f"train.py: error: --weights {name}: there is no such file")
+    assert near in said
+
+
+def test_a_misspelt_file_is_answered_with_the_nearest_by_every_command(refused):
+    for command in ("explain", "export", "pretrained"):
+        assert "does not exist; did you mean best.pth?" in refused(command, ["bets.pth"])
+    assert "did you mean best.pth?" in refused("predict", ["x.jpg", "--weights", "bets.pth"])
+    assert "did you mean" not in refused("explain", ["nothing_like_it"])
+
+
 # --- contradictions -----------------------------------------------------------------------------
 
 
@@ -248,6 +284,8 @@ CONTRADICTIONS = [
     ("train", ["--batch-size", "auto", "--fsdp"]),
     ("train", ["--kan-reg", "0.1", "--fsdp"]),
     ("train", ["--mlp", "gkan", "--kan-rank", "4"]),
+    ("train", ["--kan-rank", "16"], ["--kan-rank", "--mlp kan"]),
+    ("train", ["--kan-reg", "0.1"], ["--kan-reg", "--mlp kan"]),
     ("train", ["--mlp", "kan", "--kan-groups", "4"]),
     ("train", ["--kan-groups", "feature"], ["--kan-groups", "--mlp gkan"]),
     ("train", ["--kan-at", "all"], ["--kan-at", "--mlp kan or gkan"]),

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -138,6 +139,23 @@ def test_a_table_shows_model_accuracy_and_aligned_bars(monkeypatch, capsys, chec
     assert "validation accuracy 0.8125" in head
     assert name == str(tmp_path / "x.jpg")
     assert sorted(row.split()[0] for row in rows if row) == CLASSES
+
+
+def test_many_photos_get_a_line_each_and_few_a_table(monkeypatch, capsys, checkpoint, tmp_path):
+    for n in range(predict.TABLES + 1):
+        photo(tmp_path / "in" / f"{n}.png")
+    run(monkeypatch, tmp_path / "in", "--weights", checkpoint)
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if ".png" in line]
+    assert len(lines) == predict.TABLES + 1 == len(out.splitlines()) - 2
+    assert re.fullmatch(
+        rf"{re.escape(str(tmp_path))}/in/0\.png  (daisy|roses|tulips) [01]\.\d{{4}}", lines[0]
+    )
+    run(monkeypatch, tmp_path / "in", "--weights", checkpoint, "--topk", 2, "--threshold", 1)
+    assert re.search(r"0\.png  \w+ [01]\.\d+, \w+ 0\.\d+  \(unsure\)\n", capsys.readouterr().out)
+    (tmp_path / "in" / "0.png").unlink()
+    run(monkeypatch, tmp_path / "in", "--weights", checkpoint)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 5 * predict.TABLES
 
 
 def test_wide_class_names_stay_aligned():

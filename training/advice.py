@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from imaging.data_report import DataReport
 from my_dataset import Failed
 from system.memory import out_of_memory
 from system.terminal import printable
@@ -16,6 +17,13 @@ WITHOUT_DATA = (
     f"each class; to begin without one, --data-path sample draws flowers, and --download fetches "
     f"photos of them (229 MB)"
 )
+
+
+def on_data(options: Options, report: DataReport) -> list[str]:
+    """What to do about what the data report found, where the user has not done it."""
+    if report.imbalance() and options.class_weights == "none" and not options.eval:
+        return ["--class-weights balanced would let the photos of rare classes weigh more"]
+    return []
 
 
 def line(run: Run, row: dict) -> str:

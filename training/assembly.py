@@ -53,6 +53,8 @@ def assemble(run: Run, stepper: Stepper) -> Trainer:
 
 def prepare_model(run: Run) -> None:
     """Puts the model on its device, with what trains and nothing else to be trained."""
+    if run.options.fsdp and not run.sharded:
+        print("--fsdp: no effect with one process; torchrun starts several")
     model = run.model.to(run.device)
     model.grad_checkpointing = run.options.grad_checkpointing
     model.distill_outputs = run.teacher is not None
@@ -160,6 +162,8 @@ def cache_frozen(run: Run, train: Loader, val: Loader) -> tuple[tuple[Loader, Lo
         feature_cache.fill(run.model, skip, val, views=1, amp_dtype=None, **place),
     )
     progress.close()
+    if options.drop_path:
+        print("--drop-path: no effect on layers that run once")
     return filled, skip
 
 

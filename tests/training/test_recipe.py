@@ -46,6 +46,29 @@ def test_small_data_gets_several_steps_an_epoch(images):
     assert images // batch >= min(images, 8)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("given", [{}, {"batch_size": 64}, {"lr": 1e-5}, {"lr": 1.0}])
+def test_a_new_head_trains_at_its_own_rate_whatever_the_others_is(optimizer, given):
+    chosen = choose(Case("fine-tune", 800, 5, optimizer=optimizer, new_head=True), given)
+    values = {name: value for name, (value, _) in chosen.items()} | given
+    at_16 = {"adamw": 3e-3, "sgd": 0.03}[optimizer] * values["batch_size"] / 16
+    assert values["lr"] * values["head_lr_scale"] == pytest.approx(max(at_16, values["lr"]), 1e-2)
+
+
+def test_a_head_from_the_file_and_a_head_alone_train_as_all_else():
+    for case in (Case("fine-tune", 800, 5), Case("head", 800, 5, new_head=True)):
+        assert choose(case, {})["head_lr_scale"][0] == 1
+    assert choose(Case("fine-tune", 800, 5, new_head=True), {"lr": 0.0})["head_lr_scale"][0] == 1
+
+
+def test_heads_have_a_rate_of_their_own_and_the_rate_of_all_else_is_shown():
+    model = small(distilled=True)
+    groups = optim.param_groups(model, 1e-3, 0.0, 0.5, 1.0, head_lr_scale=15.0)
+    rates = {name: group["lr"] for group in groups for name in group["names"]}
+    assert {rates["head.weight"], rates["head_dist.bias"]} == {15e-3}
+    assert rates["norm.weight"] == groups[0]["lr"] == 1e-3
+
+
 def test_every_chosen_value_has_a_reason():
     for kind in ("head", "fine-tune", "scratch"):
         for spline in ("none", "full", "low-rank", "group"):

@@ -1,0 +1,39 @@
+"""What commands say: numbers with their words, lists of names, commands to type next."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from system.terminal import MOST_NAMED, command, counted, listed
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(0, "0 times"), (1, "1 time"), (2, "2 times"), (1000, "1000 times")]
+)
+def test_one_and_several_are_told_apart(count, told):
+    assert counted(count, "time") == told
+    assert counted(count, "class", "classes") == told.replace("time", "class").replace(
+        "classs", "classes"
+    )
+
+
+def test_long_lists_of_names_are_cut():
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b"]) == "a and b"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    names = [str(n) for n in range(MOST_NAMED + 3)]
+    assert listed(names).endswith("8, 9 and 3 more")
+    assert listed(names[:MOST_NAMED]).endswith("8 and 9")
+
+
+@given(
+    st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1)
+)
+def test_a_command_is_read_by_a_shell_as_it_was_meant(name):
+    words = shlex.split(command("python", "train.py", "--resume", Path(name)))
+    assert words[:3] == ["python", "train.py", "--resume"]
+    assert Path(words[3]) == Path(name)
+    assert not words[3].startswith("-")
