@@ -9,8 +9,9 @@ A step is forward, cross-entropy, backward and an AdamW update on random images 
 model has a process of its own, so that peak memory is its own, too; ours and timm's take a step in
 turns, and the ratio is the median over the turns. KAN forms are set against timm's ViT as well,
 since timm has none. Of the forms in FROZEN the head and what the form adds train alone, as with
---freeze-layers true; timm's ViT always trains all of its layers. On a CPU memory is the process's,
-with 0.3 GB for Python and torch; on CUDA it is what tensors took.
+--freeze-layers true; timm's ViT always trains all of its layers. --against sets the forms against
+one of ours. --clock cpu counts the processor's time, for a machine that others use. On a CPU memory
+is the process's, with 0.3 GB for Python and torch; on CUDA it is what tensors took.
 """
 
 import argparse
@@ -41,6 +42,7 @@ FORMS = {
 }
 FROZEN = ("head alone", "LoRA r=4", "spline per feature", "spline per feature, 4 maps")
 WARM_UP = 2
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -67,16 +69,17 @@ def work(args: argparse.Namespace) -> None:
     CurveRates(model, "adamw").watch(optimizer)
     images = torch.randn(args.batch, 3, 224, 224, device=device)
     labels = torch.randint(5, (args.batch,), device=device)
+    clock = CLOCKS[args.clock]
     for _ in sys.stdin:
         synchronise(device)
-        start = time.perf_counter()
+        start = clock()
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         synchronise(device)
-        print(time.perf_counter() - start, flush=True)
+        print(clock() - start, flush=True)
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e9)
     else:
@@ -123,17 +126,22 @@ class Worker:
 
 
 def compare(size: str, form: str, dtype: str, args: argparse.Namespace) -> dict:
-    """Returns the figures of a row: ours against timm's ViT, taken in turns."""
+    """Returns the figures of a row: ours against timm's ViT or `--against`, taken in turns."""
     batch = args.batch or BATCHES[size]
-    options = {"size": size, "form": form, "dtype": dtype, "batch": batch, "device": args.device}
-    workers = {name: Worker(library=name, **options) for name in ("timm", "ours")}
+    options = {"size": size, "dtype": dtype, "batch": batch}
+    options |= {"device": args.device, "clock": args.clock}
+    library, other = ("timm", form) if args.against == "timm" else ("ours", args.against)
+    workers = {
+        "base": Worker(library=library, form=other, **options),
+        "ours": Worker(library="ours", form=form, **options),
+    }
     order, turns = list(workers), []
     for _ in range(WARM_UP + args.steps):
         turns.append({name: workers[name].step() for name in order})
         order.reverse()  # neither is always the one that comes after the other
     del turns[:WARM_UP]
     row = {name: batch / statistics.median(turn[name] for turn in turns) for name in workers}
-    ratios = sorted(turn["timm"] / turn["ours"] for turn in turns)
+    ratios = sorted(turn["base"] / turn["ours"] for turn in turns)
     row |= {"ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
     return row | {f"{name} peak": worker.peak() for name, worker in workers.items()}
 
@@ -146,9 +154,10 @@ def table(args: argparse.Namespace) -> None:
         f"{time.strftime('%Y-%m-%d')}, {machine or platform.machine()}, torch {torch.__version__}, "
         f"timm {timm.__version__}, {torch.get_num_threads()} threads, {args.steps} steps\n"
     )
+    base = args.against
     print(
-        "| model | batch | dtype | timm, img/s | ours, img/s | ours / timm | bf16 / f32 "
-        "| timm, GB | ours, GB |\n|---|---|---|---|---|---|---|---|---|"
+        f"| model | batch | dtype | {base}, img/s | ours, img/s | ours / {base} | bf16 / f32 "
+        f"| {base}, GB | ours, GB |\n|---|---|---|---|---|---|---|---|---|"
     )
     for size in args.sizes:
         for form in args.forms:
@@ -159,9 +168,9 @@ def table(args: argparse.Namespace) -> None:
                 in_float32 = row["ours"] if dtype == "float32" else None
                 print(
                     f"| {form}-{size} | {args.batch or BATCHES[size]} | {dtype} "
-                    f"| {row['timm']:.1f} | {row['ours']:.1f} "
+                    f"| {row['base']:.1f} | {row['ours']:.1f} "
                     f"| {row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f}) | {gain} "
-                    f"| {row['timm peak']:.2f} | {row['ours peak']:.2f} |",
+                    f"| {row['base peak']:.2f} | {row['ours peak']:.2f} |",
                     flush=True,
                 )
 
@@ -175,6 +184,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="that are timed, after two others")
     parser.add_argument("--batch", type=int, help="(default on a CPU: 16, 8 and 4)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--against", choices=["timm", *FORMS], default="timm")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     for name in ("library", "size", "form", "dtype"):  # of a worker
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()
