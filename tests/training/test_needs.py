@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+from conftest import ROOT
 
 import train
 from system.flags import flag_of
@@ -172,3 +173,15 @@ def test_eval_takes_flags_of_training_with_one_line(trained):
     assert lines[0].endswith(": --epochs, --freeze-layers, --kan-reg, --lr")
     _, said = trained("--eval", "--weights", "vit/best.pth", "--batch-size", "3", small=[])
     assert "no effect" not in said
+
+
+@pytest.mark.parametrize("page", ["training.md", "training.zh-TW.md"])
+def test_the_documents_have_the_table(page):
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    rows = [line.split("|") for line in text.splitlines() if ".py | `--" in line]
+    for command, name in TABLE:
+        flag = f"`{flag_of(name)}`"
+        (row,) = [row for row in rows if row[1] == f" {command}.py " and flag in row[2]]
+        field = {f.name: row for f, row in TABLES[command].rows()}[name]
+        assert field.needs.words == row[3].replace("`", "").strip() or "zh-TW" in page
+        assert all(f"`{str(value).lower()}`" in row[4] for value in field.idle)
