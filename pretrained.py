@@ -30,7 +30,7 @@ from splines.layer import SplineLayer
 from system.downloads import fetch_file
 from system.files import parse_json, read_text
 from system.flags import REQUIRED, Given, Section, existing, needs_flag, number, parse
-from system.terminal import counted, run_cli, table
+from system.terminal import command, counted, run_cli, table
 from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
 
 CLASS_INDICES = "class_indices.json"  # what train.py leaves in the current folder
@@ -89,15 +89,15 @@ def load_model(
     """
     weights = read_weights(path)
     weights = weights.merged() if merge else weights
+    training = command("train.py", "--weights", Path(path))
     if weights.no_head:
         raise ValueError(
-            f"{path} cannot predict here: {weights.no_head}; train.py --weights {path} gives it a "
-            f"new head"
+            f"{path} cannot predict here: {weights.no_head}; {training} gives it a new head"
         )
     if not weights.config["num_classes"]:
         raise ValueError(
             f"{path} holds {weights.holds}: it cannot tell classes apart before it is fine-tuned "
-            f"(train.py --weights {path})"
+            f"({training})"
         )
     model = _build(weights)
     classes, whence = head_classes(weights, class_indices, data_classes, names_here)

@@ -41,7 +41,7 @@ class Setting:
 # Everything is written out, so that a later change of train.py's choices does not mix with results.
 PLAIN = (
     "--warmup-epochs 0 --layer-decay 1 --label-smoothing 0 --lrf 0.01 --aug basic --amp auto "
-    "--decay-all --freeze-layers"
+    "--decay-all --head-lr-scale 1 --freeze-layers"
 )
 REFERENCE = "--opt sgd --lr 0.001 --weight-decay 5e-5 --batch-size 8 --clip-grad 0 --amp off"
 # The paper's rates are for batches of 512, its zero head is ours, its 500 of 20,000 steps of
@@ -61,7 +61,8 @@ SETTINGS: dict[str, Setting] = {
     "+ no decay of biases, norms": Setting("--no-decay-all", "+ warm-up, rate 2e-4"),
     "+ label smoothing": Setting("--label-smoothing 0.1", "+ no decay of biases, norms"),
     "+ layer decay": Setting("--layer-decay 0.75", "+ label smoothing"),
-    # One by one on top of the last.
+    "+ the head's own rate": Setting("--head-lr-scale 15", "+ layer decay"),  # train.py's choice
+    # One by one on top of the row before.
     "& rate 5e-4": Setting("--lr 5e-4", "+ layer decay"),
     "& EMA": Setting("--ema 0.998", "+ layer decay"),
     "& mixup, CutMix": Setting("--mixup 0.2 --cutmix 1", "+ layer decay"),
