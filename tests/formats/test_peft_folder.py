@@ -58,17 +58,18 @@ def test_factors_over_timms_names_are_merged(timm_base, tmp_path):
     assert torch.equal(logits(folder / "adapter_model.safetensors"), logits(folder))
 
 
-@pytest.mark.parametrize("query", ["attention.q_proj", "attention.attention.query"])
-def test_queries_of_hugging_face_are_their_third_of_qkv(tmp_path, query):
+@pytest.mark.parametrize("part", ["attention.q_proj", "attention.attention.value"])
+def test_queries_and_values_of_hugging_face_are_their_third_of_qkv(tmp_path, part):
     model = hugging_face()
     base = as_hub(model.state_dict(), tmp_path / "base", **model.config.to_dict())
-    tensors = factors(f"vit.layers.1.{query}", 128, 128, rank=4)
+    tensors = factors(f"vit.layers.1.{part}", 128, 128, rank=4)
     head = {"classifier.weight": torch.randn(5, 128), "classifier.bias": torch.randn(5)}
     settings = {"use_rslora": True, "base_model_name_or_path": str(base.parent)}
     folder = as_peft(tmp_path / "peft", tensors | head, **settings)
     down, up = tensors.values()
     wanted = model.state_dict() | head
-    name = next(n for n in wanted if re.search(r"layers?\.1\..*(q_proj|query)\.weight", n))
+    ends = r"q_proj|query" if "q" in part else r"v_proj|value"
+    name = next(n for n in wanted if re.search(rf"layers?\.1\..*({ends})\.weight", n))
     wanted[name] = wanted[name] + 6 / 2 * up @ down
     other = hugging_face(num_labels=5)
     other.load_state_dict(wanted)
