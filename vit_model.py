@@ -304,8 +304,8 @@ class ViTConfig:
             near = [n for n in range(1, common + 1) if common % n == 0]
             near = sorted(sorted(near, key=lambda n: abs(n - self.kan_groups))[:3])
             raise ValueError(
-                f"kan_groups {self.kan_groups} must divide the numbers of inputs "
-                f"{', '.join(map(str, widths))} of the layers: feature, "
+                f"kan_groups {self.kan_groups} does not divide the "
+                f"{' and '.join(map(str, widths))} inputs of the layers: feature, "
                 f"{', '.join(map(str, near))} do"
             )
 

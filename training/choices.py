@@ -53,7 +53,7 @@ ADAPTER_WORDS = {"bias": "biases", "affine": "scales and shifts", "lora": "LoRA"
 SPLINES = {"none": 1.0, "full": 0.1, "low-rank": 1.0}
 # Splines of groups, or of single features, have a rate of their own, whatever --lr: for 32 photos
 # together, in units of their inputs (`optim.CurveRates`).
-GROUP_RATE = {"adamw": 1.6e-2, "sgd": 1.0}
+GROUP_RATE = {"adamw": 1.6e-2, "sgd": 5.0}
 
 
 @dataclass(frozen=True)
