@@ -117,9 +117,8 @@ def interrupted(run, call, monkeypatch, *flags):
     return call(train.main, "--resume", "parts")
 
 
-@pytest.mark.parametrize("ema", [[], ["--ema", "0.9"]])
-def test_a_small_run_goes_on_bit_for_bit(run, call, monkeypatch, ema):
-    flags = ["--adapt", "lora", "--save-adapter", "--epochs", "2", *ema]
+def test_a_small_run_goes_on_bit_for_bit(run, call, monkeypatch):
+    flags = ["--adapt", "lora", "--save-adapter", "--epochs", "2", "--ema", "0.9"]
     assert run("--output", "whole", *flags)[0] == 0
     status, out, err = interrupted(run, call, monkeypatch, *flags, "--output", "parts")
     assert (status, "resuming parts at epoch 2" in out) == (0, True), err

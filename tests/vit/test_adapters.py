@@ -40,8 +40,15 @@ def shake(model: nn.Module, names=lambda name: True) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+PAIRS = {
+    f"{kind}, {form}": (FORMS[form], KINDS[kind])
+    for kind in KINDS
+    for form in FORMS
+    if kind != "attention" or form == "mlp"
+}
+
+
+@pytest.mark.parametrize(("form", "kind"), PAIRS.values(), ids=PAIRS)
 def test_new_adapters_change_no_logit_and_merged_ones_the_same(form, kind):
     plain, model = model_of(**form), model_of(**form, **kind)
     assert torch.equal(plain(IMAGES), model(IMAGES))
