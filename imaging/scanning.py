@@ -256,7 +256,7 @@ def require_classes(root: str, found: dict[str, list[File]], problems: list[Prob
     loose = sum(problem.kind == "loose" for problem in problems)
     if loose:
         raise ValueError(
-            f"{where} holds {counted(loose, 'photo')} but no folder of photos: put the photos of each class "
-            "into a folder with its name"
+            f"{where} holds {counted(loose, 'photo')} but no folder of photos: put the photos of "
+            f"each class into a folder with its name"
         )
     raise ValueError(f"there is no photo in {where}: it needs a folder of photos for each class")

@@ -373,6 +373,8 @@ def test_triton_compiles_for_gpus_that_are_not_here(name, capability, knots, tmp
     pytest.importorskip("triton.backends.nvidia")
     env = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     words = [sys.executable, "-c", COMPILES, name, str(capability), knots]
-    run = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        words, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", check=False
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     assert int(run.stdout) > 1000
