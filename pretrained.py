@@ -28,7 +28,7 @@ from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
 from system.downloads import fetch_file
-from system.files import parse_json, read_text
+from system.files import WEIGHTS_FOLDER, parse_json, read_text
 from system.flags import REQUIRED, Given, Section, existing, needs_flag, number, parse
 from system.terminal import command, counted, run_cli, table
 from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
@@ -200,7 +200,7 @@ def check_names(weights: str, classes: Sequence[str], class_indices: str | Path 
         )
 
 
-def fetch_weights(name: str, folder: str | Path = "weights") -> Path:
+def fetch_weights(name: str, folder: str | Path = WEIGHTS_FOLDER) -> Path:
     """Returns the path of the pretrained file of variant `name`, downloading it when missing.
 
     Raises ValueError for an unknown name or one without a known address, OSError when offline.

@@ -9,7 +9,6 @@ whose they are: name, path, bytes and sha256 of a weights file. So any number of
 """
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -22,11 +21,11 @@ from torch import Tensor
 from formats.checkpoints import save_safetensors
 from formats.resizing import fit_tensor, rename_maps
 from splines.grids import uniform_knots
+from system.files import WEIGHTS_FOLDER, sha256_of
 from vit_model import VisionTransformer
 
 State = Mapping[str, Tensor]
 ADAPTER = "adapter.safetensors"
-WEIGHTS_FOLDER = Path("weights")
 PEFT_FILE = "adapter_model.safetensors"  # what stands for a folder of the peft library
 RECORD = {"name": str, "path": str, "bytes": int, "sha256": str}
 # Instead of a grid of knots, where they are uniform: its (low, high), (2, curves), and its sizes.
@@ -44,7 +43,7 @@ def record_of(path: str | Path) -> dict:
         "name": path.resolve().name if path.is_dir() else path.name,
         "path": str(file.resolve()),
         "bytes": file.stat().st_size,
-        "sha256": _digest(file),
+        "sha256": sha256_of(file),
     }
 
 
@@ -67,7 +66,7 @@ def find_backbone(record: Mapping, near: Path) -> Path:
     """
     was = Path(record["path"])
     for path in _candidates(record, near):
-        if _digest(path) == record["sha256"]:
+        if sha256_of(path) == record["sha256"]:
             return path
     name = record["name"]
     there = f"another file lies at {was}" if os.path.isfile(was) else f"{was} is gone"
@@ -109,11 +108,6 @@ def caches() -> list[Path]:
     hub = os.environ.get("HF_HUB_CACHE")
     hugging_face = Path(os.environ.get("HF_HOME") or home / "huggingface")
     return [torch_home / "hub" / "checkpoints", Path(hub) if hub else hugging_face / "hub"]
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- the part, and the whole ----------------------------------------------------------------------

@@ -28,7 +28,7 @@ from formats.fact_table import (
     PLAIN,
     Fact,
 )
-from system.files import parse_json
+from system.files import json_or_text
 
 DEEPEST = 4  # containers within containers
 
@@ -62,18 +62,11 @@ def _collect(stated: Mapping, above: str, said: dict, depth: int) -> None:
         if not isinstance(key, str) or isinstance(value, Tensor):
             continue
         if isinstance(value, str) and value[:1] in '[{0123456789-tfn"':
-            value = _parsed(value)
+            value = json_or_text(value)
         if isinstance(value, Mapping) and key in CONTAINERS and depth < DEEPEST:
             _collect(value, f"{above}{key}.", said, depth + 1)
         elif value is not None:
             said.setdefault(key, []).append((value, above + key))
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError:
-        return text
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     tensors, harmless = one_model(raw)          # without prefixes, copies and decoders
     state, head = with_one_head(state, width)   # whatever the head is called
-    check(state, wanted, harmless)              # an unknown tensor refuses
+    state, unknown = check(state, wanted, allow_partial)   # unknown ones refuse
 
 What is harmless stands with its reason in `fact_table`.
 """

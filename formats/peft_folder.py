@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from formats.adapter_file import PEFT_FILE, WEIGHTS_FOLDER, caches
+from formats.adapter_file import PEFT_FILE, caches
 from formats.naming import QKV, of_modules
 from formats.opening import open_weights
-from system.files import read_json
+from system.files import WEIGHTS_FOLDER, read_json
 from vit_model import VARIANTS, is_number
 
 CONFIG = "adapter_config.json"

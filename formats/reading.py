@@ -37,7 +37,7 @@ from formats.ledger import (
 from formats.naming import check_complete, convert, known_heads, sizes_of
 from formats.opening import RawWeights, open_weights
 from imaging.preprocess import Preprocess
-from system.files import json_if_any, parse_json
+from system.files import json_if_any, json_or_text
 from system.terminal import counted
 from vit.adapters import merged
 from vit_model import (
@@ -171,13 +171,13 @@ def _is_ours(raw: RawWeights) -> bool:
     told = raw.extras or raw.metadata
     if "config" not in told or "preprocess" in told:
         return "config" in told
-    config = told["config"] if raw.extras else _parsed(told["config"])
+    config = told["config"] if raw.extras else json_or_text(told["config"])
     return "classes" in told and (not isinstance(config, dict) or "name" in config)
 
 
 def _read_ours(path: Path, raw: RawWeights, allow_partial: bool, within: int) -> WeightsFile:
     """Reads a checkpoint of train.py, or a .safetensors that `save_weights` wrote."""
-    extras = raw.extras or {key: _parsed(text) for key, text in raw.metadata.items()}
+    extras = raw.extras or {key: json_or_text(text) for key, text in raw.metadata.items()}
     check_version(extras.get("version", 1))
     tensors = raw.tensors
     if extras.get("backbone") is not None:
@@ -222,13 +222,6 @@ def whole_states(
     backbone = read_weights(found, allow_partial=True, within=within + 1).merged()
     check_enough(model, backbone.state)
     return [completed(part, model, backbone.state, backbone.config) for part in parts]
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError:
-        return text
 
 
 def _read_foreign(

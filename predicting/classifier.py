@@ -12,7 +12,7 @@ from formats.checking import checked_classes, checked_metrics, checked_preproces
 from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
 from imaging.preprocess import Preprocess
 from pretrained import LoadedModel, load_model
-from system.files import parse_json
+from system.files import WEIGHTS_FOLDER, parse_json
 from vit_model import kind_of
 
 EXPORTED = (".onnx", ".pt2")
@@ -58,7 +58,7 @@ class Classifier:
         return f"{config['name']}{kind}, {len(self.classes)} classes, validation accuracy {told}"
 
 
-def newest_checkpoint(folder: str = "weights") -> str:
+def newest_checkpoint(folder: str | Path = WEIGHTS_FOLDER) -> str:
     """The best.pth below `folder` that was written last."""
     found = sorted(Path(folder).glob("**/best.pth"), key=lambda path: path.stat().st_mtime)
     if not found:

@@ -11,10 +11,6 @@ from torch import Tensor
 
 from splines.bases import ends
 
-# Coefficients of the truncated powers that make a basis on whole knots (Schoenberg): of order k
-# they are (-1)^j binomial(k + 1, j) / k!.
-CLOSED_FROM = 2  # below this order the side of a knot would depend on rounding
-
 
 def dense_values(
     x: Tensor, grid: Tensor, order: int, outside: str, even: bool, out: Tensor
@@ -54,7 +50,7 @@ def _inside(
     x: Tensor, grid: Tensor, order: int, outside: str, even: bool,
     values: Tensor | None, slopes: Tensor | None,
 ) -> None:  # fmt: skip
-    if even and order >= CLOSED_FROM:
+    if even:
         _closed(x, grid, order, values, slopes)
     else:
         _recursion(x, grid, order, outside, values, slopes)
@@ -63,7 +59,10 @@ def _inside(
 def _closed(
     x: Tensor, grid: Tensor, order: int, values: Tensor | None, slopes: Tensor | None
 ) -> None:
-    """On even knots: a sum of truncated powers of the distance from a basis' middle."""
+    """On even knots, from order 2 on: truncated powers of the distance from a basis' middle.
+
+    Of order k they count (-1)^j binomial(k + 1, j) / k! (Schoenberg).
+    """
     count = grid.shape[1] - 1 - order
     low, high = grid[:, order], grid[:, count]
     inverse = (count - order) / (high - low)

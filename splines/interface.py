@@ -1,11 +1,13 @@
 """What a layer asks of its splines, whoever computes them: torch, C or Triton."""
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from splines.activations import ACTIVATIONS
+from splines.grids import is_even
 
 
 class Base(NamedTuple):
@@ -78,6 +80,14 @@ class Splines:
         self.real = real_type(x, grid)
         self.grid = grid.to(self.real)
         self.count = grid.shape[1] - 1 - order
+
+    @functools.cached_property
+    def even(self) -> bool:
+        """Whether the closed form of bases on even knots serves.
+
+        It begins at order 2: below, the side of a knot would depend on rounding.
+        """
+        return self.order >= 2 and is_even(self.grid)
 
     def dense(self, x: Tensor, base: Base, weight: Tensor, scaler: Tensor | None) -> Tensor:
         raise NotImplementedError

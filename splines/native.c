@@ -199,6 +199,17 @@ static inline vec held(vec x, vec low, vec high) {
   return pick(WHERE(x < low), low, pick(WHERE(x > high), high, x));
 }
 
+/* What was found at `at`, the nearest within the grid's ends, as it goes on to x. */
+static inline struct local continued(struct local b, vec x, vec at, int64_t outside) {
+  const lanes inside = ~WHERE((x < at) | (x > at)); /* of NaN, too */
+  UNROLL for (int j = 0; j <= K; j++) {
+    if (outside == LINEAR) b.value[j] += (x - at) * b.slope[j];
+    else b.slope[j] = only(inside, b.slope[j]);
+    if (outside == ZERO) b.value[j] = only(inside, b.value[j]);
+  }
+  return b;
+}
+
 /* As `evaluate` on even knots, where no cell is looked for and nothing divided. */
 static inline struct local evaluate_even(vec x, int64_t feature, struct knots t) {
   const int64_t first = t.outside == ZERO ? 0 : K, last = t.outside == ZERO ? t.count : t.count - K;
@@ -229,13 +240,7 @@ static inline struct local evaluate_even(vec x, int64_t feature, struct knots t)
     D[p] = (REAL)p * before;
   }
   UNROLL for (int j = 0; j <= K; j++) D[j] *= inverse;
-  const lanes inside = ~WHERE((x < low) | (x > high));
-  UNROLL for (int j = 0; j <= K; j++) {
-    if (t.outside == LINEAR) N[j] += (x - at) * D[j];
-    else D[j] = only(inside, D[j]);
-    if (t.outside == ZERO) N[j] = only(inside, N[j]);
-  }
-  return b;
+  return continued(b, x, at, t.outside);
 }
 
 /* Cells, bases and their slopes at inputs of neighbouring features from `feature` on. */
@@ -276,13 +281,7 @@ static inline struct local evaluate(vec x, int64_t feature, struct knots t) {
     N[p] = saved;
     D[p] = (REAL)p * before;
   }
-  const lanes inside = ~WHERE((x < low) | (x > high));
-  UNROLL for (int j = 0; j <= K; j++) {
-    if (t.outside == LINEAR) N[j] += (x - at) * D[j];
-    else D[j] = only(inside, D[j]);
-    if (t.outside == ZERO) N[j] = only(inside, N[j]);
-  }
-  return b;
+  return continued(b, x, at, t.outside);
 }
 
 /* The bases that exist: K + 1 neighbours out of n also where the window of those that differ from zero

@@ -11,8 +11,6 @@ from splines.activations import ACTIVATIONS
 from splines.bases import OUTSIDE, ends, padded_knots
 from splines.chunked import ChunkedSplines
 from splines.compiler import load, plan
-from splines.dense import CLOSED_FROM
-from splines.grids import is_even
 from splines.interface import Base, real_type
 
 EVEN_ROWS = 14  # of native.c's table of even curves
@@ -70,10 +68,6 @@ class NativeSplines(ChunkedSplines):
             inverse = cells / (self.grid[:, -1] - self.grid[:, 0]).double()
             knots = torch.cat([knots, inverse.to(knots).unsqueeze(0)])
         return F.pad(knots, (0, LANES)).contiguous()
-
-    @functools.cached_property
-    def even(self) -> bool:
-        return self.order >= CLOSED_FROM and is_even(self.grid)
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
         out = self.buffer("bases", len(x), x.shape[1] * self.count)

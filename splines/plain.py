@@ -1,6 +1,5 @@
 """B-splines in torch alone, on any device and in any type."""
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from splines.bases import dense_bases, pieces, scaled
 from splines.chunked import DEVICE_BYTES, ChunkedSplines
 from splines.dense import dense_slopes, dense_values
-from splines.grids import is_even
 from splines.interface import Base
 
 CURVE_BYTES = 1 << 20  # of bases, which with what makes them should stay in the second cache
@@ -18,10 +16,6 @@ CURVE_BYTES = 1 << 20  # of bases, which with what makes them should stay in the
 
 class PlainSplines(ChunkedSplines):
     """The splines as torch evaluates them, all bases at once; their columns are (K, F)."""
-
-    @functools.cached_property
-    def even(self) -> bool:
-        return is_even(self.grid)
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
         values = self._values(x, self.grid[features]).flatten(1)

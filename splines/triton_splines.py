@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splines.chunked import ChunkedSplines
-from splines.grids import is_even
 from splines.interface import Base, Gradients, Wanted
 
 GPUS = ("cuda", "xpu")
@@ -117,13 +116,9 @@ def power_of_two(number: int, least: int = 1) -> int:
 class TritonSplines(ChunkedSplines):
     """The splines as Triton's kernels evaluate them."""
 
-    def __init__(
-        self, x: Tensor, grid: Tensor, order: int, outside: str, dtype: torch.dtype
-    ) -> None:
-        super().__init__(x, grid, order, outside, dtype)
+    def __init__(self, *shape) -> None:
+        super().__init__(*shape)
         self.grid = self.grid.contiguous()
-        # The closed form begins at order 2: below it the side of a knot would depend on rounding.
-        self.uniform = self.order >= 2 and is_even(grid)
 
     # --- all bases ---
 
@@ -209,7 +204,7 @@ class TritonSplines(ChunkedSplines):
         return torch.cat([base.weight.to(self.dtype), up.to(self.dtype)], 1)
 
     def _narrow(self, x: Tensor, weight: Tensor, z: Tensor, h: Tensor | None, base) -> None:
-        x, tile = self._rows(x), self._tile(4096 if self.uniform else 2048, least_rows=16)
+        x, tile = self._rows(x), self._tile(4096 if self.even else 2048, least_rows=16)
         active, code = self._active(x, base)
         down = weight.to(self.dtype).contiguous()
         to = z if h is None else h
@@ -279,7 +274,7 @@ class TritonSplines(ChunkedSplines):
     def _curve_kernel(self, suffix: str) -> tuple[str, dict, dict]:
         """The kernel's name, its tile and its constants: the usual curves have one of their own."""
         usual = self.order == 3 and self.count == 8 and self.outside != "zero"
-        if self.uniform and usual:
+        if self.even and usual:
             tile = {"BN": 8 if suffix else 16, "BI": 64}
             return f"cubics{suffix}", tile, {"OUTSIDE": kernels().OUTSIDE[self.outside]}
         return f"curves{suffix}", self._tile(1024 if suffix else 2048), self._shape()
@@ -303,7 +298,7 @@ class TritonSplines(ChunkedSplines):
             "COUNT": self.count,
             "ORDER": self.order,
             "OUTSIDE": kernels().OUTSIDE[self.outside],
-            "UNIFORM": self.uniform,
+            "UNIFORM": self.even,
             "KP": power_of_two(self.count),
         }
 

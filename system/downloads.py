@@ -6,7 +6,6 @@ A download grows in `NAME.part`; the next call goes on where it stopped (an HTTP
 Only a file of the right length and checksum is renamed to `NAME`.
 """
 
-import hashlib
 import http.client
 import os
 import re
@@ -21,6 +20,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
+
+from system.files import sha256_of
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30
@@ -137,8 +138,7 @@ def _mistake(part: Path, expected: str | None) -> str | None:
     """Returns what is wrong with `part`, None if nothing is."""
     if not expected:
         return None if part.stat().st_size else "it is empty"
-    with part.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()[: len(expected)]
+    got = sha256_of(part)[: len(expected)]
     wanted = expected.lower()
     return None if got == wanted else f"its hash is {got} where {wanted} was expected"
 

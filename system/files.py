@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import csv
 import difflib
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+WEIGHTS_FOLDER = Path("weights")  # of pretrained files and, in folders of it, of runs
 REPLACE_TRIES = 20  # of 0.1 s each
 # Names of devices, which no file on Windows may have, whatever its ending.
 RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
@@ -140,6 +142,20 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+
+
+def json_or_text(text: str) -> Any:
+    """What JSON says, or the text where it is none."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The digest of a file, 64 digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_csv(path: str | os.PathLike) -> Iterator[tuple[int, list[str]]]:

@@ -58,8 +58,9 @@ def prepare_model(run: Run) -> None:
     model = run.model.to(run.device)
     model.grad_checkpointing = run.options.grad_checkpointing
     model.distill_outputs = run.teacher is not None
+    trainable = set(run.trainable)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in set(run.trainable))
+        parameter.requires_grad_(name in trainable)
 
 
 def photo_loaders(run: Run) -> tuple[PhotoLoader, PhotoLoader]:

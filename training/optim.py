@@ -3,6 +3,7 @@
 Layer-wise rate decay is BEiT's (arXiv 2106.08254).
 """
 
+import functools
 import math
 from collections.abc import Iterable
 
@@ -108,13 +109,21 @@ class CurveRates:
     def keep(self) -> None:
         self.before = [local(layer.spline_weight).clone() for layer in self.layers]
 
+    @functools.cached_property
+    def factors(self) -> list[Tensor]:
+        """Of each layer's coefficients; made at the first step, when grids are those that stay."""
+        return [self._factor(layer) for layer in self.layers]
+
+    def _factor(self, layer: GroupKANLinear) -> Tensor:
+        unit = (layer.high - layer.low) / DEVIATIONS  # (curves,)
+        factor = like(unit[:, None].expand(layer.spline_weight.shape), layer.spline_weight)
+        return local(factor).to(local(layer.spline_weight)) ** self.power
+
     @torch.no_grad()
     def rescale(self) -> None:
-        for layer, old in zip(self.layers, self.before, strict=True):
-            unit = (layer.high - layer.low) / DEVIATIONS  # (curves,)
-            factor = like(unit[:, None].expand(layer.spline_weight.shape), layer.spline_weight)
+        for layer, old, factor in zip(self.layers, self.before, self.factors, strict=True):
             new = local(layer.spline_weight)
-            new.copy_(old.lerp(new, local(factor).to(new) ** self.power))
+            new.copy_(old.lerp(new, factor))
 
 
 def create_lr_scheduler(

@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from system.files import clear_temporary, read_json, write_csv, write_json
+from system.files import WEIGHTS_FOLDER, clear_temporary, read_json, write_csv, write_json
 from system.terminal import command, printable
 
-WEIGHTS = Path("weights")
 LOCK = ".lock"
 EVENTS = "events.out.tfevents"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
@@ -38,7 +37,7 @@ def new_run_dir(output: str | None, model: str, data_path: str, data_roots: list
     # A name may have 255 bytes, of which a character takes up to four.
     data = re.sub(r"[^\w.-]+", "_", Path(data_path).resolve().name)[:50] or "data"
     for n in itertools.count(1):
-        path = WEIGHTS / f"{model}-{data}-{n}"
+        path = WEIGHTS_FOLDER / f"{model}-{data}-{n}"
         with contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
             return path
@@ -47,7 +46,7 @@ def new_run_dir(output: str | None, model: str, data_path: str, data_roots: list
 
 def check_output(output: str | None, data_roots: list[str]) -> None:
     """Raises ValueError where no run can be written: in the data, over a file or another run."""
-    path = WEIGHTS if output is None else Path(output)
+    path = WEIGHTS_FOLDER if output is None else Path(output)
     _refuse_inside(path, data_roots)
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
@@ -79,10 +78,11 @@ def find_run(where: str) -> Path:
     Raises FileNotFoundError with a sentence where there is none.
     """
     if where == "newest":
-        runs = sorted(WEIGHTS.glob("*/last.pth"), key=lambda p: p.stat().st_mtime)
+        runs = sorted(WEIGHTS_FOLDER.glob("*/last.pth"), key=lambda p: p.stat().st_mtime)
         if not runs:
             raise FileNotFoundError(
-                f"there is no run to resume under {WEIGHTS}/: no folder in it holds a last.pth"
+                f"there is no run to resume under {WEIGHTS_FOLDER}/: no folder in it holds a "
+                f"last.pth"
             )
         return runs[-1].parent
     path = Path(where)
