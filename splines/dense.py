@@ -95,26 +95,25 @@ def _recursion(
     values: Tensor | None, slopes: Tensor | None,
 ) -> None:  # fmt: skip
     """On any knots, by Cox and de Boor (The NURBS Book, eq. 2.5), for all cells at once."""
-    _, last = ends(grid, order, outside)
-    t = grid.t()  # (knots, F)
-    x, end = x.unsqueeze(1), t[last]
-    inner = (x >= t[:-1]) & (x < t[1:]) & (x < end)
-    # The last cell has both its ends.
-    inner |= (x >= end) & (t[1:] >= end) & (t[:-1] < end)
-    b = inner.to(x.dtype)
-    b += 0 * x  # NaN stays
+    t = grid.t().contiguous()  # (knots, F)
+    end = t[ends(grid, order, outside)[1]]
+    # Knots from the end on begin no cell, so that the last cell has both its ends.
+    passed = x.new_empty(len(x), *t.shape)  # numbers, 0 and 1: truth values take ten times as long
+    torch.ge(x.unsqueeze(1), t.where(t < end, math.inf), out=passed)  # (N, knots, F)
+    b = (passed[:, :-1] - passed[:, 1:]).add_(0 * x.unsqueeze(1))  # of order 0; NaN stays
+    beyond = x.unsqueeze(1) - t  # each knot
     for p in range(1, order + 1):
         # Knots that coincide have no cell between them.
         inverse = (t[p:] - t[:-p]).clamp_min_(0).reciprocal_()
-        inverse.masked_fill_(inverse.isinf(), 0)
+        b.mul_(inverse.masked_fill_(inverse.isinf(), 0))
         if p == order and slopes is not None:
-            scaled = b * inverse
-            torch.sub(scaled[:, :-1], scaled[:, 1:], out=slopes).mul_(order)
+            torch.sub(b[:, :-1], b[:, 1:], out=slopes).mul_(order)
             if values is None:
                 return
-        b = b * inverse
-        b = (x - t[: -p - 1]) * b[:, :-1] + (t[p + 1 :] - x) * b[:, 1:]
-    if values is not None:
+        b = torch.mul(beyond[:, : -p - 1], b[:, :-1], out=values if p == order else None).addcmul_(
+            beyond[:, p + 1 :], b[:, 1:], value=-1
+        )
+    if not order and values is not None:
         values.copy_(b)
-    if slopes is not None and not order:
+    if not order and slopes is not None:
         slopes.zero_()

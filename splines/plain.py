@@ -11,21 +11,23 @@ from splines.chunked import DEVICE_BYTES, ChunkedSplines
 from splines.dense import dense_slopes, dense_values
 from splines.interface import Base
 
-CURVE_BYTES = 1 << 20  # of bases, which with what makes them should stay in the second cache
+BLOCK_BYTES = 1 << 20  # of bases, which with what makes them should stay in the second cache
 
 
 class PlainSplines(ChunkedSplines):
     """The splines as torch evaluates them, all bases at once; their columns are (K, F)."""
 
     def bases(self, x: Tensor, features: slice = slice(None)) -> Tensor:
-        values = self._values(x, self.grid[features]).flatten(1)
-        if self.dtype == self.real:
-            return values
-        return self.buffer("rounded", *values.shape).copy_(values)
+        grid = self.grid[features]
+        out = self.buffer("bases", len(x), self.count * x.shape[1])
+        for rows in self._blocks(x):
+            out[rows] = self._values(x[rows], grid).flatten(1)
+        return out
 
     def slopes(self, x: Tensor, grad: Tensor, out: Tensor, features: slice = slice(None)) -> None:
-        slopes = self._slopes(x, self.grid[features])
-        out.copy_(slopes.mul_(grad.view(slopes.shape)).sum(1))
+        grid, grad = self.grid[features], grad.view(len(x), self.count, x.shape[1])
+        for rows in self._blocks(x):
+            out[rows] = self._slopes(x[rows], grid).mul_(grad[rows]).sum(1)
 
     def scaled(self, weight: Tensor, scaler: Tensor | None, features: slice) -> Tensor:
         columns = scaled(weight[:, features], None if scaler is None else scaler[:, features])
@@ -38,7 +40,7 @@ class PlainSplines(ChunkedSplines):
     def curves(self, x: Tensor, coef: Tensor, base: Base) -> Tensor:
         grid, each = self._of_features(x, coef)
         out = x.new_empty(x.shape, dtype=self.dtype)
-        for rows in self._curve_rows(x):
+        for rows in self._blocks(x):
             splines = self._values(x[rows], grid).mul_(each).sum(1)
             out[rows] = splines + base.of(rows).inputs(x[rows])
         return out
@@ -49,7 +51,7 @@ class PlainSplines(ChunkedSplines):
         grid, each = self._of_features(x, coef)
         out, total = x.new_empty(x.shape), torch.zeros_like(each)
         result = x.new_empty(x.shape, dtype=self.dtype) if again else None
-        for rows in self._curve_rows(x):
+        for rows in self._blocks(x):
             part, g = x[rows], grad[rows].to(self.real)
             values = self._values(part, grid)
             if again:
@@ -84,10 +86,9 @@ class PlainSplines(ChunkedSplines):
         grid, each = (v.to(self.real).repeat_interleave(size, 0) for v in (self.grid, coef))
         return grid, each.t()
 
-    def _curve_rows(self, x: Tensor) -> Iterator[slice]:
-        """Slices of rows whose bases stay near the processor."""
-        on_cpu = x.device.type == "cpu"
-        most = CURVE_BYTES if on_cpu else DEVICE_BYTES
+    def _blocks(self, x: Tensor) -> Iterator[slice]:
+        """Slices of rows whose bases, and what makes them, stay near the processor."""
+        most = BLOCK_BYTES if x.device.type == "cpu" else DEVICE_BYTES
         return pieces(len(x), max(1, most // (self.count * x.shape[1] * self.real.itemsize)))
 
 
