@@ -99,8 +99,8 @@ class DataAndModel(Given):
     )
     weights: str = MODEL.row(
         "",
-        "pretrained weights: a file, or a model's name to download them; '' for none (default: "
-        "none)",
+        "pretrained weights: a file, a folder of the peft library, or a model's name to download "
+        "them; '' for none (default: none)",
         type=str,  # the reference's '' means none
         metavar="FILE|NAME",
         **JUDGES,
@@ -113,8 +113,8 @@ class DataAndModel(Given):
     )
     freeze_layers: bool | None = MODEL.row(
         None,
-        "keep what came from the weights file; train head and splines only (default: true with "
-        "weights, false without)",
+        "keep what came from the weights file; train what is new alone: head, splines, adapters "
+        "(default: true with weights, false without)",
         kind="maybe",
         off="--no-freeze-layers",
         type=on_off,
