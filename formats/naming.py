@@ -13,14 +13,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from formats.fact_table import HEADS
+from formats.hugging_face import HUGGING_FACE, from_hugging_face
+from formats.renaming import State, fold_class_position, join_qkv, rename
 from vit_model import VARIANTS
-
-State = dict[str, Tensor]
-QKV = ("query", "key", "value")
 
 
 def convert(tensors: Mapping[str, Tensor], others: Iterable[str] = ()) -> tuple[str, State]:
@@ -46,7 +44,7 @@ def from_timm(tensors: Mapping[str, Tensor]) -> State:
     DeiT III calls its layer scale gamma_1 and gamma_2. The very first files of timm hold the patch
     projection as a matrix (D, 3 P P).
     """
-    state = _rename(tensors, TIMM)
+    state = rename(tensors, TIMM)
     projection = state.get("patch_embed.proj.weight")
     if projection is not None and projection.ndim == 2:
         patch = round((projection.shape[1] / 3) ** 0.5)
@@ -56,49 +54,7 @@ def from_timm(tensors: Mapping[str, Tensor]) -> State:
 
 def from_dinov2(tensors: Mapping[str, Tensor]) -> State:
     """DINOv2 as its authors publish it: our names but for the registers."""
-    return _fold_class_position(_rename(tensors, [(r"^register_tokens$", "reg_token"), *TIMM]))
-
-
-def _fold_class_position(state: State) -> State:
-    """Adds the class token's position to the token, where registers follow it.
-
-    DINOv2 inserts its registers after positions were added, so they have none; ours adds positions
-    to patches alone then, as timm does.
-    """
-    if "reg_token" in state:
-        positions = state["pos_embed"]
-        state["cls_token"] = state["cls_token"] + positions[:, :1]
-        state["pos_embed"] = positions[:, 1:]
-    return state
-
-
-# Hugging Face names on the left, the older and (since transformers 5) the newer, ours on the right.
-HUGGING_FACE = [
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.distillation_token$", "dist_token"),
-    (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^(?:encoder\.layer|layers|encoder\.layers)\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attn.\1."),
-    (r"\.attention\.q_proj\.", ".attn.query."),
-    (r"\.attention\.k_proj\.", ".attn.key."),
-    (r"\.attention\.v_proj\.", ".attn.value."),
-    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    (r"^layernorm\.", "norm."),
-    (r"^(?:cls_)?classifier\.", "head."),
-    (r"^distillation_classifier\.", "head_dist."),
-]
-
-
-def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
-    """Hugging Face's ViT, DeiT and DINOv2 (with or without registers), heads included."""
-    return _fold_class_position(_join_qkv(_rename(tensors, HUGGING_FACE)))
+    return fold_class_position(rename(tensors, [(r"^register_tokens$", "reg_token"), *TIMM]))
 
 
 # What stands before the names of a ViT's modules in models that hold one.
@@ -110,32 +66,7 @@ def of_modules(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Queries, keys and values stay apart: blocks.N.attn.query.weight and so on.
     """
-    return _rename(values, [(OUTER, ""), *HUGGING_FACE, *TIMM])
-
-
-def _rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State:
-    """Returns the tensors under the names that all rules, one after the other, make of theirs."""
-    state = {}
-    for key, value in tensors.items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        if key in state:
-            raise ValueError(f"holds {key} twice, once under another name")
-        state[key] = value
-    return state
-
-
-def _join_qkv(state: State) -> State:
-    """Stacks blocks.N.attn.query, key and value to blocks.N.attn.qkv: 3 of (D, D) -> (3D, D)."""
-    joined = {k: v for k, v in state.items() if not re.search(r"\.attn\.(query|key|value)\.", k)}
-    for key in state:
-        if ".attn.query." in key:
-            names = [key.replace("query", part) for part in QKV]
-            if not all(name in state for name in names):
-                raise ValueError(f"has {key} without the same of keys and values")
-            parts = [state[name] for name in names]
-            joined[key.replace("query", "qkv")] = torch.cat(parts)
-    return joined
+    return rename(values, [(OUTER, ""), *HUGGING_FACE, *TIMM])
 
 
 TORCHVISION = [
@@ -156,7 +87,7 @@ TORCHVISION = [
 
 def from_torchvision(tensors: Mapping[str, Tensor]) -> State:
     """torchvision's vit_b_16 and kin."""
-    return _rename(tensors, TORCHVISION)
+    return rename(tensors, TORCHVISION)
 
 
 GOOGLE = [
@@ -179,8 +110,8 @@ GOOGLE = [
 
 def from_google(tensors: Mapping[str, Tensor]) -> State:
     """Google's .npz of the original ViT and of AugReg (JAX: kernels have the input axes first)."""
-    state = {key: _from_jax(key, v) for key, v in _rename(tensors, GOOGLE).items()}
-    return _join_qkv(state)
+    state = {key: _from_jax(key, v) for key, v in rename(tensors, GOOGLE).items()}
+    return join_qkv(state)
 
 
 def _from_jax(key: str, value: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from formats.adapter_file import PEFT_FILE, caches
-from formats.naming import QKV, of_modules
+from formats.naming import of_modules
 from formats.opening import open_weights
+from formats.renaming import QKV
 from system.files import WEIGHTS_FOLDER, read_json
 from vit_model import VARIANTS, is_number
 

@@ -1,0 +1,48 @@
+"""What the converters of several libraries' names share: renaming, and joining what ours joins."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+QKV = ("query", "key", "value")
+
+
+def rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State:
+    """Returns the tensors under the names that all rules, one after the other, make of theirs."""
+    state = {}
+    for key, value in tensors.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        if key in state:
+            raise ValueError(f"holds {key} twice, once under another name")
+        state[key] = value
+    return state
+
+
+def join_qkv(state: State) -> State:
+    """Stacks blocks.N.attn.query, key and value to blocks.N.attn.qkv: 3 of (D, D) -> (3D, D)."""
+    joined = {k: v for k, v in state.items() if not re.search(r"\.attn\.(query|key|value)\.", k)}
+    for key in state:
+        if ".attn.query." in key:
+            names = [key.replace("query", part) for part in QKV]
+            if not all(name in state for name in names):
+                raise ValueError(f"has {key} without the same of keys and values")
+            parts = [state[name] for name in names]
+            joined[key.replace("query", "qkv")] = torch.cat(parts)
+    return joined
+
+
+def fold_class_position(state: State) -> State:
+    """Adds the class token's position to the token, where registers follow it.
+
+    DINOv2 inserts its registers after positions were added, so they have none; ours adds positions
+    to patches alone then, as timm does.
+    """
+    if "reg_token" in state:
+        positions = state["pos_embed"]
+        state["cls_token"] = state["cls_token"] + positions[:, :1]
+        state["pos_embed"] = positions[:, 1:]
+    return state
