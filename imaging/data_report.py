@@ -10,6 +10,7 @@ from system.terminal import printable, table
 TINY_PIXELS = 8  # a photo with a shorter side has nothing to learn from
 IMBALANCE = 3  # the report speaks of imbalance from this ratio of largest to smallest class on
 SHOWN = 3  # problems of a kind named in the short report; the long one names all
+SIDES = ("training", "validation", "testing")
 # Every kind of problem in the order of the report, in the words of the report.
 KINDS = {
     "unreadable": "unreadable, left out",
@@ -47,13 +48,13 @@ class Problem(NamedTuple):
 
 @dataclass
 class DataReport:
-    """`counts` maps each class to its photos for (training, validation).
+    """`counts` maps each class to its photos for (training, validation) or these and (testing).
 
     notes: sentences about the data as a whole.
     """
 
     root: str
-    counts: dict[str, tuple[int, int]]
+    counts: dict[str, tuple[int, ...]]
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -68,9 +69,9 @@ class DataReport:
 
     def text(self) -> str:
         """For a file: the counts of each class and every problem by name."""
-        rows = [("class", "training", "validation")]
-        rows += [(printable(name), str(t), str(v)) for name, (t, v) in self.counts.items()]
-        lines = [*self._head(), "", *table(rows, "<>>")]
+        rows = [("class", *SIDES[: len(self._totals())])]
+        rows += [(printable(name), *map(str, sides)) for name, sides in self.counts.items()]
+        lines = [*self._head(), "", *table(rows, "<" + ">" * len(self._totals()))]
         for kind, found in self._by_kind().items():
             lines += ["", f"{KINDS[kind]}: {len(found)}"]
             lines += [f"  {self._name(problem)}" for problem in found]
@@ -88,11 +89,16 @@ class DataReport:
             f"{printable(small)!r} ({totals[large]} and {totals[small]})"
         )
 
+    def _totals(self) -> list[int]:
+        """The photos of each side."""
+        return [sum(side) for side in zip(*self.counts.values(), strict=True)]
+
     def _head(self) -> list[str]:
-        train, val = (sum(side) for side in zip(*self.counts.values(), strict=True))
+        totals = self._totals()
+        sides = [f"{n} for {side}" for n, side in zip(totals, SIDES, strict=False)]
         total = (
-            f"{printable(self.root)}: {train + val} photos in {len(self.counts)} classes, "
-            f"{train} for training, {val} for validation"
+            f"{printable(self.root)}: {sum(totals)} photos in {len(self.counts)} classes, "
+            f"{', '.join(sides)}"
         )
         return [line for line in (total, self.imbalance(), *self.notes) if line]
 

@@ -19,6 +19,7 @@ from imaging.colour import Profile, odd_profile
 from imaging.data_report import TINY_PIXELS, DataReport, Problem
 from imaging.decoding import decode, explain, refuse_costly, with_photo
 from imaging.depth import Range, Wide, data_ranges, measure, misfit, range_lines
+from imaging.grouping import groups_of, rank
 from imaging.scanning import File, find_sides, match_classes, require_classes, scan_classes
 from system.terminal import counted, listed, printable
 
@@ -50,6 +51,8 @@ class DataSplit:
 
     ranges: how the numbers of those are read that have more than 8 bits, see `depth.Reading`.
     choice: the share and the seed that chose the photos for validation; empty where a folder did.
+    test: photos that are judged once, at the end. groups: photos that belong together, by path the
+    name of their group; others stand alone.
     """
 
     root: str
@@ -59,15 +62,32 @@ class DataSplit:
     report: DataReport
     ranges: dict[str, Range] = field(default_factory=dict)
     choice: dict[str, float] = field(default_factory=dict)
+    test: Samples | None = None
+    groups: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> dict[str, Samples]:
+        """The photos by what they are for."""
+        sides = {"train": self.train, "val": self.val}
+        return sides if self.test is None else sides | {"test": self.test}
+
+    def groups_of(self, paths: Sequence[str]) -> list[str]:
+        """The name of each photo's group; of one that stands alone, its path."""
+        return groups_of(paths, self.groups)
 
     def to_dict(self) -> dict:
-        """Plain Python: the classes and, for each side, the paths by class, relative to root."""
+        """Plain Python: the classes, for each side the paths by class, and those of each group;
+        relative to root."""
         sides = {}
-        for name, samples in (("train", self.train), ("val", self.val)):
+        for name, samples in self.sides.items():
             sides[name] = {class_name: [] for class_name in self.classes}
             for path, label in zip(*samples, strict=True):
                 sides[name][self.classes[label]].append(_relative(path, self.root))
-        return {"classes": list(self.classes), **sides, "choice": self.choice}
+        groups = defaultdict(list)
+        for path, group in self.groups.items():
+            groups[group].append(_relative(path, self.root))
+        facts = {"choice": self.choice, "groups": list(groups.values())}
+        return {"classes": list(self.classes), **sides, **facts}
 
     @classmethod
     def from_dict(cls, values: dict, root: str) -> "DataSplit":
@@ -75,27 +95,33 @@ class DataSplit:
         root = os.fspath(root)
         try:
             classes = [_text(name) for name in values["classes"]]
-            train, val = (
-                {name: [_below(root, _text(path)) for path in side[name]] for name in classes}
-                for side in (values["train"], values["val"])
+            train, val, test = (
+                side
+                and {name: [_below(root, _text(path)) for path in side[name]] for name in classes}
+                for side in (values["train"], values["val"], values.get("test"))
             )
+            together = [
+                [_below(root, _text(p)) for p in group] for group in values.get("groups", [])
+            ]
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a split as train.py writes it: {error!r:.200}") from error
         if len(set(classes)) < 2 or len(set(classes)) < len(classes):
             raise ValueError("not a split as train.py writes it: its classes are not two or more")
         if not all(train.values()) or not any(val.values()):
             raise ValueError("not a split as train.py writes it: some side has no photos")
-        split = make_split(root, classes, train, val, problems=[])
+        split = make_split(root, classes, train, val, test, problems=[])
         split.choice = _numbers(values.get("choice", {}))  # older runs did not write it
+        split.groups = {path: group[0] for group in together for path in group}
         return split
 
     def moved(self, places: Sequence[tuple[str, str]]) -> "DataSplit":
         """The same photos in other places: pairs of a folder and where it lies now; the first
         that holds a photo counts. The last one is the data's root."""
         root = places[-1][1]
-        train, val = self.train.moved(places), self.val.moved(places)
+        sides = {name: samples.moved(places) for name, samples in self.sides.items()}
+        groups = {_moved(p, places): _moved(name, places) for p, name in self.groups.items()}
         report = replace(self.report, root=root)
-        return replace(self, root=root, train=train, val=val, report=report)
+        return replace(self, root=root, **sides, groups=groups, report=report)
 
 
 def make_split(
@@ -103,18 +129,21 @@ def make_split(
     classes: Sequence[str],
     train: ByClass,
     val: ByClass,
+    test: ByClass | None = None,
+    *,
     problems: list[Problem],
     numbers: Numbers | None = None,
 ) -> DataSplit:
     """Class names become indices; the report counts."""
+    photos = [train, val] if test is None else [train, val, test]
     sides = []
-    for photos in (train, val):
-        pairs = [(path, label) for label, name in enumerate(classes) for path in photos[name]]
+    for side in photos:
+        pairs = [(path, label) for label, name in enumerate(classes) for path in side[name]]
         sides.append(Samples([path for path, _ in pairs], [label for _, label in pairs]))
-    counts = {name: (len(train[name]), len(val[name])) for name in classes}
+    counts = {name: tuple(len(side[name]) for side in photos) for name in classes}
     ranges, lines = numbers or Numbers({}, [])
     report = DataReport(root, counts, problems, lines)
-    return DataSplit(root, list(classes), *sides, report, ranges)
+    return DataSplit(root, list(classes), *sides[:2], report, ranges, {}, *sides[2:])
 
 
 def _moved(path: str, places: Iterable[tuple[str, str]]) -> str:
@@ -189,7 +218,7 @@ def prepare_data(
             note_copies(side, digests, problems)
         problems += [Problem("missing class", name) for name in sorted(val) if not val[name]]
     require_photos(train, val)
-    split = make_split(data_path, sorted(found), train, val, problems, numbers)
+    split = make_split(data_path, sorted(found), train, val, problems=problems, numbers=numbers)
     split.choice = {"val_split": val_split, "seed": seed} if val_root is None else {}
     return split
 
@@ -354,7 +383,7 @@ def split_photos(
         if most < 1:
             small[name] = len(paths)
             continue
-        ranked = sorted(groups.values(), key=lambda group: _rank(group[0], root, seed))
+        ranked = sorted(groups.values(), key=lambda group: rank(group[0], root, seed))
         chosen = ranked[: min(max(1, round(val_split * len(groups))), most)]
         val[name] = sorted(path for group in chosen for path in group)
         train[name] = sorted(set(paths) - set(val[name]))
@@ -366,13 +395,6 @@ def split_photos(
             f"photos, or take the {'folders' if len(small) > 1 else 'folder'} out"
         )
     return train, val
-
-
-def _rank(path: str, root: str, seed: int) -> bytes:
-    """A hash of seed and name: independent of file system order and of other classes, and a photo
-    added later changes the side of few others."""
-    name = path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
-    return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def drop_leaks(train: ByClass, val: ByClass, digests: Digests, problems: list[Problem]) -> ByClass:

@@ -212,7 +212,7 @@ def shared_batch(batch_size: int, before: int, now: int) -> int:
 
 def check_still_there(data: DataSplit, options: Options) -> None:
     """Raises FileNotFoundError when photos of the split are not where `options` say."""
-    paths = data.train.paths + data.val.paths
+    paths = [path for samples in data.sides.values() for path in samples.paths]
     gone = [path for path in paths if not Path(path).exists()]
     if not gone:
         return

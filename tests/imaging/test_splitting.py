@@ -12,7 +12,7 @@ from PIL import Image
 
 from imaging import scanning
 from imaging.data_report import KINDS, DataReport, Problem
-from imaging.splitting import DataSplit, prepare_data
+from imaging.splitting import DataSplit, Samples, prepare_data
 
 
 def kinds(split):
@@ -245,6 +245,20 @@ def test_split_travels_through_json_to_another_place(make_photos, tmp_path):
     moved = root.rename(tmp_path / "moved")
     there = DataSplit.from_dict(json.loads(text), moved)
     assert all(os.path.isfile(path) for path in there.train.paths + there.val.paths)
+
+
+def test_test_photos_and_groups_travel_through_json_and_move(make_photos, tmp_path):
+    root = make_photos(tmp_path / "data")
+    split = prepare_data(root)
+    apart, labels = split.train.paths[:3], split.train.labels[:3]
+    split.test, split.groups = Samples(apart, labels), dict.fromkeys(apart, apart[0])
+    again = DataSplit.from_dict(json.loads(json.dumps(split.to_dict())), root)
+    assert (again.test, again.groups) == (split.test, split.groups)
+    assert again.groups_of([apart[1], "alone.jpg"]) == [apart[0], "alone.jpg"]
+    there = again.moved([(str(root), str(tmp_path / "moved"))])
+    assert there.test.paths == [p.replace("data", "moved") for p in apart]
+    assert set(there.groups) == set(there.test.paths)
+    assert "test" not in prepare_data(root).to_dict()
 
 
 def test_split_with_a_separate_folder_and_a_linked_root_finds_its_photos(make_photos, tmp_path):
