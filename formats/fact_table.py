@@ -207,10 +207,15 @@ HARMLESS = (
     (r"(?:^|\.)decoder(?:_\w+)?\.|(?:^|\.)decoder_\w+$", "a decoder of pretraining"),
     (
         r"(?:^|\.)(?:dino_head|ibot_head|koleo|projection_head|proj_head|projector|predictor"
-        r"|contrastive_head|mim_head)\.|(?:^|\.)head\.(?:mlp\.|last_layer\.)|(?:^|\.)prototypes\.",
+        r"|contrastive_head|mim_head)\.|(?:^|\.)head\.(?:mlp\.\d|last_layer\.)|(?:^|\.)prototypes\.",
         "a projection head of pretraining",
     ),
-    (r"(?:^|\.)pooler\.", "a pooler, which no classifier reads"),
+    (r"(?:^|\.)pooler\.dense\.", "a pooler, which no classifier reads"),
+    (r"^text_model\.|^text_projection\.", "the text tower, which reads no photos"),
+    (r"^visual_projection\.", "leads to the space shared with texts, which no classifier reads"),
+    (r"^logit_(?:scale|bias)$", "compares photos with texts"),
+    (r"(?:^|\.)lm_head\.", "predicts hidden patches in pretraining"),
+    (r"\.relative_position_index$", "an index that the model makes itself"),
     (r"(?:^|\.)(?:position_ids|total_ops|total_params|n_averaged|num_updates)$", "a counter"),
     (r"(?:^|\.)(?:queue|queue_ptr|center)$|^dino_loss\.|^ibot_\w*loss\.", "a loss of pretraining"),
     (r"^(?:criterion|loss|loss_fn|loss_func)\.", "belongs to the loss"),

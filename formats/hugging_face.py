@@ -1,35 +1,131 @@
-"""The names that Hugging Face's transformers gives to a Vision Transformer's tensors, made ours."""
+"""The names that Hugging Face's transformers gives to a Vision Transformer's tensors, made ours.
+
+What its classes compute beyond their tensors is here, too: what a classifier reads, and what a
+config.json leaves out because it is the class's own value.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from formats.renaming import State, fold_class_position, join_qkv, rename
+from formats.renaming import UNREAD, State, fold_class_position, join_qkv, rename
 
-# Hugging Face names on the left, the older and (since transformers 5) the newer, ours on the right.
+# Names of ViT, DeiT, DINOv2 and 3, MAE, BEiT, CLIP and SigLIP, the older and (since transformers 5)
+# the newer, on the left; ours on the right.
 HUGGING_FACE = [
-    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.(?:cls_token|class_embedding)$", "cls_token"),
     (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^(?:encoder\.layer|layers|encoder\.layers)\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attn.\1."),
-    (r"\.attention\.q_proj\.", ".attn.query."),
-    (r"\.attention\.k_proj\.", ".attn.key."),
-    (r"\.attention\.v_proj\.", ".attn.value."),
-    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
+    (r"^embeddings\.position_embeddings?(?:\.weight)?$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings?\.(?:projection\.)?", "patch_embed.proj."),
+    (r"^(?:encoder\.)?layers?\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.attention\.", ".attention."),
+    (r"\.(?:attention|self_attn)\.(?:query|q_proj)\.", ".attn.query."),
+    (r"\.(?:attention|self_attn)\.(?:key|k_proj)\.", ".attn.key."),
+    (r"\.(?:attention|self_attn)\.(?:value|v_proj)\.", ".attn.value."),
+    (r"\.(?:attention|self_attn)\.(?:output\.dense|o_proj|out_proj)\.", ".attn.proj."),
+    (r"^(blocks\.\d+)\.(?:attention\.)?relative_position_bias\.", r"\1.attn."),
+    (r"^(?:encoder\.relative_position_bias|shared_position_bias)\.", "rel_pos_bias."),
+    (r"\.(?:layernorm_before|layer_norm1)\.", ".norm1."),
+    (r"\.(?:layernorm_after|layer_norm2)\.", ".norm2."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    (r"^layernorm\.", "norm."),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
+    (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+    (r"\.(?:layer_scale([12])\.lambda1|lambda_([12]))$", r".ls\1\2.gamma"),
+    (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^(?:post_)?layernorm\.", "norm."),
+    (r"^pooler\.layernorm\.", "fc_norm."),
     (r"^(?:cls_)?classifier\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
 ]
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
-    """Hugging Face's ViT, DeiT and DINOv2 (with or without registers), heads included."""
-    return fold_class_position(join_qkv(rename(tensors, HUGGING_FACE)))
+    """Hugging Face's ViT, DeiT, MAE, BEiT, DINOv2 and 3, heads included."""
+    return fold_class_position(join_qkv(_with_gates(rename(tensors, HUGGING_FACE))))
+
+
+def from_siglip(tensors: Mapping[str, Tensor]) -> State:
+    """Hugging Face's SigLIP and CLIP: images' part of them, with what their classifiers read.
+
+    SigLIP pools by attention, but its classifier reads the mean of all tokens. CLIP normalises the
+    class token alone, and its classifier reads the mean of the patches before that norm.
+    """
+    state = {k: v.reshape(1, -1, v.shape[-1]) if _is_table(k) else v for k, v in tensors.items()}
+    classifier = "classifier.weight" in state
+    unread = [(r"^head\.", f"{UNREAD}head.")]
+    if "embeddings.class_embedding" in state:
+        unread.append((r"^post_layernorm\.", f"{UNREAD}post_layernorm."))
+    if classifier:
+        state = rename(state, unread)
+    return join_qkv(rename(_latent_pooling(state), HUGGING_FACE))
+
+
+def _is_table(name: str) -> bool:
+    """Whether a tensor is a row for each token, without the axis of the batch."""
+    return name in ("embeddings.class_embedding", "embeddings.position_embedding.weight")
+
+
+LATENT = [
+    (r"^head\.probe$", "attn_pool.latent"),
+    (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
+    (r"^head\.layernorm\.", "attn_pool.norm."),
+    (r"^head\.mlp\.", "attn_pool.mlp."),
+]
+
+
+def _latent_pooling(tensors: State) -> State:
+    """Names SigLIP's pooling as timm does, in_proj (3 D, D) in two: queries, keys and values."""
+    state = rename(tensors, LATENT)
+    for part in ("weight", "bias"):
+        joined = state.pop(f"head.attention.in_proj_{part}", None)
+        if joined is not None:
+            width = len(joined) // 3
+            state[f"attn_pool.q.{part}"] = joined[:width]
+            state[f"attn_pool.kv.{part}"] = joined[width:]
+    return state
+
+
+def _with_gates(state: State) -> State:
+    """Names up_proj, which stands beside a gate in a gated MLP and is the first map of others."""
+    gated = any(".mlp.fc1_g." in name for name in state)
+    return rename(state, [(r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1.")])
+
+
+def pooling_of(format_name: str, state: Mapping[str, Tensor]) -> str | None:
+    """Returns what a class pools by where its tensors, under our names, tell it."""
+    mean = {
+        "Hugging Face CLIP": "head.weight" in state,
+        "Hugging Face SigLIP": "attn_pool.latent" not in state,
+    }
+    return "avg" if mean.get(format_name) else None
+
+
+# What a class takes where its config.json says nothing: only what differs is written inside
+# `vision_config`, and older files lack newer keys.
+_VIT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "vit": _VIT,
+    "deit": _VIT,
+    "vit_msn": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "vit_mae": _VIT,
+    "beit": _VIT | {"use_mean_pooling": True},
+    "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "dinov2_with_registers": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "dinov3_vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "rope_theta": 100.0,
+                   "image_size": 224},
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+}  # fmt: skip
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config.json of transformers with what it leaves out; any other as it is."""
+    kind, inner = config.get("model_type"), config.get("vision_config")
+    if isinstance(inner, Mapping) and kind in ("clip", "siglip"):
+        own = DEFAULTS[f"{kind}_vision_model"] | {"num_attention_heads": 12}
+        return {**config, "vision_config": own | dict(inner)}
+    return DEFAULTS.get(kind, {}) | dict(config) if isinstance(kind, str) else dict(config)

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from formats.fact_table import HEADS
-from formats.hugging_face import HUGGING_FACE, from_hugging_face
+from formats.hugging_face import HUGGING_FACE, from_hugging_face, from_siglip
 from formats.renaming import State, fold_class_position, join_qkv, rename
 from vit_model import VARIANTS
 
@@ -130,6 +130,9 @@ def _from_jax(key: str, value: Tensor) -> Tensor:
 # (name, a pattern that one of its tensor names matches, converter), the most particular first.
 FORMATS = [
     ("Google npz", r"^embedding/kernel$", from_google),
+    ("Hugging Face CLIP", r"^embeddings\.class_embedding$", from_siglip),
+    ("Hugging Face SigLIP", r"^embeddings\.patch_embedding\.weight$", from_siglip),
+    ("Hugging Face DINOv3", r"^embeddings\.patch_embeddings\.weight$", from_hugging_face),
     ("Hugging Face", r"^embeddings\.patch_embeddings\.projection\.weight$", from_hugging_face),
     ("torchvision", r"^conv_proj\.weight$", from_torchvision),
     ("DINOv2", r"(?:^|\.)(?:register_tokens|mask_token)$", from_dinov2),

@@ -40,6 +40,8 @@ INNER = re.compile(
 MARKS = (
     "patch_embed.proj.weight",
     "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embeddings.weight",
+    "embeddings.patch_embedding.weight",
     "conv_proj.weight",
     "embedding/kernel",
 )

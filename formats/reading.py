@@ -36,6 +36,7 @@ from formats.ledger import (
 )
 from formats.naming import check_complete, convert, known_heads, sizes_of
 from formats.opening import RawWeights, open_weights
+from formats.renaming import without_unread
 from imaging.preprocess import Preprocess
 from system.files import json_if_any, json_or_text
 from system.terminal import counted
@@ -228,8 +229,7 @@ def _read_foreign(
     path: Path, raw: RawWeights, model: str | None, num_heads: int | None, allow_partial: bool
 ) -> WeightsFile:
     try:
-        tensors, harmless = one_model(raw.tensors)
-        format_name, state = convert(tensors, harmless)
+        format_name, state, harmless = _named(raw)
         levels, notes = _levels(path, raw, state)
         facts = decide(levels, format_name, any("head" in n for n in state), allow_partial)
         notes += facts.not_followed
@@ -264,6 +264,14 @@ def _read_foreign(
         classes_from=classes_from,
         notes=notes,
     )
+
+
+def _named(raw: RawWeights) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    """Returns (format, tensors under our names, those that are left out with the reason)."""
+    tensors, harmless = one_model(raw.tensors)
+    format_name, state = convert(tensors, harmless)
+    state, unread = without_unread(state)
+    return format_name, state, harmless | unread
 
 
 def _made_ours(state: dict[str, Tensor], allow_partial: bool) -> tuple[dict, str | None]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+# Before names of tensors that a library saves and does not read for its own classifier.
+UNREAD = "unread."
 QKV = ("query", "key", "value")
 
 
@@ -46,3 +48,10 @@ def fold_class_position(state: State) -> State:
         state["cls_token"] = state["cls_token"] + positions[:, :1]
         state["pos_embed"] = positions[:, 1:]
     return state
+
+
+def without_unread(state: State) -> tuple[State, dict[str, str]]:
+    """Returns the tensors that count and, for those under `UNREAD`, {name: why they do not}."""
+    why = "the classifier of this class reads its tokens without it"
+    unread = {name.removeprefix(UNREAD): why for name in state if name.startswith(UNREAD)}
+    return {k: v for k, v in state.items() if not k.startswith(UNREAD)}, unread
