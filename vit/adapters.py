@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from kan import GroupKANLinear, KANLinear
 from splines.interface import Base
+from vit.mlps import MAPS
 
 ADAPTERS = ("none", "affine", "lora")
-# Whose inputs: of the MLP's two maps, of attention's two, of all four.
+# Whose inputs: of the MLP's maps, of attention's two, of all.
+MLP_MAPS = tuple(f"mlp.{name}" for name in MAPS)
+ATTENTION_MAPS = ("attn.qkv", "attn.proj")
 LORA_PLACES = {
-    "mlp": ("mlp.fc1", "mlp.fc2"),
-    "attention": ("attn.qkv", "attn.proj"),
-    "all": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
+    "mlp": MLP_MAPS,
+    "attention": ATTENTION_MAPS,
+    "all": (*ATTENTION_MAPS, *MLP_MAPS),
 }
 # The product of the factors counts ALPHA / R times, as in the paper: with AdamW the best rate then
 # is the same at every rank. At rank 4 it counts as it is.
@@ -142,7 +145,8 @@ def add_adapters(blocks: Iterable[nn.Module], kind: str, rank: int, at: str) -> 
     if kind == "none":
         return
     places = LORA_PLACES[at if kind == "lora" else "mlp"]
-    for layer in (block.get_submodule(place) for block in blocks for place in places):
+    modules = (pair for block in blocks for pair in block.named_modules())
+    for layer in [module for name, module in modules if name in places]:
         layer.__class__ = ADAPTED[kind, type(layer)]
         weight = layer.weight if isinstance(layer, nn.Linear) else layer.base_weight
         layer.add_parameters(weight.detach(), rank)

@@ -1,46 +1,150 @@
-"""A block's MLP, and the KAN in its place: which blocks have one, how wide it is."""
+"""A block's MLP, and the KAN in its place: its forms, which blocks have a KAN, how wide it is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kan import GroupKANLinear, KANLinear
 
 
-class Mlp(nn.Module):
-    """The transformer's two linear maps with a GELU between, (B, N, C) -> (B, N, C)."""
+class QuickGELU(nn.Module):
+    """The GELU's first approximation, x sigmoid(1.702 x), which OpenAI's CLIP was trained with."""
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
+    "relu": nn.ReLU,
+}
+# Whether an MLP is gated, and where its gate's weights are: in fc1's first half or apart.
+SWIGLU = ("none", "packed", "unpacked")
+# The maps of all forms of MLP, by name.
+MAPS = ("fc1", "fc1_g", "fc1_x", "fc2")
+
+
+class Mlp(nn.Module):
+    """The transformer's two linear maps with an activation between, (B, N, C) -> (B, N, C).
+
+    norm: makes a norm of what fc2 reads, None for none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        drop: float = 0.0,
+        *,
+        act: str = "gelu",
+        norm: partial | None = None,
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
+        self.act = ACTIVATIONS[act]()
+        self.norm = norm(hidden) if norm else nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.act(self.fc1(x))))
+        return self.drop(self.fc2(self.norm(self.act(self.fc1(x)))))
 
 
 class KanMlp(nn.Module):
     """Two KAN layers that compute exactly what `Mlp` does while their splines are zero.
 
-    fc1 has the identity as base function and fc2 the GELU, so `fc1.base_weight`, `fc1.bias` and so
-    on are the MLP's weights and each edge adds a spline of its own. The splines start at zero: a
-    block built from pretrained weights changes nothing, a new one starts as an MLP.
+    fc1 has the identity as base function and fc2 the activation, so `fc1.base_weight`, `fc1.bias`
+    and so on are the MLP's weights and each edge adds a spline of its own. The splines start at
+    zero: a block built from pretrained weights changes nothing, a new one starts as an MLP.
 
-    at: "hidden" for splines before fc2 alone, where fc1 stays a linear map.
+    at: "hidden" for splines before fc2 alone, where fc1 stays a linear map. With a norm before fc2
+        the activation stands before it, and fc2's base function is the identity.
     """
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0, *, at: str = "mlp", **kan) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        drop: float = 0.0,
+        *,
+        at: str = "mlp",
+        act: str = "gelu",
+        norm: partial | None = None,
+        **kan,
+    ) -> None:
         super().__init__()
         linear = at == "hidden"
         self.fc1 = nn.Linear(dim, hidden) if linear else kan_layer(dim, hidden, nn.Identity, **kan)
-        self.fc2 = kan_layer(hidden, dim, nn.GELU, **kan)
+        self.act = ACTIVATIONS[act]() if norm else nn.Identity()
+        self.norm = norm(hidden) if norm else nn.Identity()
+        self.fc2 = kan_layer(hidden, dim, nn.Identity if norm else ACTIVATIONS[act], **kan)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.fc1(x)))
+        return self.drop(self.fc2(self.norm(self.act(self.fc1(x)))))
+
+
+class SwiGlu(nn.Module):
+    """A gated MLP, fc2(norm(silu(gate) * value)) (arXiv 2002.05202), (B, N, C) -> (B, N, C).
+
+    hidden: the width of gate and value. split: their maps are fc1_g and fc1_x instead of the halves
+    of fc1. first, second: make the maps before and behind the product. norm: as in `Mlp`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        drop: float = 0.0,
+        *,
+        split: bool = False,
+        norm: partial | None = None,
+        first: Callable = nn.Linear,
+        second: Callable = nn.Linear,
+    ) -> None:
+        super().__init__()
+        self.split = split
+        if split:
+            self.fc1_g, self.fc1_x = first(dim, hidden), first(dim, hidden)
+        else:
+            self.fc1 = first(dim, 2 * hidden)
+        self.norm = norm(hidden) if norm else nn.Identity()
+        self.fc2 = second(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = (self.fc1_g(x), self.fc1_x(x)) if self.split else self.fc1(x).chunk(2, -1)
+        return self.drop(self.fc2(self.norm(F.silu(gate) * value)))
+
+
+def make_mlp(
+    dim: int,
+    hidden: int,
+    drop: float = 0.0,
+    *,
+    swiglu: str = "none",
+    act: str = "gelu",
+    norm: partial | None = None,
+    at: str = "mlp",
+    kan: dict | None = None,
+) -> nn.Module:
+    """Returns the MLP of a block, or with `kan` (what `kan_layer` needs) the KAN in its place.
+
+    In a gated MLP the inputs of each map have splines beside what the map does of them.
+    """
+    if swiglu == "none":
+        kind = Mlp if kan is None else partial(KanMlp, at=at, **kan)
+        return kind(dim, hidden, drop, act=act, norm=norm)
+    spline = nn.Linear if kan is None else partial(kan_layer, base=nn.Identity, **kan)
+    first = nn.Linear if at == "hidden" else spline
+    split = swiglu == "unpacked"
+    return SwiGlu(dim, hidden, drop, split=split, norm=norm, first=first, second=spline)
 
 
 def kan_layer(
@@ -73,17 +177,18 @@ def kan_layer(
     )
 
 
-def matching_hidden(dim: int, hidden: int, **kan) -> int:
+def matching_hidden(dim: int, hidden: int, *, swiglu: str = "none", at: str = "mlp", **kan) -> int:
     """Returns the KAN width with (nearly) the parameters of an MLP of width `hidden`."""
 
-    def parameters(module: nn.Module) -> int:
+    def parameters(width: int, kan: dict | None = None) -> int:
+        module = make_mlp(dim, width, swiglu=swiglu, at=at, kan=kan)
         return sum(p.numel() for p in module.parameters())
 
     with torch.device("meta"):  # counting needs no memory
-        target = parameters(Mlp(dim, hidden))
+        target = parameters(hidden)
         in_groups = kan["kind"] == "gkan" and kan["groups"] != "feature"
         unit = kan["groups"] if in_groups else 1
-        small, large = (parameters(KanMlp(dim, n * unit, **kan)) for n in (1, 2))
+        small, large = (parameters(n * unit, kan) for n in (1, 2))
     per_unit = large - small  # the count is linear in the width
     return unit * max(1, round((target - small) / per_unit) + 1)
 
