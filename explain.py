@@ -28,6 +28,7 @@ from explaining.parts import told_apart
 from explaining.plain_kan import read_network
 from explaining.plain_report import explain_network
 from explaining.pruning import prune
+from formats.finding import find_weights, place_of, weights_name
 from formats.opening import open_weights
 from predicting.classifier import Classifier, photos_per_second
 from predicting.inputs import find_photos
@@ -46,7 +47,11 @@ class Options(Given):
     """What a command line of explain.py says, a row for each flag: see `system.flags`."""
 
     checkpoint: str = CHECKPOINT.row(
-        REQUIRED, "a checkpoint of any format", "checkpoint", type=existing, metavar="CKPT"
+        REQUIRED,
+        "a checkpoint of any format, or a name to download it by",
+        "checkpoint",
+        type=weights_name,
+        metavar="CKPT",
     )
     data: str | None = LOOK.row(
         None,
@@ -85,7 +90,7 @@ class Options(Given):
     @property
     def folder(self) -> Path:
         """Where the pictures go."""
-        return Path(self.output or Path(self.checkpoint).parent / "explain")
+        return Path(self.output or place_of(self.checkpoint).parent / "explain")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
@@ -147,7 +152,7 @@ def explain_vit(options: Options) -> None:
 
 def main() -> None:
     options = parse_args()
-    network = read_network(options.checkpoint, open_weights(options.checkpoint))
+    network = read_network(options.checkpoint, open_weights(find_weights(options.checkpoint)))
     options.refuse_idle(plain=network is not None)
     if network is None:
         explain_vit(options)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from formats.finding import place_of, weights_name
 from formats.onnx_files import (
     FACT_KEYS,
     onnx_bytes,
@@ -56,7 +57,11 @@ class Options(Given):
     """What a command line of export.py says, a row for each flag: see `system.flags`."""
 
     checkpoint: str = CHECKPOINT.row(
-        REQUIRED, "a checkpoint of any format", "checkpoint", type=existing, metavar="CKPT"
+        REQUIRED,
+        "a checkpoint of any format, or a name to download it by",
+        "checkpoint",
+        type=weights_name,
+        metavar="CKPT",
     )
     format: str | None = OUTPUT.row(
         None, "of the file (default: as --output ends, else onnx)", choices=tuple(FORMATS)
@@ -90,8 +95,9 @@ class Options(Given):
     @property
     def path(self) -> Path:
         """The file to write."""
-        name = f"{Path(self.checkpoint).stem}{'_int8' if self.int8 else ''}{FORMATS[self.kind]}"
-        return Path(self.output or Path(self.checkpoint).with_name(name))
+        place = place_of(self.checkpoint)
+        name = f"{place.stem}{'_int8' if self.int8 else ''}{FORMATS[self.kind]}"
+        return Path(self.output or place.with_name(name))
 
     def check(self) -> None:
         ending = Path(self.output or "").suffix.lower()
@@ -219,7 +225,8 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
 def main() -> None:
     options = parse_args()
     path = options.path
-    if path.exists() and path.samefile(options.checkpoint):
+    checkpoint = Path(options.checkpoint)
+    if path.exists() and checkpoint.exists() and path.samefile(checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
     loaded = load_model(options.checkpoint, class_indices=options.class_indices, merge=True)
     check_names(options.checkpoint, loaded.classes, options.class_indices)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from formats.finding import weights_name
 from predicting.classifier import Classifier, newest_checkpoint, open_classifier
 from predicting.inputs import class_folders, find_photos
 from predicting.predictor import Predictor
@@ -57,10 +58,10 @@ class Options(Given):
     )
     weights: str | None = MODEL.row(
         None,
-        "checkpoint of any format, or what export.py wrote (default: the newest best.pth under "
-        "weights/)",
-        type=existing,
-        metavar="FILE",
+        "checkpoint of any format, what export.py wrote, or a name to download it by (default: the "
+        "newest best.pth under weights/)",
+        type=weights_name,
+        metavar="FILE|NAME",
     )
     class_indices: str | None = MODEL.row(
         None,

@@ -23,15 +23,16 @@ from torch import Tensor
 
 import kan
 from formats.checkpoints import checkpoint_facts, save_checkpoint, save_safetensors
+from formats.finding import fetch_weights as fetch_weights
+from formats.finding import find_weights, weights_name
 from formats.fitting import load_into
 from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
-from system.downloads import fetch_file
-from system.files import WEIGHTS_FOLDER, parse_json, read_text
+from system.files import parse_json, read_text
 from system.flags import REQUIRED, Given, Section, existing, needs_flag, number, parse
 from system.terminal import command, counted, run_cli, table
-from vit_model import VARIANTS, VisionTransformer, create_model, find_variant
+from vit_model import VARIANTS, VisionTransformer, create_model
 
 CLASS_INDICES = "class_indices.json"  # what train.py leaves in the current folder
 # Without a share left outside, a ViT's few large activations would stretch every cell of a grid.
@@ -87,6 +88,7 @@ def load_model(
         are called by their numbers. merge: whether adapters become part of the weights.
     Raises ValueError or FileNotFoundError for a file without a head, or an incomplete one.
     """
+    path = find_weights(path)
     weights = read_weights(path)
     weights = weights.merged() if merge else weights
     training = command("train.py", "--weights", Path(path))
@@ -198,19 +200,6 @@ def check_names(weights: str, classes: Sequence[str], class_indices: str | Path 
             f"--class-indices {class_indices} needs weights that name no classes: {weights} names "
             f"its own ({_some(classes)}); leave the flag out"
         )
-
-
-def fetch_weights(name: str, folder: str | Path = WEIGHTS_FOLDER) -> Path:
-    """Returns the path of the pretrained file of variant `name`, downloading it when missing.
-
-    Raises ValueError for an unknown name or one without a known address, OSError when offline.
-    """
-    variant = find_variant(name)
-    if variant.url is None:
-        raise ValueError(
-            f"no address is known for the weights of {name}; --weights FILE takes them from a file"
-        )
-    return fetch_file(variant.url, folder, variant.sha256)
 
 
 def save_weights(path: str | Path, loaded: LoadedModel) -> None:
@@ -354,7 +343,11 @@ class Options(Given):
     """What a command line of pretrained.py says, a row for each flag: see `system.flags`."""
 
     file: str = FILE.row(
-        REQUIRED, "a weights file of any supported format", "file", type=existing, metavar="FILE"
+        REQUIRED,
+        "weights of any supported format, or a name to download them by",
+        "file",
+        type=weights_name,
+        metavar="FILE|NAME",
     )
     save: str | None = OUTPUT.row(
         None,
@@ -385,7 +378,7 @@ class Options(Given):
 def main() -> None:
     about = "Describes and converts weights files."
     options = parse(Options, prog="pretrained.py", description=about)
-    weights = read_weights(options.file, num_heads=options.num_heads)
+    weights = read_weights(find_weights(options.file), num_heads=options.num_heads)
     weights = weights.merged() if options.merge else weights
     print(*describe(weights), sep="\n")
     if options.save:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from formats.adapter_file import record_of
+from formats.finding import find_weights, is_name, near_weights
 from formats.reading import WeightsFile, read_weights
 from imaging.preprocess import Preprocess
 from imaging.sample_flowers import draw_samples
@@ -24,7 +25,7 @@ from imaging.scanning import find_sides
 from imaging.splitting import DataSplit, prepare_data
 from parallel.launch import join_launch
 from parallel.world import World
-from pretrained import fetch_weights, load_model, model_table
+from pretrained import load_model, model_table
 from system.devices import default_workers, make_deterministic, pick_device, seed_everything
 from system.downloads import fetch_flower_photos
 from system.files import write_json, write_text
@@ -63,11 +64,10 @@ from training.setup import (
     choose_preprocess,
     describe,
     form_of,
-    near_weights,
     settle,
     try_batch_sizes,
 )
-from vit_model import VARIANTS, create_model
+from vit_model import create_model
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -218,13 +218,13 @@ def with_data(options: Options, world: World) -> Options:
 
 
 def with_weights(options: Options, world: World) -> Options:
-    """Returns the options with --weights as a file, downloaded where it is a model's name."""
+    """Returns the options with --weights and --teacher as files, downloaded where named."""
     name = options.weights
-    if not name or Path(name).exists():
-        return options
-    if name not in VARIANTS:
+    if name and not Path(name).exists() and not is_name(name):
         raise FileNotFoundError(f"--weights {name}: there is no such file{near_weights(name)}")
-    return options.settled(weights=str(world.first_does(fetch_weights, options.weights)))
+    named = {"weights": name, "teacher": options.teacher}
+    found = {key: str(world.first_does(find_weights, name)) for key, name in named.items() if name}
+    return options.settled(**found)
 
 
 def find_data(data_path: str, download: bool) -> str:
@@ -296,7 +296,7 @@ def first_log(run: Run):
 def evaluate_only(options: Options, world: World) -> int:
     """Evaluates --weights on the validation photos of --data-path and prints the accuracy."""
     device = own_device(options, world)
-    options = with_data(options, world)
+    options = with_weights(with_data(options, world), world)
     if idle := options.without_effect():
         print(f"no effect with --eval, which trains nothing: {', '.join(idle)}")
     loaded = load_model(options.weights, device=device)

@@ -6,6 +6,7 @@ A download grows in `NAME.part`; the next call goes on where it stopped (an HTTP
 Only a file of the right length and checksum is renamed to `NAME`.
 """
 
+import errno
 import http.client
 import os
 import re
@@ -16,7 +17,9 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
@@ -40,14 +43,24 @@ class BrokenOff(Exception):
     """The connection ended before the file did; what came is kept."""
 
 
-def fetch_file(url: str, folder: str | Path, sha256: str | None = None) -> Path:
+def fetch_file(
+    url: str,
+    folder: str | Path,
+    sha256: str | None = None,
+    *,
+    name: str | None = None,
+    shown: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Path:
     """Returns the path of the file at `url` in `folder`, downloading it unless it is there.
 
     The file is checked against `sha256` (hexadecimal, or its start), else against the hash in its
     name, else by its length alone (archives carry checksums of their own).
+    name: what it is called in `folder`, by default as in `url`; shown: what its progress is called.
+    headers: sent along, but to no other address that the first one leads to.
     Raises OSError, with the address and the place to put the file by hand, when it cannot be had.
     """
-    target = Path(folder) / unquote(Path(urlsplit(url).path).name)
+    target = Path(folder) / (name or unquote(Path(urlsplit(url).path).name))
     if target.is_file():
         return target
     if not url.startswith(("https://", "http://")):
@@ -56,11 +69,11 @@ def fetch_file(url: str, folder: str | Path, sha256: str | None = None) -> Path:
     part = target.with_name(target.name + ".part")
     named = HASH_IN_NAME.search(target.name)
     expected = sha256 or (named.group(1) if named else None)
-    resumed = part.exists()
-    mistake = _download(url, part, expected)
+    resumed, asked = part.exists(), Asked(url, shown or target.name, headers or {})
+    mistake = _download(asked, part, expected)
     if mistake and resumed:  # the old part may have been the start of another file: anew, once
         part.unlink()
-        mistake = _download(url, part, expected)
+        mistake = _download(asked, part, expected)
     if mistake:
         part.unlink()
         raise OSError(f"what came from {url} is not the file we know: {mistake}; it was deleted")
@@ -68,12 +81,20 @@ def fetch_file(url: str, folder: str | Path, sha256: str | None = None) -> Path:
     return target
 
 
-def _download(url: str, part: Path, expected: str | None) -> str | None:
+class Asked(NamedTuple):
+    """What is asked for: its address, its name in words, and what is sent along."""
+
+    url: str
+    shown: str
+    headers: Mapping[str, str]
+
+
+def _download(asked: Asked, part: Path, expected: str | None) -> str | None:
     """Fills `part`; returns what is wrong with its hash, None if nothing is."""
-    failures, best = 0, 0
+    url, failures, best = asked.url, 0, 0
     while True:
         try:
-            _append(url, part)
+            _append(asked, part)
             return _mistake(part, expected)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 416:
@@ -83,6 +104,10 @@ def _download(url: str, part: Path, expected: str | None) -> str | None:
             raise _unavailable(url, part, error.reason) from None
         except (BrokenOff, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(error) or type(error).__name__
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _full(asked, part) from None
         grown = part.stat().st_size if part.exists() else 0
         if expected and grown and not _mistake(part, expected):
             return None  # all is there, whatever length the server claims
@@ -95,13 +120,15 @@ def _download(url: str, part: Path, expected: str | None) -> str | None:
         time.sleep(failures * PAUSE_S)
 
 
-def _append(url: str, part: Path) -> None:
+def _append(asked: Asked, part: Path) -> None:
     """Asks once for what `part` lacks.
 
     Raises BrokenOff when fewer bytes came than were promised.
     """
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "kan-vit"})
+    request = urllib.request.Request(asked.url, headers={"User-Agent": "kan-vit"})
+    for name, value in asked.headers.items():
+        request.add_unredirected_header(name, value)
     if have:
         request.add_header("Range", f"bytes={have}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
@@ -121,7 +148,7 @@ def _append(url: str, part: Path) -> None:
                 initial=have,
                 unit="B",
                 unit_scale=True,
-                desc=part.name.removesuffix(".part"),
+                desc=asked.shown,
                 disable=None,
             ) as bar,
         ):
@@ -141,6 +168,14 @@ def _mistake(part: Path, expected: str | None) -> str | None:
     got = sha256_of(part)[: len(expected)]
     wanted = expected.lower()
     return None if got == wanted else f"its hash is {got} where {wanted} was expected"
+
+
+def _full(asked: Asked, part: Path) -> OSError:
+    return OSError(
+        f"the disk of {part.parent} is full: {part.stat().st_size:,} bytes of {asked.shown} have "
+        f"come; make room, or name a folder on another disk (HF_HOME for names of the hub), and "
+        f"run the same command again to go on"
+    )
 
 
 def _unavailable(url: str, part: Path, reason) -> OSError:

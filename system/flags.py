@@ -49,6 +49,19 @@ def existing(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{text} does not exist{near_file(text)}")
 
 
+def existing_or(is_name: Callable[[str], bool]) -> Callable[[str], str]:
+    """Returns a parser of a name that `is_name` takes, or of a file or folder that is there."""
+
+    def parse(text: str) -> str:
+        return text if is_name(text) else existing(text)
+
+    FILES.add(parse)
+    return parse
+
+
+FILES = {existing}  # parsers of files: what is gone by now is named where it is opened
+
+
 def number(kind: type, low: float, high: float | None = None, open_low=False) -> Callable:
     """Returns a parser of one number in [low, high], or (low, high] with `open_low`.
 
@@ -349,7 +362,7 @@ def gives(row: Row, value: object) -> bool:
     """Whether a flag gives `value` for some text: for what was saved and may have been edited."""
     if row.kind in ("switch", "pair"):
         return isinstance(value, bool)
-    if row.parser in (None, str, existing):  # what is gone by now is named where it is opened
+    if row.parser in {None, str, *FILES}:
         return isinstance(value, str) and value in row.parse.get("choices", (value,))
     if type(value) not in (str, int, float, bool, tuple):
         return False

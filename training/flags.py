@@ -8,11 +8,11 @@ with its reason, and kept in `settled`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from formats.finding import weights_name
 from system.flags import (
     DEVICES,
     Row,
     Section,
-    existing,
     flag_of,
     gives,
     needs_flag,
@@ -106,7 +106,7 @@ class Options(DataAndModel):
         **FREE,
     )
     teacher: str | None = TRAINING.row(
-        None, "a checkpoint to distil from", type=existing, metavar="FILE"
+        None, "a checkpoint to distil from", type=weights_name, metavar="FILE|NAME"
     )
     teacher_weight: float = TRAINING.row(
         0.5,

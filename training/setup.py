@@ -16,7 +16,6 @@ from my_dataset import MyDataSet
 from parallel.world import ALONE, World
 from pretrained import calibrate
 from system.devices import amp_dtype
-from system.files import near_file
 from system.flags import flag_of
 from training.batch_size import find_batch_size, trial_step, weight_of
 from training.choices import Case, Chosen, choose
@@ -204,17 +203,6 @@ def calibrate_model(model: VisionTransformer, data: DataSplit, preprocess: Prepr
     batches = [dataset.collate_fn(dataset.__getitems__(part.tolist())) for part in some.split(32)]
     report = calibrate(model, [batch.images for batch in batches])
     print("\n".join(report.lines()))
-
-
-def near_weights(name: str) -> str:
-    """Returns what else --weights may mean: a file of nearly that name, or a model to download."""
-    if hint := near_file(name):
-        return hint
-    try:
-        find_variant(name.removesuffix(Path(name).suffix))
-    except ValueError as error:
-        return "" if "/" in name or Path(name).suffix else f", and {error}"
-    return f"; to download it, give {name.removesuffix(Path(name).suffix)}"
 
 
 def check_flags(options: Options, device: torch.device) -> None:
