@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from formats.plain_values import STAND_INS, Bag, plain
+from system.files import json_if_any
 
 # Where training scripts keep the weights inside a checkpoint; the first that is there wins.
 # Averaged weights come first: they are what such scripts evaluate.
@@ -48,6 +49,12 @@ MARKS = (
 # A file may unpack to so many times its size, and so many bytes more; weights hardly shrink at all.
 MOST_UNPACKED, ROOM = 20, 1 << 28
 DEEPEST = 50  # containers within containers
+# The weights of a folder as libraries write it, or a run of train.py; the first that is there.
+USUAL = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "best.pth")
+INDEX = ".index.json"  # of weights in several files
+SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.\w+$")  # the name of one of them
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+NO_WEIGHTS = f"name a weights file ({', '.join(ENDINGS)}), for none lies right inside it"
 
 
 @dataclass
@@ -64,11 +71,16 @@ class RawWeights:
 
 
 def open_weights(path: str | Path) -> RawWeights:
-    """Returns the tensors in the file, wrappers seen through.
+    """Returns the tensors in a file, a folder or those that an index names, wrappers seen through.
 
     Raises FileNotFoundError or ValueError, each with one sentence naming the file.
     """
-    path = Path(path)
+    path = weights_in(Path(path))
+    several = path.name.endswith(INDEX) and path.is_file()
+    return _open_shards(path) if several else _open_file(path)
+
+
+def _open_file(path: Path) -> RawWeights:
     kind = _recognise(path)
     if kind == "safetensors":
         return _open_safetensors(path)
@@ -89,10 +101,61 @@ def open_pickle(path: str | Path) -> Any:
     return _open_pickle(path)
 
 
+def weights_in(path: Path) -> Path:
+    """Returns the weights file of a folder, or its index where they are several; a file as it is.
+
+    Raises ValueError or FileNotFoundError for a folder that has none, or several.
+    """
+    if SHARD.search(path.name) and path.is_file():
+        raise ValueError(f"{path} is one of several files of a model: name their folder instead")
+    if not path.is_dir():
+        return path
+    names = {entry.name for entry in path.iterdir() if entry.is_file()}
+    usual = [name for file in USUAL for name in (file, f"{file}{INDEX}") if name in names]
+    if usual:
+        return path / usual[0]
+    others = sorted(name for name in names if name.endswith(ENDINGS))
+    if any(map(SHARD.search, others)):
+        raise FileNotFoundError(
+            f"{path} holds parts of a model ({', '.join(others[:2])} ...) and no {USUAL[0]}{INDEX} "
+            f"that says which tensors are in which; get that too"
+        )
+    if len(others) != 1:
+        what = f"name one of its weights files ({', '.join(others[:3])})" if others else NO_WEIGHTS
+        raise ValueError(f"{path} is a folder; {what}")
+    return path / others[0]
+
+
+def _open_shards(index: Path) -> RawWeights:
+    """Returns the tensors of all files that an index names, {"weight_map": {tensor: file}}."""
+    told = json_if_any(index)
+    places = told.get("weight_map") if isinstance(told, dict) else None
+    if not isinstance(places, dict) or not places or not all(map(_is_name, places.values())):
+        raise ValueError(f"{index} is no index of weights: it says of no tensor where it lies")
+    files = sorted(set(places.values()))
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index} names {len(files)} files of which {len(missing)} are not beside it, such as "
+            f"{missing[0]}; get them as well"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _open_file(index.parent / file).tensors
+    if any(name not in tensors and PREFIXES.sub("", name) not in tensors for name in places):
+        raise ValueError(f"{index} names tensors that its files lack: they belong to another model")
+    return RawWeights(tensors)
+
+
+def _is_name(file: Any) -> bool:
+    """Whether `file` is the name of a file right beside the index, and no index."""
+    return isinstance(file, str) and Path(file).name == file and not file.endswith(INDEX)
+
+
 def _recognise(path: Path) -> str:
     """Returns "safetensors", "npz" or "pickle", or raises with what the file is instead."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a weights file{_inside(path)}")
+        raise ValueError(f"{path} is a folder; {NO_WEIGHTS}")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():  # a pipe or a device may never end
@@ -117,13 +180,6 @@ def _recognise(path: Path) -> str:
     raise ValueError(
         f"{path} is no weights file that can be read here (.safetensors, .pth, .bin or .npz)"
     )
-
-
-def _inside(folder: Path) -> str:
-    for name in ("best.pth", "model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return f" in it, such as {folder / name}"
-    return ""
 
 
 def _is_text(head: bytes) -> bool:

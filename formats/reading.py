@@ -35,7 +35,7 @@ from formats.ledger import (
     with_two_answers,
 )
 from formats.naming import check_complete, convert, known_heads, sizes_of
-from formats.opening import RawWeights, open_weights
+from formats.opening import RawWeights, open_weights, weights_in
 from formats.renaming import without_unread
 from imaging.preprocess import Preprocess
 from system.files import json_if_any, json_or_text
@@ -125,7 +125,7 @@ def read_weights(
     allow_partial: bool = False,
     within: int = 0,
 ) -> WeightsFile:
-    """Returns what the file at `path` holds, of whatever format, recognised from its tensor names.
+    """Returns what a file or folder holds, of whatever format, recognised from its tensor names.
 
     model: the name of a variant, whose normalisation is assumed where the file tells nothing.
     num_heads: the attention heads, whatever the file says of them.
@@ -141,6 +141,7 @@ def read_weights(
     if adapter := peft_folder.opened(path):
         base = read_weights(adapter.backbone, model, num_heads, allow_partial, within + 1)
         return _adapted(base.merged(), adapter)
+    path = weights_in(path)
     raw = open_weights(path)
     try:
         if _is_ours(raw):
@@ -383,7 +384,7 @@ def _levels(
     stated = {name: said for name, said in stated.items() if isinstance(said, dict)}
     config = stated.get("config.json", {})
     alone = sum(other.suffix in WEIGHTS for other in path.parent.iterdir()) == 1
-    if stated and not alone and path.stem not in ("model", "pytorch_model"):
+    if stated and not alone and path.name.split(".")[0] not in ("model", "pytorch_model"):
         notes.append(f"{', '.join(stated)} beside it: not believed, as other weights lie there")
         stated = {}
     elif not _describes(config, *_width_and_depth(state)):

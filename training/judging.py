@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from formats.opening import weights_in
 from imaging.preprocess import eval_transform
 from imaging.scanning import find_sides, scan_classes
 from imaging.splitting import DataSplit
@@ -83,7 +84,7 @@ def run_split(options: Options) -> DataSplit | None:
 
     They are when half of its validation photos are there, also at another place.
     """
-    values = json_if_any(Path(options.weights).with_name("split.json"))
+    values = json_if_any(weights_in(Path(options.weights)).with_name("split.json"))
     try:
         split = DataSplit.from_dict(values, options.data_path) if values else None
     except ValueError:  # somebody else's file of that name

@@ -490,12 +490,6 @@ def test_other_files_are_called_what_they_are(tmp_path, name, content, message):
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_folder_names_the_file_in_it(tmp_path):
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=r"is a folder; .* such as .*model\.safetensors"):
-        read_weights(tmp_path)
-
-
 def test_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.pth"):
         read_weights(tmp_path / "nowhere.pth")

@@ -47,13 +47,15 @@ def numbers(out):
     return int(told[1]), float(told[2]), float(told[3])
 
 
-@pytest.mark.parametrize("place", ["beside", "away", "moved"])
+@pytest.mark.parametrize("place", ["beside", "away", "moved", "folder"])
 def test_eval_judges_what_the_run_kept_for_validation(place, data, trained, call):
     weights = "run/best.pth"
     if place == "away":  # no split.json beside it
         weights = shutil.copy(weights, "copy.pth")
     if place == "moved":
         data = data.rename("elsewhere")
+    if place == "folder":
+        weights = "run"
     status, out = judge(call, data, weights)
     assert status == 0
     assert numbers(out) == (
