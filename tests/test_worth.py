@@ -1,0 +1,112 @@
+"""benchmarks/worth.py searches rates until none lies at an edge, and judges by other photos."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from benchmarks import worth
+from benchmarks.forms.pack import Pack, PhotoSet, write
+from benchmarks.forms.paired import difference
+from benchmarks.forms.table import FORMS
+from benchmarks.forms.training import Job, drawn, sides, train
+from vit_model import create_model
+
+SETS = ("a", "b")
+
+
+def finished_with(losses: dict[float, float], form: str) -> dict:
+    return {
+        worth.choosing(form, name, rate).key: {"loss": loss}
+        for rate, loss in losses.items()
+        for name in SETS
+    }
+
+
+def test_a_rate_is_chosen_only_once_it_lies_between_two_that_are_worse():
+    form = "LoRA r=4"
+    low, middle, high = FORMS[form].rates
+    jobs, found = worth.search(form, SETS, {})
+    assert (len(jobs), found) == (6, None)
+    falling = {low: 3.0, middle: 2.0, high: 1.0}
+    jobs, found = worth.search(form, SETS, finished_with(falling, form))
+    assert {job.rate for job in jobs} == {2 * high}
+    assert found is None
+    assert worth.search(form, SETS, finished_with(falling | {2 * high: 1.5}, form)) == ([], high)
+    rising = {low: 1.0, middle: 2.0, high: 3.0}
+    assert {job.rate for job in worth.search(form, SETS, finished_with(rising, form))[0]} == {
+        low / 2
+    }
+
+
+@pytest.fixture(scope="module")
+def photos():
+    labels = torch.arange(90) % 3
+    images = torch.zeros(90, 3, 4, 4, dtype=torch.uint8)
+    return PhotoSet("a", ["x", "y", "z"], images, labels, torch.zeros(90, dtype=torch.bool))
+
+
+def test_photos_that_judge_are_in_no_training_part_and_choosing_ones_in_no_reported_one(photos):
+    test = torch.zeros(90, dtype=torch.bool)
+    test[60:] = True
+    own = PhotoSet("a", photos.classes, photos.images, photos.labels, test)
+    for which in (photos, own):
+        train_part, judging = sides(which, Job("f", "a", 1, 20, 1.0, choosing=False))
+        assert len(train_part) == 20
+        assert not set(train_part.tolist()) & set(judging.tolist())
+        ours, choosers = sides(which, Job("f", "a", 1, 20, 1.0, choosing=True))
+        assert torch.equal(ours, train_part)
+        assert not set(choosers.tolist()) & {*judging.tolist(), *ours.tolist()}
+    assert sides(own, Job("f", "a", 5, 20, 1.0, choosing=False))[1].tolist() == [*range(60, 90)]
+
+
+def test_every_class_is_drawn_and_shares_stay():
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    counts = torch.bincount(labels[drawn(labels, 20)]).tolist()
+    assert sum(counts) == 20
+    assert counts[2] == 1
+    assert 15 <= counts[0] <= 18
+
+
+def test_the_interval_of_a_difference_holds_it_and_narrows_with_photos():
+    random = np.random.default_rng(1)
+
+    def values(shift, photos):
+        return {"a": {s: random.normal(shift, 1.0, photos).tolist() for s in (1, 2, 3)}}
+
+    few, many = (difference(values(0.0, n), values(0.0, n), set()) for n in (50, 5000))
+    assert few.low < 0 < few.high
+    assert many.high - many.low < (few.high - few.low) / 4
+    clear = difference(values(0.5, 500), values(0.0, 500), {"a"})
+    assert clear.decided
+    assert clear.low < 0.5 < clear.high
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    """A pack of two colours in a folder with a test part, and a tiny model."""
+    root = tmp_path_factory.mktemp("worth")
+    for part, count in (("train", 8), ("test", 4)):
+        for shade, name in ((40, "dark"), (220, "light")):
+            folder = root / "colours" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (170, 180), (shade + i, shade, shade)).save(folder / f"{i}.png")
+    model = create_model("custom", 3, embed_dim=16, depth=2, num_heads=2, patch_size=32)
+    torch.nn.init.normal_(model.head.weight)
+    save_file(model.state_dict(), root / "tiny.safetensors")
+    write(root / "pack", [str(root / "colours")], str(root / "tiny.safetensors"))
+    return Pack(root / "pack")
+
+
+@pytest.mark.parametrize("form", ["head alone", "biases", "LoRA r=4", "spline per feature, 4 maps"])
+def test_a_form_is_trained_from_a_pack_and_judged_photo_by_photo(pack, form):
+    job = Job(form, "colours", 1, 12, 1e-2, choosing=False)
+    result = train(job, FORMS[form], pack, torch.device("cpu"), epochs=2)
+    assert len(result["right"]) == len(result["millinats"]) == 8
+    assert result["accuracy"] == result["right"].count("1") / 8
+    assert (result["numbers"] == 0) == (form == "head alone")
+    assert result == train(job, FORMS[form], pack, torch.device("cpu"), epochs=2) | {
+        "train_seconds": result["train_seconds"]
+    }
