@@ -6,10 +6,12 @@
     python export.py weights/run/best.pth --int8 --data flower_photos    # 8-bit weights, ONNX
 
 Every file is one file, is checked against the checkpoint at once, and carries what a program needs
-to use it: `classes`, `preprocess` (size, resize mode, mean, std), `config` and `metrics`, as JSON:
-in ONNX's metadata_props, in pt2's extra file `facts.json`, in the header of safetensors. `images`
-(batch, 3, S, S), normalised, go in, `logits` (batch, classes) come out; the batch may have any
-size. predict.py reads ONNX and safetensors, but no pt2: torch.export unpickles whatever is in it.
+to use it: `classes`, `preprocess` (size, resize mode, mean, std), `config`, `metrics`,
+`temperature` and `trained_on`, as JSON: in ONNX's metadata_props, in pt2's extra file
+`facts.json`, in the header of safetensors. `images` (batch, 3, S, S), normalised, go in, `logits`
+(batch, classes) come out; the batch may have any size. ONNX and pt2 have divided them by the
+temperature: their softmax is what predict.py prints. predict.py reads ONNX and safetensors, but no
+pt2: torch.export unpickles whatever is in it.
 """
 
 import io
@@ -34,7 +36,7 @@ from formats.onnx_files import (
 from formats.portable import norms_folded, portable
 from imaging.preprocess import eval_transform
 from imaging.sample_flowers import FLOWERS, draw_flower
-from predicting.classifier import Classifier, open_exported, photos_per_second
+from predicting.classifier import Classifier, open_exported, photos_per_second, tempered
 from predicting.inputs import find_photos
 from predicting.predictor import Predictor
 from pretrained import LoadedModel, check_names, load_model, save_weights
@@ -156,10 +158,10 @@ def pt2_forward(data: bytes) -> Callable[[Tensor], Tensor]:
 @torch.inference_mode()
 def largest_difference(loaded: LoadedModel, forward: Callable[[Tensor], Tensor]) -> float:
     """The largest difference of logits from the checkpoint's, over batches of one and of three."""
-    differences = []
+    wanted, differences = Classifier.of(loaded).forward, []
     for batch in (1, 3):
         images = sample_images(loaded, batch, seed=batch)
-        differences.append((loaded.model(images) - forward(images)).abs().max())
+        differences.append((wanted(images) - forward(images)).abs().max())
     return float(max(differences))
 
 
@@ -179,9 +181,10 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
     """
     if kind == "safetensors":
         save_weights(path, loaded)
-        forward = load_model(path).model
+        forward = Classifier.of(load_model(path)).forward
     else:
-        model, images = portable(loaded.model), sample_images(loaded, 2)
+        model = tempered(portable(loaded.model), loaded.temperature)
+        images = sample_images(loaded, 2)
         data = (onnx_bytes if kind == "onnx" else pt2_bytes)(model, images, facts_of(loaded))
         write_bytes(path, data)
         forward = pt2_forward(data) if kind == "pt2" else open_exported(str(path)).forward
@@ -197,7 +200,7 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
 
 def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
     """Writes ONNX with 8-bit weights and prints what that changes."""
-    model = norms_folded(portable(loaded.model))
+    model = tempered(norms_folded(portable(loaded.model)), loaded.temperature)
     full = onnx_bytes(model, sample_images(loaded, 2), facts_of(loaded))
     small = quantized(full)
     write_bytes(path, small)

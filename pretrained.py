@@ -27,6 +27,7 @@ from formats.finding import fetch_weights as fetch_weights
 from formats.finding import find_weights, weights_name
 from formats.fitting import load_into
 from formats.reading import WeightsFile, read_weights
+from imaging.digests import DIGEST
 from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
 from system.files import parse_json, read_text
@@ -69,8 +70,19 @@ class LoadedModel:
         """What our files say of it beside its tensors."""
         meta = self.weights.meta
         return checkpoint_facts(
-            self.model, self.classes, self.preprocess, meta.get("epoch", 0), meta.get("metrics")
+            self.model,
+            self.classes,
+            self.preprocess,
+            meta.get("epoch", 0),
+            meta.get("metrics"),
+            self.temperature,
+            meta.get("trained_on", ""),
         )
+
+    @property
+    def temperature(self) -> float:
+        """What the model's logits are divided by before they become probabilities."""
+        return self.weights.meta.get("temperature", 1.0)
 
 
 def load_model(
@@ -326,8 +338,10 @@ def describe(weights: WeightsFile) -> list[str]:
         lines.append(f"KAN blocks: {', '.join(f'{k[4:]} {v}' for k, v in kan.items())}")
     if weights.preprocess:
         lines.append(f"preprocessing: {weights.preprocess}")
-    lines += [f"{key}: {value}" for key, value in weights.meta.items() if key != "args"]
-    return lines
+    told = {key: value for key, value in weights.meta.items() if key != "args"}
+    if "trained_on" in told:
+        told["trained_on"] = counted(len(told["trained_on"]) // DIGEST, "photo")
+    return lines + [f"{key}: {value}" for key, value in told.items()]
 
 
 def _some(names: list[str], most: int = 10) -> str:

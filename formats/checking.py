@@ -1,10 +1,12 @@
 """Whether what a file of ours says of itself fits its tensors, before anything is built from it."""
 
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from formats.checkpoints import LATER_FACTS
 from imaging.preprocess import Preprocess
 from system.terminal import counted
 from vit_model import VisionTransformer, create_model
@@ -84,6 +86,18 @@ def checked_metrics(metrics: object) -> None:
         value is None or type(value) in (int, float) for value in metrics.values()
     ):
         raise ValueError(f"has `metrics` that are not numbers: {metrics!r:.80}")
+
+
+def checked_later(told: Mapping) -> dict:
+    """Returns what files say since version 2, temperature and digests of photos, or what the
+    silence of earlier ones means. Raises ValueError for other values."""
+    found = {key: told.get(key, value) for key, value in LATER_FACTS.items()}
+    temperature, digests = found["temperature"], found["trained_on"]
+    if type(temperature) not in (int, float) or not 0 < temperature < float("inf"):
+        raise ValueError(f"has a `temperature` that is no number above 0: {temperature!r:.80}")
+    if not isinstance(digests, str) or not re.fullmatch("([0-9a-f]{16})*", digests):
+        raise ValueError(f"has a `trained_on` that holds no digests: {digests!r:.80}")
+    return found
 
 
 def checked_preprocess(values: object, config: dict) -> Preprocess:

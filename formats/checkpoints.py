@@ -11,13 +11,26 @@ from torch import Tensor
 from formats.opening import open_pickle
 from system.files import atomic_file
 
-CHECKPOINT_VERSION = 1
+# 2: `temperature`, by which logits are divided before they become probabilities, and `trained_on`.
+CHECKPOINT_VERSION = 2
+# What files of earlier versions say, which have none of them.
+LATER_FACTS = {"temperature": 1.0, "trained_on": ""}
 
 
-def checkpoint_facts(model, classes, preprocess, epoch: int, metrics: dict | None) -> dict:
+def checkpoint_facts(
+    model,
+    classes,
+    preprocess,
+    epoch: int,
+    metrics: dict | None,
+    temperature: float = 1.0,
+    trained_on: str = "",
+) -> dict:
     """Returns what stands beside the tensors in every file of ours, as plain Python.
 
     model: with `create_model(**model.config)` it can be built again. preprocess: a `Preprocess`.
+    temperature: what logits are divided by before they become probabilities. trained_on: the
+    digests of the photos, see `imaging.digests`.
     """
     return {
         "config": model.config,
@@ -25,6 +38,8 @@ def checkpoint_facts(model, classes, preprocess, epoch: int, metrics: dict | Non
         "preprocess": preprocess.to_dict(),
         "epoch": epoch,
         "metrics": metrics or {},
+        "temperature": temperature,
+        "trained_on": trained_on,
         "version": CHECKPOINT_VERSION,
     }
 

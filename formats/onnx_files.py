@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from formats.checkpoints import LATER_FACTS
+
 # What such a file says of its model, as JSON in metadata_props.
-FACT_KEYS = ("config", "classes", "preprocess", "metrics", "version")
+FACT_KEYS = ("config", "classes", "preprocess", "metrics", "version", *LATER_FACTS)
 ONNX_LIMIT = 2**31  # bytes: what one protobuf message may hold
 
 

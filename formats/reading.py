@@ -18,6 +18,7 @@ from formats.adapter_file import checked_record, completed, find_backbone
 from formats.checking import (
     check_enough,
     checked_classes,
+    checked_later,
     checked_metrics,
     checked_model,
     checked_preprocess,
@@ -205,7 +206,8 @@ def _read_ours(path: Path, raw: RawWeights, allow_partial: bool, within: int) ->
         state=state,
         classes=classes,
         preprocess=preprocess,
-        meta={k: extras[k] for k in ("epoch", "metrics", "version", "args") if k in extras},
+        meta={k: extras[k] for k in ("epoch", "metrics", "version", "args") if k in extras}
+        | checked_later(extras),
         ignored=unknown,
         classes_from="the checkpoint",
     )

@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from formats.checking import checked_classes, checked_metrics, checked_preprocess
+from formats.checking import (
+    checked_classes,
+    checked_later,
+    checked_metrics,
+    checked_preprocess,
+)
+from formats.checkpoints import check_version
 from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
 from imaging.preprocess import Preprocess
 from pretrained import LoadedModel, load_model
@@ -18,11 +24,26 @@ from vit_model import kind_of
 EXPORTED = (".onnx", ".pt2")
 
 
+class AtTemperature(nn.Module):
+    """A model whose logits are divided by a temperature, so that their softmax is to be believed.
+
+    forward: images (B, 3, H, W) -> logits (B, K).
+    """
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images) / self.temperature
+
+
 @dataclass(frozen=True)
 class Classifier:
-    """`forward` takes images (B, 3, H, W) and returns logits (B, K).
+    """`forward` takes images (B, 3, H, W) and returns logits (B, K), at the file's temperature.
 
-    facts: what the file says of the model, `config` and `metrics` among it.
+    facts: what the file says of the model, `config` and `metrics` among it. model: whose logits are
+    those before the temperature.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -37,7 +58,8 @@ class Classifier:
         """The classifier in a checkpoint."""
         model = loaded.model.eval()
         facts = loaded.weights.meta | {"config": model.config}
-        return cls(model, loaded.classes, loaded.preprocess, facts, model, loaded.notes)
+        forward = tempered(model, loaded.temperature)
+        return cls(forward, loaded.classes, loaded.preprocess, facts, model, loaded.notes)
 
     @property
     def answers(self) -> str:
@@ -56,6 +78,11 @@ class Classifier:
         kind = kind_of(config, ", ")
         told = "unknown" if accuracy is None else f"{accuracy:.4f}"
         return f"{config['name']}{kind}, {len(self.classes)} classes, validation accuracy {told}"
+
+
+def tempered(model: nn.Module, temperature: float) -> nn.Module:
+    """Returns the model at a temperature: itself where that changes nothing."""
+    return model if temperature == 1 else AtTemperature(model, temperature)
 
 
 def newest_checkpoint(folder: str | Path = WEIGHTS_FOLDER) -> str:
@@ -99,8 +126,8 @@ def open_exported(path: str) -> Classifier:
     try:
         session = onnx_session(path)
         metadata = session.get_modelmeta().custom_metadata_map
-        facts = {key: parse_json(metadata[key]) for key in FACT_KEYS}  # tools add their own
-        return _classifier(session, facts)
+        told = {key: parse_json(metadata[key]) for key in FACT_KEYS if key in metadata}
+        return _classifier(session, told)
     except ValueError as error:
         if "not installed" in str(error):
             raise
@@ -113,6 +140,8 @@ def open_exported(path: str) -> Classifier:
 def _classifier(session, facts: dict) -> Classifier:
     """The classifier of a session; raises ValueError where its facts do not fit its tensors."""
     (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    check_version(facts["version"])
+    facts = facts | checked_later(facts)  # the graph divides by the temperature itself
     config = facts["config"]
     if not isinstance(config, dict) or not isinstance(config.get("name"), str):
         raise ValueError("its config is not one of ours")
