@@ -115,17 +115,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "beit": _VIT | {"use_mean_pooling": True},
     "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
     "dinov2_with_registers": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
-    "dinov3_vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "rope_theta": 100.0,
-                   "image_size": 224},
+    "dinov3_vit": {
+        "hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "rope_theta": 100.0,
+        "use_rot_pos_emb": True, "rope_type": "dinov3", "rope_rotate_half": True,
+    },
     "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
 }  # fmt: skip
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config.json of transformers with what it leaves out; any other as it is."""
+    """Returns a config.json of transformers with what it leaves out; any other as it is.
+
+    Raises ValueError, worded to follow a file's name, for MLPs that are gated by another function
+    than ours.
+    """
     kind, inner = config.get("model_type"), config.get("vision_config")
     if isinstance(inner, Mapping) and kind in ("clip", "siglip"):
         own = DEFAULTS[f"{kind}_vision_model"] | {"num_attention_heads": 12}
         return {**config, "vision_config": own | dict(inner)}
-    return DEFAULTS.get(kind, {}) | dict(config) if isinstance(kind, str) else dict(config)
+    full = (DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}) | dict(config)
+    if isinstance(rope := full.get("rope_parameters"), Mapping) and "rope_theta" in rope:
+        full |= {"rope_theta": rope["rope_theta"]}
+    if full.get("use_gated_mlp") and full.get("hidden_act") not in ("silu", "swish"):
+        raise ValueError(f"has MLPs gated by {full.get('hidden_act')}: only silu is supported")
+    return full

@@ -31,11 +31,12 @@ OLD_FIELDS = {"ranges": None, "colour_space": "stored"}
 class Preprocess:
     """What happens between a photo and the model, as kept in the checkpoint.
 
-    img_size: side of the square input. resize_mode: `crop` scales the short side to `resize` and
-    takes the centre, `squash` ignores the proportions, `pad` fits the whole photo and fills the
-    rest with the mean colour. resize: None stands for img_size * 256 / 224. mean, std: of the
-    normalisation, for values in [0, 1]. ranges, colour_space: how the numbers of pictures become
-    8-bit colours, see `depth.Reading`.
+    img_size: side of the square input. resize_mode: `crop` scales the short side to `resize`,
+    `squash` both sides, ignoring the proportions, `pad` the long side, and fills the rest with the
+    mean colour; of what is larger than the input the centre is taken. resize: None stands for
+    img_size * 256 / 224 (crop) or img_size. interpolation: also of training's random crops. mean,
+    std: of the normalisation, for values in [0, 1]. ranges, colour_space: how the numbers of
+    pictures become 8-bit colours, see `depth.Reading`.
     """
 
     img_size: int = 224
@@ -81,13 +82,29 @@ class Preprocess:
 
     @property
     def short_side(self) -> int:
-        """The short side that a photo is scaled to before the centre crop."""
-        return self.resize or round(self.img_size * 256 / 224)
+        """The side that a photo is scaled to: the short one, or with squash both, pad the long."""
+        share = 256 / 224 if self.resize_mode == "crop" else 1
+        return self.resize or round(self.img_size * share)
 
     @property
     def min_size(self) -> int:
         """What `load_image(min_size=...)` must keep for `eval_transform`."""
-        return self.short_side if self.resize_mode == "crop" else self.img_size
+        return self.short_side
+
+    @property
+    def words(self) -> str:
+        """How a photo becomes the input, in words."""
+        side = {"crop": "short side", "squash": "both sides", "pad": "long side"}[self.resize_mode]
+        scaled, size = self.short_side, self.img_size
+        cut = self.resize_mode == "crop" or scaled != size
+        return f"{side} to {scaled} pixels{f', centre {size}' * cut}, {self.interpolation}"
+
+    def of_size(self, img_size: int) -> "Preprocess":
+        """The same for a model of another input size: as large a share of a photo."""
+        if self.resize is None or img_size == self.img_size:
+            return replace(self, img_size=img_size)
+        resize = max(img_size, round(self.resize * img_size / self.img_size))
+        return replace(self, img_size=img_size, resize=resize)
 
     @property
     def mean_colour(self) -> tuple[int, int, int]:
@@ -138,8 +155,9 @@ def _three_numbers(name: str, values) -> tuple[float, float, float]:
 class Fit:
     """Scales a picture to a square of `img_size`: the random-free part of `eval_transform`.
 
-    `crop` equals torchvision's Resize(short_side) and CenterCrop(img_size), but computes only
-    what the crop keeps: cheaper, and a picture of 1 x 10,000 pixels needs no 256 x 2,560,000.
+    `crop` and `squash` equal torchvision's Resize (of the short side, of both) and
+    CenterCrop(img_size), but compute only what the crop keeps: cheaper, and a picture of
+    1 x 10,000 pixels needs no 256 x 2,560,000.
     """
 
     def __init__(self, preprocess: Preprocess):
@@ -147,27 +165,27 @@ class Fit:
         self.filter = Image.Resampling[preprocess.interpolation.upper()]
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        if self.preprocess.resize_mode == "pad":
+            return self.pad(image)
         size = self.preprocess.img_size
-        if self.preprocess.resize_mode == "crop":
-            return image.resize((size, size), self.filter, box=self.crop_box(*image.size))
-        if self.preprocess.resize_mode == "squash":
-            return image.resize((size, size), self.filter)
-        return self.pad(image)
+        return image.resize((size, size), self.filter, box=self.crop_box(*image.size))
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The centre crop in the coordinates of the original (left, top, right, bottom)."""
-        size, short = self.preprocess.img_size, self.preprocess.short_side
+        size, target = self.preprocess.img_size, self.preprocess.short_side
+        squash = self.preprocess.resize_mode == "squash"
         box = []
         for side in (width, height):
-            scaled = int(short * side / min(width, height))  # truncated as torchvision does
+            # Truncated as torchvision does.
+            scaled = target if squash else int(target * side / min(width, height))
             start = round((scaled - size) / 2)
             box.append((start * side / scaled, (start + size) * side / scaled))
         (left, right), (top, bottom) = box
         return left, top, min(right, width), min(bottom, height)
 
     def pad(self, image: Image.Image) -> Image.Image:
-        size, longest = self.preprocess.img_size, max(image.size)
-        width, height = (max(1, round(size * side / longest)) for side in image.size)
+        size, share = self.preprocess.img_size, self.preprocess.short_side / max(image.size)
+        width, height = (max(1, round(share * side)) for side in image.size)
         square = Image.new("RGB", (size, size), self.preprocess.mean_colour)
         small = image.resize((width, height), self.filter)
         square.paste(small, ((size - width) // 2, (size - height) // 2))

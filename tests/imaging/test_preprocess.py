@@ -49,6 +49,33 @@ def test_squash_takes_the_whole_photo():
     assert difference(Fit(Preprocess(resize_mode="squash"))(image), image.resize((224, 224))) < 12
 
 
+@pytest.mark.parametrize("size", [(300, 200), (97, 331)])
+def test_squash_with_a_margin_equals_resize_and_centre_crop(size):
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(noise)
+    reference = v2.Compose(
+        [v2.Resize((256, 256), v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)]
+    )
+    ours = Fit(Preprocess(resize_mode="squash", resize=256, interpolation="bicubic"))(image)
+    assert difference(ours, reference(image)) <= 1
+
+
+def test_pad_with_a_margin_takes_the_centre():
+    image = Image.new("RGB", (64, 32), RED)
+    padded = Fit(Preprocess(img_size=32, resize_mode="pad", resize=40, mean=(0.2, 0.4, 0.6)))(image)
+    assert padded.size == (32, 32)
+    assert padded.getpixel((0, 6)) == padded.getpixel((31, 25)) == RED  # 40 x 20 of the photo
+    assert padded.getpixel((0, 5)) == padded.getpixel((31, 26)) == (51, 102, 153)
+
+
+def test_preparation_is_said_in_words_and_keeps_its_share_at_another_size():
+    assert Preprocess().words == "short side to 256 pixels, centre 224, bilinear"
+    assert Preprocess(resize_mode="squash").words == "both sides to 224 pixels, bilinear"
+    larger = Preprocess(224, resize=248, interpolation="bicubic").of_size(448)
+    assert larger.words == "short side to 496 pixels, centre 448, bicubic"
+    assert Preprocess(224).of_size(384).short_side == 439
+
+
 def test_pad_keeps_proportions_and_fills_with_the_mean():
     fit = Fit(Preprocess(img_size=32, resize_mode="pad", mean=(0.2, 0.4, 0.6)))
     padded = fit(Image.new("RGB", (64, 32), RED))
