@@ -6,8 +6,8 @@
 The network is that of "An Image is Worth 16x16 Words" (arXiv 2010.11929); the distillation token
 is DeiT's (arXiv 2012.12877), register tokens those of "Vision Transformers Need Registers" (arXiv
 2309.16588). What other families do otherwise (CLIP, SigLIP, EVA-02, BEiT, DINOv3 ...) are fields of
-`ViTConfig`, and parts of their own in `vit/`. State-dict keys are timm's VisionTransformer's, so the
-files of timm, of DeiT and of the reference load unchanged.
+`ViTConfig`, and parts of their own in `vit/`. State-dict keys are timm's VisionTransformer's, so
+the files of timm, of DeiT and of the reference load unchanged.
 
 Letters in shape comments: B batch, N tokens, C channels (embed_dim).
 """
@@ -79,7 +79,7 @@ class Block(nn.Module):
             qkv_bias=cfg.qkv_bias,
             qk_norm=cfg.qk_norm,
             inner_norm=cfg.attn_norm,
-            relative_grid=cfg.img_size // cfg.patch_size if cfg.rel_pos == "block" else None,
+            relative_grid=cfg.grid if cfg.rel_pos in ("block", "both") else None,
             rope_half=cfg.rope_rotate_half,
             attn_drop=cfg.attn_drop_rate,
             proj_drop=cfg.drop_rate,
@@ -133,7 +133,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = tokens(positions if cfg.pos_embed else 0)
         self.pos_drop = nn.Dropout(cfg.drop_rate)
         self.rope, self.rel_pos_bias = self._make_rope(), None
-        if cfg.rel_pos == "shared":
+        if cfg.rel_pos in ("shared", "both"):
             self.rel_pos_bias = RelativeBias(self.patch_embed.grid_size, cfg.num_heads)
         self.norm_pre = norm(dim) if cfg.norm_pre else nn.Identity()
         # Drop path grows linearly with depth, as in the paper.

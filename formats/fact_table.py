@@ -1,7 +1,8 @@
 """What must be known of a weights file beyond its tensors: tables, to which rows are added.
 
-`FACTS` names every fact that changes logits and leaves no trace in a shape, with its spellings in
-the configs of timm, Hugging Face and training scripts; `ARCHITECTURES` what a model's name tells;
+`FACTS` names every fact that changes logits, with its spellings in the configs of timm, Hugging
+Face and training scripts: those that leave no trace in a shape, and those that tensors tell and
+that must not be stated otherwise. What a model's name tells of them stands in `architectures`;
 `HARMLESS`, `RELATIVES` and `HEAD_NAMES` what becomes of tensors that our model has no place for.
 `facts` and `ledger` read them. Keys that stand in no table are ignored, and listed by
 `pretrained.py FILE`.
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 class Fact:
     """A fact that changes logits.
 
-    name: by which `ARCHITECTURES` and reports call it.
+    name: by which `architectures` and reports call it.
     keys: its spellings.
     takes: the values that our model follows, words in small letters. Empty with `sets`: all.
     sets: the field of `ViTConfig` or `Preprocess` that takes the value, translated by `means`.
@@ -22,6 +23,10 @@ class Fact:
         other tables tell.
     needs: it counts only where the same file has one of these keys too.
     headless: values that matter to a head alone: a file without one may have them.
+    plain: what timm's name of a known model tells where its family has nothing else to say.
+    seen: the field of `ViTConfig` that tensors tell, "field:value" for one of its values: what is
+        stated may say no other.
+    square: one side, or two that are equal.
     """
 
     name: str
@@ -32,12 +37,15 @@ class Fact:
     default: dict = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     headless: tuple = ()
-    square: bool = False  # one side, or two that are equal
+    plain: object = None
+    seen: str = ""
+    square: bool = False
 
 
 NO = (False, 0, "none", "no", "")
 YES = (True, 1)
 HUGGING_FACE = ("transformers_version", "architectures", "hidden_size")
+DINOV3 = ("DINOv3", "Hugging Face DINOv3")  # formats that no other family has
 FACTS = (
     Fact(
         "attention heads",
@@ -48,78 +56,160 @@ FACTS = (
         "norm epsilon",
         ("layer_norm_eps", "layernorm_eps", "norm_eps", "ln_eps"),
         sets="norm_eps",
-        default={"Hugging Face": 1e-12, "": 1e-6},
+        plain=1e-6,
+        default={"Hugging Face": 1e-12, "Hugging Face CLIP": 1e-5, "": 1e-6}
+        | dict.fromkeys(DINOV3, 1e-5),
+    ),
+    Fact(
+        "kind of norm",
+        ("norm_layer", "norm_type"),
+        takes=(
+            "layer", "layernorm", "layer_norm", "nn.layernorm", "ln", "", "rms", "rmsnorm",
+            "rms_norm",
+        ),
+        sets="norm",
+        means=dict.fromkeys(("layernorm", "layer_norm", "nn.layernorm", "ln", ""), "layer")
+        | dict.fromkeys(("rmsnorm", "rms_norm"), "rms"),
+        plain="layer",
     ),
     Fact(
         "activation",
         ("hidden_act", "act_layer", "activation", "activation_function", "act_fn"),
-        takes=("gelu", "gelu_python", "nn.gelu", "torch.nn.gelu", ""),
-        default={"": "gelu"},
+        takes=(
+            "gelu", "gelu_python", "nn.gelu", "torch.nn.gelu", "", "gelu_tanh", "gelu_new",
+            "gelu_pytorch_tanh", "quick_gelu", "quickgelu", "silu", "swish", "nn.silu", "relu",
+            "nn.relu",
+        ),
+        sets="act",
+        means=dict.fromkeys(("gelu_python", "nn.gelu", "torch.nn.gelu", ""), "gelu")
+        | dict.fromkeys(("gelu_new", "gelu_pytorch_tanh"), "gelu_tanh")
+        | dict.fromkeys(("swish", "nn.silu"), "silu")
+        | {"quickgelu": "quick_gelu", "nn.relu": "relu"},
+        plain="gelu",
+        default={
+            "Hugging Face CLIP": "quick_gelu", "Hugging Face SigLIP": "gelu_tanh", "": "gelu",
+        },
     ),
     Fact(
         "pooling",
         ("global_pool", "gp", "pool_type", "pooling", "classifier_pool"),
-        takes=("token", "tok", "cls", "cls_token", "class_token", "first", False),
-        default={"": "token"},
+        takes=(
+            "token", "tok", "cls", "cls_token", "class_token", "first", False, "avg", "mean",
+            "map", "token+avg",
+        ),
+        sets="global_pool",
+        means=dict.fromkeys(("tok", "cls", "cls_token", "class_token", "first", False), "token")
+        | {"mean": "avg"},
         headless=("",),
     ),
-    Fact("pooling by the mean", ("use_mean_pooling",), NO),
-    Fact("class token", ("class_token", "use_cls_token", "has_class_token"), YES),
+    Fact(
+        "pooling by the mean",
+        ("use_mean_pooling",),
+        takes=(*NO, *YES),
+        sets="mean_pooling",
+        means=dict.fromkeys(NO, False) | dict.fromkeys(YES, True),
+    ),
+    Fact(
+        "special tokens in the pooling",
+        ("pool_include_prefix",),
+        takes=(*NO, *YES),
+        sets="pool_prefix",
+        means=dict.fromkeys(NO, False) | dict.fromkeys(YES, True),
+    ),
+    Fact("heads of the pooling", ("attn_pool_num_heads",), sets="pool_heads"),
+    Fact("class token", ("class_token", "use_cls_token", "has_class_token"), seen="class_token"),
     Fact(
         "positions",
         ("pos_embed", "position_embedding_type", "pos_embed_type"),
-        takes=("learn", "learned", "learnable", "absolute", "abs", "sincos", "sincos2d", *YES),
-        default={"": "learned"},
+        takes=(
+            "learn", "learned", "learnable", "absolute", "abs", "sincos", "sincos2d", *YES, *NO,
+        ),
+        seen="pos_embed",
     ),
-    Fact("absolute positions", ("use_abs_pos_emb", "use_absolute_position_embeddings"), YES),
+    Fact(
+        "absolute positions",
+        ("use_abs_pos_emb", "use_absolute_position_embeddings"),
+        seen="pos_embed",
+    ),
     Fact(
         "rotary positions",
-        ("use_rot_pos_emb", "use_rope", "rope", "rope_theta", "rope_parameters", "rope_scaling"),
-        NO,
+        ("use_rot_pos_emb", "use_rope", "rope"),
+        takes=(*NO, *YES),
+        sets="rotary",
+        means=dict.fromkeys(NO, False) | dict.fromkeys(YES, True),
+        plain=False,
+        default={"": "none"} | dict.fromkeys(DINOV3, True),
     ),
     Fact(
-        "relative positions",
-        (
-            "use_rel_pos_bias", "use_shared_rel_pos_bias", "use_relative_position_bias",
-            "use_shared_relative_position_bias", "use_rel_pos", "rel_pos_type", "rel_pos_dim",
-        ),
-        NO,
+        "kind of rotary positions",
+        ("rope_type",),
+        takes=("cat", "dinov3", "mixed"),
+        sets="rope",
+        default=dict.fromkeys(DINOV3, "dinov3"),
     ),
+    Fact(
+        "rotary temperature",
+        ("rope_temperature", "rope_theta"),
+        sets="rope_temperature",
+        default=dict.fromkeys(DINOV3, 100.0),
+    ),
+    Fact(
+        "rotary pairs",
+        ("rope_rotate_half",),
+        sets="rope_rotate_half",
+        default=dict.fromkeys(DINOV3, True),
+    ),
+    Fact("rotary axes", ("rope_grid_indexing",), ("ij", "xy"), sets="rope_grid_indexing"),
+    Fact("rotary offset", ("rope_grid_offset",), sets="rope_grid_offset"),
+    Fact("rotary reference", ("ref_feat_shape",), sets="rope_ref_grid", square=True),
+    Fact("scaling of rotary positions", ("rope_scaling",), NO),
+    Fact(
+        "relative positions in blocks",
+        ("use_rel_pos_bias", "use_relative_position_bias"),
+        seen="rel_pos:block",
+    ),
+    Fact(
+        "relative positions of all blocks",
+        ("use_shared_rel_pos_bias", "use_shared_relative_position_bias"),
+        seen="rel_pos:shared",
+    ),
+    Fact("relative positions", ("use_rel_pos", "rel_pos_type", "rel_pos_dim"), NO),
     Fact("positions of patches alone", ("no_embed_class",), sets="no_embed_class"),
-    Fact("sides of the image", ("img_size", "image_size"), square=True),
+    Fact("sides of the image", ("img_size", "image_size"), sets="img_size", square=True),
     Fact("sides of a patch", ("patch_size",), square=True),
-    Fact(
-        "kind of norm",
-        ("norm_layer", "norm_type"),
-        ("", "layernorm", "layer_norm", "nn.layernorm", "ln"),
-    ),
-    Fact("norm of the patches", ("embed_norm_layer", "patch_norm"), NO),
+    Fact("norm of the patches", ("embed_norm_layer", "patch_norm"), seen="patch_norm"),
     Fact(
         "norm before the blocks",
         ("pre_norm", "use_pre_transformer_norm", "norm_pre", "use_pre_norm"),
-        NO,
+        seen="norm_pre",
     ),
-    Fact("norm after the blocks", ("final_norm", "use_post_transformer_norm"), YES),
-    Fact("norm after pooling", ("fc_norm", "use_fc_norm"), NO),
+    Fact("norm after the blocks", ("final_norm",), seen="last_norm"),
+    Fact("norm of all tokens", ("use_post_transformer_norm",), seen="final_norm"),
+    Fact("norm after pooling", ("fc_norm", "use_fc_norm"), seen="fc_norm"),
     Fact("norm after each part", ("use_post_norm", "post_norm", "res_post_norm"), NO),
     Fact("norm first in a block", ("norm_first",), YES),
     Fact(
         "norm of queries and keys",
         ("qk_norm", "use_qk_norm", "qk_layernorm", "use_qkv_norm", "qk_normalization"),
-        NO,
+        seen="qk_norm",
     ),
-    Fact(
-        "norm inside attention or MLP",
-        ("scale_attn_norm", "scale_mlp_norm", "scale_attn_inner", "scale_mlp"),
-        NO,
-    ),
+    Fact("norm inside attention", ("scale_attn_norm", "scale_attn_inner"), seen="attn_norm"),
+    Fact("norm inside the MLP", ("scale_mlp_norm", "scale_mlp"), seen="mlp_norm"),
     Fact("scale of attention", ("qk_scale", "attn_scale"), ("",)),
     Fact("masked attention", ("is_causal", "causal", "is_decoder"), NO),
     Fact("attention in windows", ("sliding_window", "attention_window"), NO),
     Fact("kind of attention", ("attn_layer",), ("", "attention", "attn", "mha")),
     Fact("kind of block", ("block_fn", "block_type"), ("", "block")),
-    Fact("kind of MLP", ("mlp_layer", "mlp_type", "ffn_layer"), ("", "mlp")),
-    Fact("gated MLP", ("swiglu_mlp", "use_swiglu_ffn", "use_gated_mlp", "gated_mlp"), NO),
+    Fact(
+        "kind of MLP",
+        ("mlp_layer", "mlp_type", "ffn_layer"),
+        ("", "mlp", "swiglu", "swiglupacked", "swiglufused"),
+    ),
+    Fact(
+        "gated MLP",
+        ("swiglu_mlp", "use_swiglu_ffn", "use_gated_mlp", "gated_mlp"),
+        seen="swiglu",
+    ),
     Fact("kind of patch projection", ("embed_layer",), ("", "patchembed", "patch_embed")),
     Fact("hybrid stem", ("backbone_config", "hybrid_backbone"), NO),
     Fact("parallel blocks", ("num_parallel", "parallel_blocks", "use_parallel"), (*NO, 1)),
@@ -162,27 +252,9 @@ CONTAINERS = (
 ARCHITECTURE = "architecture"
 MODEL_NAMES = (ARCHITECTURE, "arch", "model", "model_name", "timm_model", "backbone", "variant")
 # Such a name inside the name of a file.
-IN_FILE_NAME = r"(?:^|[^a-z])((?:[a-z]*vit\d?|deit\d?|beit\w*?|eva\w*?)_\w*patch\d+\w*)"
-# (pattern in timm's name of a model, what it tells); every row that matches counts.
-ARCHITECTURES = (
-    (r"_rope|dinov3|eva02|lingbot|sapiens|pe_(?:core|lang|spatial)", {"rotary positions": "rope"}),
-    (r"s?relpos|^beit|data2vec", {"relative positions": "relative"}),
-    (r"quickgelu|clip.*openai", {"activation": "quick_gelu"}),
-    (r"siglip|_map_|_map$", {"activation": "gelu_tanh", "pooling": "map"}),
-    (r"_gap(?:_|$)", {"pooling": "avg"}),
-    (r"_clip_|_clip$|intern300m", {"norm before the blocks": True}),
-    (r"_rpn(?:_|$)|swinv2", {"norm after each part": True}),
-    (r"_xp(?:_|$)|_\d+x[2-9](?:_|$)", {"parallel blocks": 2}),
-    (r"_r\d*_s\d+|resnet\d+|_mci_", {"hybrid stem": "a convolutional network"}),
-    (r"^samvit|_det_", {"attention in windows": "windows"}),
-    (r"giant.*(?:dinov2|tipsv2)", {"gated MLP": "SwiGLU"}),
-    (r"radio", {"positions": "cropped"}),
-    (r"miil|tipsv2", {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
-)
-# timm's names of models that are as ours in all that no row above tells.
-PLAIN = (
-    r"^(?:vit|deit3?)_[a-z]+\d*m?\d?(?:_distilled)?_patch\d+(?:_reg\d+)?(?:_plus)?(?:_36x1)?"
-    r"(?:_dinov2|_tipsv2)?(?:_\d+)?(?:_(?:miil|in21k))*$|^flexivit_[a-z]+$|^test_vit$"
+IN_FILE_NAME = (
+    r"(?:^|[^a-z])((?:[a-z]*vit\d?|deit\d?|beit\w*?|eva\w*?|aimv2)_\w*patch\d+\w*"
+    r"|flexivit_[a-z]+|test_vit\d?|dinov3_vit\w+)"
 )
 # Widths and depths whose heads are not 64 wide, beside those of the variants: (width, depth): heads
 HEADS = {(1408, 40): 16, (1664, 48): 16, (1152, 27): 16, (64, 6): 2}
@@ -216,6 +288,11 @@ HARMLESS = (
     (r"^logit_(?:scale|bias)$", "compares photos with texts"),
     (r"(?:^|\.)lm_head\.", "predicts hidden patches in pretraining"),
     (r"\.relative_position_index$", "an index that the model makes itself"),
+    (
+        r"(?:^|\.)(?:relative_position_index|relative_coords_table)$"
+        r"|(?:^|\.)rope(?:_embed(?:dings)?)?\.(?:freqs_cos|freqs_sin|periods|inv_freq|bands)$",
+        "a table of places, which is computed here",
+    ),
     (r"(?:^|\.)(?:position_ids|total_ops|total_params|n_averaged|num_updates)$", "a counter"),
     (r"(?:^|\.)(?:queue|queue_ptr|center)$|^dino_loss\.|^ibot_\w*loss\.", "a loss of pretraining"),
     (r"^(?:criterion|loss|loss_fn|loss_func)\.", "belongs to the loss"),
@@ -224,14 +301,13 @@ HARMLESS = (
 )
 # (pattern, words): what a tensor that our model has no place for tells of the model.
 RELATIVES = (
-    (r"fc_norm\.", "averages its tokens before the head (fc_norm)"),
-    (r"\.mlp\.w12\.|\.mlp\.fc1_g\.|\.mlp\.w[123]\.|gate_proj", "has gated MLPs (SwiGLU)"),
     (r"patch_embed\.backbone\.|embedder\.", "cuts its patches from a convolutional network"),
-    (r"[qk]_?norm\.", "normalises queries and keys"),
-    (r"norm_pre\.|pre_layrnorm", "has a norm before its blocks"),
-    (r"relative_position|rel_pos", "has relative positions"),
-    (r"(?:^|\.)rope|freqs", "has rotary positions"),
-    (r"attn_pool|\.probe$", "pools by attention"),
+    (r"patch_embed\.conv\d", "cuts its patches by several convolutions"),
+    (r"\.(?:attns|ffns|in_proj|attn_out_proj)\.", "has attention and MLP side by side"),
+    (r"\.lambda_|\.sub_norm\.", "has differential attention"),
+    (r"\.attn\.gate\.", "has gates behind its attention"),
+    (r"rel_pos\.|rel_pos_[hw]$", "has relative positions of another kind than BEiT's"),
+    (r"\.attn\.(?:key|value)\.", "has fewer keys than queries, in groups of unknown size"),
     (r"lora_|\.base_layer\.", "has LoRA adapters, which must be merged into its layers first"),
     (r"weight_numerator", "has rational activations (KAT)"),
     (r"parametrizations|weight_[gv]$", "has weights in parts (weight norm)"),

@@ -16,16 +16,16 @@ from typing import Any
 
 from torch import Tensor
 
+from formats.architectures import facts_of, short
 from formats.fact_table import (
     ARCHITECTURE,
-    ARCHITECTURES,
     CLASS_LISTS,
     CLASS_NUMBERS,
     CONTAINERS,
     FACTS,
     IN_FILE_NAME,
     MODEL_NAMES,
-    PLAIN,
+    NO,
     Fact,
 )
 from system.files import json_or_text
@@ -74,7 +74,7 @@ class Decided:
     """values: of fields (num_heads, mean ...). told, assumed: facts in words, with whence.
 
     names: of the model, as stated. ignored: keys that no table names, by place. not_followed: in
-    words, what our model cannot do.
+    words, what our model cannot do. seen: parts that are stated to be there or not, by fact.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +82,14 @@ class Decided:
     assumed: dict[str, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     not_followed: list[str] = field(default_factory=list)
+    seen: dict[str, bool] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
+
+    def assume(self, fact: Fact, value: Any) -> None:
+        """Takes a value that nothing tells."""
+        self.assumed[fact.name] = f"{value:g}" if isinstance(value, float) else value
+        if fact.sets:
+            self.values[fact.sets] = fact.means.get(value, value)
 
 
 def decide(
@@ -109,11 +116,10 @@ def decide(
             if refusal and not allow_partial:
                 raise ValueError(f"has {refusal}; train.py --allow-partial trains without it")
             decided.not_followed += [refusal] * bool(refusal)
-        elif fact.default:
-            value = fact.default.get(format_name, fact.default[""])
-            decided.assumed[fact.name] = f"{value:g}" if isinstance(value, float) else value
-            if fact.sets:
-                decided.values[fact.sets] = value
+        else:
+            value = fact.default.get(format_name, fact.default.get(""))
+            if value is not None:
+                decided.assume(fact, value)
     return decided
 
 
@@ -142,6 +148,10 @@ def _meaning(fact: Fact, value: Any) -> Any:
         return True  # how long the sides are, shapes tell
     if fact.sets is None and _is_among(value, fact.takes):
         return True  # it is followed, whatever it is called
+    if fact.seen:
+        return not _is_among(value, NO)
+    if isinstance(value, str | bool | int | float):
+        return fact.means.get(value, value)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -158,7 +168,7 @@ def _names_of_model(levels: Sequence[Sequence[Source]]) -> list[str]:
 def _implied(level: Sequence[Source]) -> dict[str, tuple[Any, str]]:
     """Returns {fact: (value, whence)} that the model's name in this level tells.
 
-    A plain name of timm's tells every fact that is not a number.
+    A known name of timm's tells every fact that its family has, or has not.
     """
     implied: dict[str, tuple[Any, str]] = {}
     for source in level:
@@ -173,20 +183,17 @@ def _implied(level: Sequence[Source]) -> dict[str, tuple[Any, str]]:
 
 
 def _told_by_name(name: str, whence: str, must_be_known: bool) -> dict[str, tuple[Any, str]]:
-    name = name.lower().split("/")[-1].split(".")[0].replace("-", "_")
-    told: dict[str, Any] = {}
-    plain = re.search(PLAIN, name)
-    if plain:
-        told |= {fact.name: fact.takes[0] for fact in FACTS if fact.takes and not fact.sets}
-    for pattern, facts in ARCHITECTURES:
-        if re.search(pattern, name):
-            told |= facts
-    if must_be_known and not plain and not told:
-        raise ValueError(
-            f"is of the architecture {name!r} ({whence}), which is not known here; if it is a "
-            f"plain Vision Transformer, leave that entry out"
-        )
-    return {fact: (value, whence) for fact, value in told.items()}
+    told = facts_of(name)
+    if told is None:
+        if must_be_known:
+            raise ValueError(
+                f"is of the architecture {short(name)!r} ({whence}), which is not known here; if "
+                f"it is a plain Vision Transformer, leave that entry out"
+            )
+        return {}
+    plain = {f.name: f.takes[0] for f in FACTS if f.takes and not f.sets and not f.seen}
+    plain |= {f.name: f.plain for f in FACTS if f.plain is not None}
+    return {fact: (value, whence) for fact, value in (plain | told).items()}
 
 
 def _follow(fact: Fact, value: Any, whence: str, has_head: bool, decided: Decided) -> str | None:
@@ -197,10 +204,38 @@ def _follow(fact: Fact, value: Any, whence: str, has_head: bool, decided: Decide
     if oblong or (fact.takes and not _is_among(value, taken)):
         return f"{fact.name}: {_short(value)} ({whence}), which is not supported"
     decided.told[fact.name] = f"{_short(value)} ({whence})"
+    if fact.seen:
+        decided.seen[fact.name] = not _is_among(value, NO)
     if fact.sets and not (fact.takes and _is_among(value, fact.headless)):
+        value = _side(value) if fact.square else value
         key = value if isinstance(value, str | bool | int | float) else None
         decided.values[fact.sets] = fact.means.get(key, value)
     return None
+
+
+def misfits(decided: Decided, sizes: Mapping[str, Any]) -> list[str]:
+    """Returns in words what is stated of parts and said otherwise by the tensors.
+
+    sizes: fields of `ViTConfig` that shapes tell.
+    """
+    sizes = {**sizes, "last_norm": sizes["final_norm"] or sizes["fc_norm"]}
+    words = []
+    for fact in FACTS:
+        if fact.name in decided.seen:
+            name, _, value = fact.seen.partition(":")
+            has = sizes[name] in (value, "both") if value else sizes[name] not in (False, "none")
+            if has != decided.seen[fact.name]:
+                words.append(
+                    f"{fact.name}: {decided.told[fact.name]}, but its tensors have "
+                    f"{'it' if has else 'none'}"
+                )
+    return words
+
+
+def _side(value: Any) -> Any:
+    """Returns the one side of what is stated as one, or as two that are equal."""
+    sides = [*value.values()] if isinstance(value, Mapping) else value
+    return sides[0] if isinstance(sides, list | tuple) and sides else value
 
 
 def _is_oblong(value: Any) -> bool:

@@ -20,7 +20,10 @@ from vit_model import HEADS
 State = dict[str, Tensor]
 Reasons = dict[str, str]  # name of a tensor -> why it is left out
 # Names of ours that are no head of one linear layer, whatever follows.
-OURS = re.compile(r"^(?:\w+_token|pos_embed|patch_embed|blocks|norm|head_dist|pre_logits)\b")
+OURS = re.compile(
+    r"^(?:\w+_token|pos_embed|patch_embed|blocks|norm|norm_pre|fc_norm|attn_pool|rope|rel_pos_bias"
+    r"|head_dist|pre_logits)\b"
+)
 
 
 def one_model(tensors: Mapping[str, Tensor]) -> tuple[State, Reasons]:
@@ -123,10 +126,8 @@ def _checked_head(state: State, names: list[str], layer: str, width: int):
         return _headless(state, names), f"its head ({', '.join(names)}) is no linear layer"
     inside = state.get("pre_logits.fc.weight")
     takes = width if inside is None or inside.ndim != 2 else inside.shape[0]
-    if weight.shape[1] == 2 * takes:
-        reason = "its head reads the class token and the mean of the patches side by side"
-        return _headless(state, names), reason
-    if weight.shape[1] != takes:
+    beside = weight.shape[1] == 2 * takes and "cls_token" in state  # mean beside the class token
+    if weight.shape[1] != takes and not beside:
         reason = f"its head reads {weight.shape[1]} features where the model has {takes}"
         return _headless(state, names), reason
     rest = {name: value for name, value in state.items() if name not in names}
@@ -144,19 +145,6 @@ def with_two_answers(state: State) -> State:
     """Returns the state whose head of one logit has two: a yes or no as softmax of (0, logit)."""
     heads = {name: value for name, value in state.items() if name.startswith(HEADS)}
     return state | {name: torch.cat([torch.zeros_like(v), v]) for name, v in heads.items()}
-
-
-def with_absent_biases(state: State, depth: int) -> State:
-    """Returns the state with zeros for the biases of linear maps that all blocks lack alike."""
-    full = dict(state)
-    layers = [(f"blocks.{{}}.{part}", depth) for part in ("attn.proj", "mlp.fc1", "mlp.fc2")]
-    for layer, count in [*layers, ("patch_embed.proj", 1)]:
-        names = [layer.format(n) for n in range(count)]
-        if all(f"{n}.weight" in state and f"{n}.bias" not in state for n in names):
-            for name in names:
-                weight = state[f"{name}.weight"]
-                full[f"{name}.bias"] = weight.new_zeros(weight.shape[0])
-    return full
 
 
 def refuse_relatives(state: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,6 @@
 """The names that other libraries give to a Vision Transformer's tensors, turned into ours (timm's).
 
     name, state = convert(tensors)     # what open_weights returned -> ("torchvision", our names)
-    sizes = sizes_of(state)            # fields of ViTConfig that the shapes tell
 
 One pure function for each source, state dict in, state dict out. What a source has and our model
 lacks keeps its name; `ledger` says what becomes of it.
@@ -15,10 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from formats.fact_table import HEADS
 from formats.hugging_face import HUGGING_FACE, from_hugging_face, from_siglip
 from formats.renaming import State, fold_class_position, join_qkv, rename
-from vit_model import VARIANTS
 
 
 def convert(tensors: Mapping[str, Tensor], others: Iterable[str] = ()) -> tuple[str, State]:
@@ -35,7 +32,20 @@ def convert(tensors: Mapping[str, Tensor], others: Iterable[str] = ()) -> tuple[
 
 # Blocks in chunks, as DINOv2 trains them: blocks.CHUNK.NUMBER, numbered through all chunks.
 CHUNKS = (r"^blocks\.\d+\.(\d+)\.(?=norm|attn|mlp|ls|gamma)", r"blocks.\1.")
-TIMM = [(r"gamma_([12])$", r"ls\1.gamma"), CHUNKS]
+# timm's Eva and Beit, and their authors' own names, beside those of its VisionTransformer.
+TIMM = [
+    CHUNKS,
+    (r"gamma_([12])$", r"ls\1.gamma"),
+    (r"\.attn\.q(?:_proj\.|_(?=bias$))", ".attn.query."),
+    (r"\.attn\.k_proj\.", ".attn.key."),
+    (r"\.attn\.v(?:_proj\.|_(?=bias$))", ".attn.value."),
+    (r"\.inner_attn_ln\.", ".norm."),
+    (r"\.mlp\.ffn_ln\.", ".mlp.norm."),
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+]
 
 
 def from_timm(tensors: Mapping[str, Tensor]) -> State:
@@ -44,7 +54,7 @@ def from_timm(tensors: Mapping[str, Tensor]) -> State:
     DeiT III calls its layer scale gamma_1 and gamma_2. The very first files of timm hold the patch
     projection as a matrix (D, 3 P P).
     """
-    state = rename(tensors, TIMM)
+    state = join_qkv(_with_all_keys(rename(tensors, TIMM)))
     projection = state.get("patch_embed.proj.weight")
     if projection is not None and projection.ndim == 2:
         patch = round((projection.shape[1] / 3) ** 0.5)
@@ -52,9 +62,35 @@ def from_timm(tensors: Mapping[str, Tensor]) -> State:
     return state
 
 
+def _with_all_keys(state: State) -> State:
+    """Repeats keys and values that several heads share, so that each has its own (3 of (H K, D)).
+
+    Heads' width is that of the norm of queries; where there is none, they stay as they are.
+    """
+    full = dict(state)
+    for name, value in state.items():
+        block, _, part = name.partition(".attn.")
+        queries = state.get(f"{block}.attn.query.{part.rpartition('.')[2]}")
+        norm = state.get(f"{block}.attn.q_norm.weight")
+        if part.startswith(("key.", "value.")) and queries is not None and norm is not None:
+            heads = value.unflatten(0, (-1, len(norm)))
+            full[name] = heads.repeat_interleave(len(queries) // len(value), 0).flatten(0, 1)
+    return full
+
+
 def from_dinov2(tensors: Mapping[str, Tensor]) -> State:
-    """DINOv2 as its authors publish it: our names but for the registers."""
-    return fold_class_position(rename(tensors, [(r"^register_tokens$", "reg_token"), *TIMM]))
+    """DINOv2 and 3 as their authors publish them: our names but for the registers.
+
+    DINOv3's biases of keys count as zero, which a mask says.
+    """
+    masks = {name for name in tensors if name.endswith("qkv.bias_mask")}
+    state = {name: value for name, value in tensors.items() if name not in masks}
+    for name in masks:
+        bias = state[name.removesuffix("_mask")].clone()
+        bias[len(bias) // 3 : 2 * len(bias) // 3] = 0
+        state[name.removesuffix("_mask")] = bias
+    names = [(r"^(?:register|storage)_tokens$", "reg_token"), *TIMM]
+    return fold_class_position(join_qkv(rename(state, names)))
 
 
 # What stands before the names of a ViT's modules in models that hold one.
@@ -135,21 +171,11 @@ FORMATS = [
     ("Hugging Face DINOv3", r"^embeddings\.patch_embeddings\.weight$", from_hugging_face),
     ("Hugging Face", r"^embeddings\.patch_embeddings\.projection\.weight$", from_hugging_face),
     ("torchvision", r"^conv_proj\.weight$", from_torchvision),
+    ("DINOv3", r"(?:^|\.)storage_tokens$", from_dinov2),
+    ("timm", r"(?:^|\.)(?:relative_position_bias_table|q_bias|q_proj\.weight)$", from_timm),
     ("DINOv2", r"(?:^|\.)(?:register_tokens|mask_token)$", from_dinov2),
     ("timm", r"^patch_embed\.proj\.weight$", from_timm),
 ]
-NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
-
-
-def check_complete(state: State) -> None:
-    """Raises ValueError where a state dict lacks what every Vision Transformer has."""
-    missing = [key for key in NEEDED if key not in state]
-    if missing == ["cls_token"]:
-        raise ValueError(
-            "has no class token (cls_token): it pools its tokens, which is not supported"
-        )
-    if missing:
-        raise ValueError(f"is no complete Vision Transformer: it lacks {', '.join(missing)}")
 
 
 def _what_it_is(tensors: Mapping[str, Tensor]) -> str:
@@ -158,110 +184,3 @@ def _what_it_is(tensors: Mapping[str, Tensor]) -> str:
     if filters > 3:  # a Vision Transformer has one convolution
         return f"holds a convolutional network ({some} ...), not a Vision Transformer"
     return f"holds no Vision Transformer that is known here; its first tensors are {some}"
-
-
-def sizes_of(state: State, no_embed_class: bool | None = None) -> dict:
-    """Returns the fields of `ViTConfig` that the names and shapes of a state dict tell.
-
-    The number of heads leaves no trace in the shapes: it is that of the variant of this width and
-    depth, else heads are 64 wide. no_embed_class: whether positions are those of patches alone,
-    where that is known.
-    """
-    if state["patch_embed.proj.weight"].ndim != 4:
-        raise ValueError("has a patch projection that is no convolution")
-    width, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
-    depth = 1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k)))
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    distilled = "dist_token" in state
-    positions = state["pos_embed"].shape[1]
-    special = 1 + distilled + registers
-    # Positions may or may not count the special tokens: the square that is left decides.
-    if no_embed_class is None:
-        no_embed_class = _side(positions) is not None and _side(positions - special) is None
-    side = _side(positions if no_embed_class else positions - special)
-    if side is None:
-        raise ValueError(f"has {positions} positions, which make no square grid of patches")
-    head, pre_logits = state.get("head.weight"), state.get("pre_logits.fc.weight")
-    return {
-        "img_size": side * patch,
-        "patch_size": patch,
-        "in_chans": in_chans,
-        "num_classes": 0 if head is None else head.shape[0],
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": heads_of(width, depth),
-        "mlp_hidden": _same([_hidden(state, n) for n in range(depth)]),
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
-        "representation_size": None if pre_logits is None else pre_logits.shape[0],
-        "distilled": distilled,
-        "dist_head": not distilled or head is None or "head_dist.weight" in state,
-        "reg_tokens": registers,
-        "no_embed_class": no_embed_class,
-        "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
-        **_kan_sizes(state, depth),
-    }
-
-
-def _kan_sizes(state: State, depth: int) -> dict:
-    """Returns the `mlp` and `kan_...` fields of `ViTConfig` for a state dict with KAN blocks.
-
-    A grid has grid_size + 2 * order + 1 knots, a spline grid_size + order coefficients.
-    """
-    layer = "blocks.{}.mlp.fc2."  # has splines wherever a block has
-    blocks = [n for n in range(depth) if f"{layer}base_weight".format(n) in state]
-    if not blocks:
-        return {}
-    layer = layer.format(blocks[0])
-    low_rank = f"{layer}spline_down" in state
-    splines = state[f"{layer}spline_{'down' if low_rank else 'weight'}"]
-    rows, knots = state[f"{layer}grid"].flatten(1).shape
-    order = knots - splines.shape[-1] - 1
-    grouped = splines.ndim == 2  # one spline for each group: (groups, coefficients)
-    layers = {
-        part: f"blocks.{blocks[0]}.{part}."
-        for part in ("attn.qkv", "mlp.fc1", "mlp.fc2")
-        if f"blocks.{blocks[0]}.{part}.base_weight" in state
-    }
-    if all(len(state[f"{at}grid"]) == state[f"{at}base_weight"].shape[1] for at in layers.values()):
-        rows = "feature"
-    return {
-        "mlp": "gkan" if grouped else "kan",
-        "kan_blocks": blocks,
-        "kan_rank": splines.shape[0] if low_rank else None,
-        "kan_grid": splines.shape[-1] - order,
-        "kan_order": order,
-        "kan_at": "all" if "attn.qkv" in layers else "mlp" if "mlp.fc1" in layers else "hidden",
-    } | ({"kan_groups": rows} if grouped else {})
-
-
-def _side(patches: int) -> int | None:
-    """Returns the side of a square grid of so many patches, None if there is no such square."""
-    side = round(max(patches, 0) ** 0.5)
-    return side if side > 0 and side**2 == patches else None
-
-
-def heads_of(width: int, depth: int) -> int:
-    """Returns the number of attention heads of a model `width` wide and `depth` blocks deep."""
-    return known_heads(width, depth) or max(1, width // 64)
-
-
-def known_heads(width: int, depth: int) -> int | None:
-    """Returns the heads of every known model of that width and depth, None if there is none."""
-    for variant in VARIANTS.values():
-        if (variant.sizes["embed_dim"], variant.sizes["depth"]) == (width, depth):
-            return variant.sizes["num_heads"]
-    return HEADS.get((width, depth))
-
-
-def _hidden(state: State, block: int) -> int:
-    """Returns the width inside the MLP (or KAN) of a block."""
-    for name in ("weight", "base_weight"):
-        key = f"blocks.{block}.mlp.fc1.{name}"
-        if key in state:
-            return state[key].shape[0]
-    raise ValueError(f"is no complete Vision Transformer: it lacks blocks.{block}.mlp.fc1.weight")
-
-
-def _same(values: list[int]) -> int | tuple[int, ...]:
-    """Returns the one value that all have, else all of them."""
-    return values[0] if len(set(values)) == 1 else tuple(values)

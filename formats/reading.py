@@ -26,18 +26,20 @@ from formats.checking import (
 )
 from formats.checkpoints import check_version
 from formats.fact_table import CONTAINERS, NORMALISATION
-from formats.facts import Decided, Source, class_names, decide
+from formats.facts import Decided, Source, class_names, decide, misfits
+from formats.followed import pooling, told_sizes
+from formats.hugging_face import pooling_of
 from formats.ledger import (
     check,
     one_model,
     refuse_relatives,
-    with_absent_biases,
     with_one_head,
     with_two_answers,
 )
-from formats.naming import check_complete, convert, known_heads, sizes_of
+from formats.naming import convert
 from formats.opening import RawWeights, open_weights, weights_in
 from formats.renaming import without_unread
+from formats.shapes import check_complete, known_heads, sizes_of, with_absent_biases
 from imaging.preprocess import Preprocess
 from system.files import json_if_any, json_or_text
 from system.terminal import counted
@@ -116,7 +118,8 @@ class WeightsFile:
     def assumptions(self) -> list[str]:
         """A line on what is assumed because no file tells it, and the notes."""
         assumed = ", ".join(f"{name} {value}" for name, value in self.facts.assumed.items())
-        return [f"assumed, for nothing tells: {assumed}"] * bool(assumed) + self.notes
+        how = "a file's name as timm's or a config.json beside it overrules these"
+        return [f"assumed, for nothing tells: {assumed}; {how}"] * bool(assumed) + self.notes
 
 
 def read_weights(
@@ -240,11 +243,15 @@ def _read_foreign(
         one_logit = _length(state, "head.weight") == 1 and not _no_classes(facts)
         if one_logit:
             state = _yes_or_no(state, facts, notes)
-        sizes = sizes_of(state, facts.values.get("no_embed_class"))
+        told = facts.values.get
+        sizes = sizes_of(state, told("no_embed_class"), told("img_size"))
     except (KeyError, IndexError, RuntimeError) as error:  # of tensors that others lack or misshape
         raise ValueError(f"has tensors that do not fit together ({error})") from None
     no_head = no_head or _no_classes(facts)
-    sizes |= _told_sizes(num_heads, facts, sizes)
+    _check_parts(facts, sizes, allow_partial, notes)
+    sizes |= {"num_heads": _heads(num_heads, facts, sizes), **told_sizes(facts, sizes)}
+    sizes["global_pool"] = pooling(facts, sizes, pooling_of(format_name, state))
+    state = with_absent_biases(state, sizes["depth"], sizes["norm"])
     mean, std, reason = _normalisation(path, format_name, sizes, facts, model)
     family = _family_of(mean, std)
     config = {"name": variant_like(sizes, family), **sizes}
@@ -279,11 +286,11 @@ def _named(raw: RawWeights) -> tuple[str, dict[str, Tensor], dict[str, str]]:
 
 def _made_ours(state: dict[str, Tensor], allow_partial: bool) -> tuple[dict, str | None]:
     """Returns the state with every linear map whole and one head, and why that cannot serve."""
-    check_complete(state)
     if not allow_partial:
         refuse_relatives(state)
-    width, depth = _width_and_depth(state)
-    return with_one_head(with_absent_biases(state, depth), width)
+    check_complete(state)
+    width, _ = _width_and_depth(state)
+    return with_one_head(state, width)
 
 
 def _length(state: Mapping[str, Tensor], name: str) -> int:
@@ -293,8 +300,8 @@ def _length(state: Mapping[str, Tensor], name: str) -> int:
 def _width_and_depth(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """Returns both, 0 where no tensor tells."""
     blocks = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
-    width = state["cls_token"].shape[-1] if "cls_token" in state else 0
-    return width, 1 + max(blocks, default=-1)
+    patches = state.get("patch_embed.proj.weight", ())
+    return len(patches), 1 + max(blocks, default=-1)
 
 
 def _no_classes(facts: Decided) -> str | None:
@@ -310,11 +317,12 @@ def _yes_or_no(state: dict[str, Tensor], facts: Decided, notes: list[str]) -> di
     return with_two_answers(state)
 
 
-def _told_sizes(num_heads: int | None, facts: Decided, sizes: Mapping[str, Any]) -> dict:
-    """Returns the fields of `ViTConfig` that no shape tells."""
-    answers = "sigmoid" if facts.values.get("answers") == "sigmoid" else "softmax"
-    heads = _heads(num_heads, facts, sizes)
-    return {"norm_eps": facts.values["norm_eps"], "answers": answers, "num_heads": heads}
+def _check_parts(facts: Decided, sizes: Mapping, allow_partial: bool, notes: list[str]) -> None:
+    """Raises ValueError where a part is stated that tensors say otherwise of, or only says so."""
+    words = misfits(facts, sizes)
+    if words and not allow_partial:
+        raise ValueError(f"has {words[0]}; train.py --allow-partial believes the tensors")
+    notes += words
 
 
 def _heads(typed: int | None, facts: Decided, sizes: Mapping[str, Any]) -> int:

@@ -25,14 +25,18 @@ def rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State
 
 
 def join_qkv(state: State) -> State:
-    """Stacks blocks.N.attn.query, key and value to blocks.N.attn.qkv: 3 of (D, D) -> (3D, D)."""
+    """Stacks blocks.N.attn.query, key and value to blocks.N.attn.qkv: 3 of (D, D) -> (3D, D).
+
+    A bias that keys alone lack counts as zero.
+    """
     joined = {k: v for k, v in state.items() if not re.search(r"\.attn\.(query|key|value)\.", k)}
     for key in state:
         if ".attn.query." in key:
             names = [key.replace("query", part) for part in QKV]
-            if not all(name in state for name in names):
+            lacking = [name for name in names if name not in state]
+            if lacking and not (lacking == names[1:2] and key.endswith(".bias")):
                 raise ValueError(f"has {key} without the same of keys and values")
-            parts = [state[name] for name in names]
+            parts = [state.get(name, torch.zeros_like(state[key])) for name in names]
             joined[key.replace("query", "qkv")] = torch.cat(parts)
     return joined
 
@@ -43,7 +47,7 @@ def fold_class_position(state: State) -> State:
     DINOv2 inserts its registers after positions were added, so they have none; ours adds positions
     to patches alone then, as timm does.
     """
-    if "reg_token" in state:
+    if "reg_token" in state and "pos_embed" in state:
         positions = state["pos_embed"]
         state["cls_token"] = state["cls_token"] + positions[:, :1]
         state["pos_embed"] = positions[:, 1:]

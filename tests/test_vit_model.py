@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import vit_model
-from formats.naming import sizes_of
+from formats.shapes import sizes_of
 from pretrained import gmacs, model_table
 from vit.mlps import KanMlp, Mlp, matching_hidden, parse_blocks
 from vit_model import VARIANTS, DropPath, ViTConfig, create_model

@@ -94,7 +94,7 @@ class ViTConfig:
         queries and keys.
     head_dim: width of a head, None for embed_dim / num_heads.
     init_values: what layer scale starts at, None for none; mlp_scale: whether MLPs have it too.
-    rel_pos: relative position biases, of each "block" or "shared" by all.
+    rel_pos: relative position biases, of each "block", "shared" by all, or "both".
     rope, rope_...: rotary positions, see `vit.positions.Rotary`.
     answers: what the logits mean: "softmax" for one class of all, "sigmoid" for each class a yes or
         no of its own. The model computes the same; who turns logits into probabilities asks.
@@ -293,6 +293,11 @@ class ViTConfig:
             # LayerNorm's output lies within 3 standard deviations; calibration replaces this.
             "grid_range": (-3.0, 3.0) if self.kan_range == "auto" else tuple(self.kan_range),
         }
+
+    @property
+    def grid(self) -> int:
+        """How many patches stand along a side."""
+        return self.img_size // self.patch_size
 
     @property
     def head_width(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 ROPES = ("none", "cat", "dinov3", "mixed")
-RELATIVE = ("none", "block", "shared")
+RELATIVE = ("none", "block", "shared", "both")
 INDEXINGS = ("ij", "xy")
 Turn = tuple[Tensor, Tensor]  # sine and cosine of each angle, (H or 1, N, D)
 
