@@ -8,6 +8,7 @@ called as in `fact_table.FACTS`.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 SIZE = r"(?:\d+b|[a-z]+\d*[a-z]*\d*)(?:_plus)?"  # tiny, huge_plus, so150m2, 7b
@@ -28,7 +29,7 @@ def rotary(kind: str, temperature: float = 10000.0, **more: Any) -> dict[str, An
     }
 
 
-DINOV3 = EPS | rotary("dinov3", 100.0, pairs=True)
+DINOV3 = EPS | rotary("dinov3", 100.0, pairs=True) | {"sides of the image": 256}
 EVA02 = rotary("cat", reference=16)
 # Meta's Perception Encoder: the grid at which it was trained.
 PE = {side: EPS | rotary("cat", axes="xy", offset=1.0, reference=side) for side in (14, 24, 32)}
@@ -99,11 +100,32 @@ NOTES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"siglip|^beit_|_pe_", HALF),
     (r"miil|tipsv2", {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
 )
+# Heads of models that are not 64 wide, beside those of the variants: {(width, depth): heads}; of
+# models of a width and depth that others have, too, by name.
+HEADS = {
+    (64, 6): 2, (64, 8): 2, (96, 9): 3, (1152, 27): 16, (1408, 40): 16, (1536, 24): 12,
+    (1536, 47): 16, (1536, 50): 16, (1664, 48): 16, (1792, 64): 16, (2048, 24): 16, (2432, 56): 32,
+    (3072, 24): 24, (4096, 40): 32,
+}  # fmt: skip
+NAMED_HEADS = (
+    (r"^aimv2_large", {(1024, 24): 8}),
+    (r"giantopt", {(1536, 40): 16}),
+    (r"huge_plus", {(1280, 32): 20}),
+    (r"^vit_base_patch16_gap_224", {(768, 12): 16}),
+)
 
 
 def short(name: str) -> str:
     """Returns a name without its owner and its tag, in one spelling."""
     return name.lower().split("/")[-1].split(".")[0].replace("-", "_")
+
+
+def heads_by_name(names: Iterable[str], width: int, depth: int) -> int | None:
+    """Returns the heads of a model of such a name where others of its sizes have others."""
+    for pattern, heads in NAMED_HEADS:
+        if (width, depth) in heads and any(re.search(pattern, short(name)) for name in names):
+            return heads[width, depth]
+    return None
 
 
 def facts_of(name: str) -> dict[str, Any] | None:

@@ -218,6 +218,7 @@ FACTS = (
         ("model_type",),
         (
             "vit", "deit", "dinov2", "dinov2_with_registers", "vit_msn", "vit_mae", "timm_wrapper",
+            "dinov3_vit", "beit", "clip", "clip_vision_model", "siglip", "siglip_vision_model",
         ),
         needs=HUGGING_FACE,
     ),
@@ -256,9 +257,6 @@ IN_FILE_NAME = (
     r"(?:^|[^a-z])((?:[a-z]*vit\d?|deit\d?|beit\w*?|eva\w*?|aimv2)_\w*patch\d+\w*"
     r"|flexivit_[a-z]+|test_vit\d?|dinov3_vit\w+)"
 )
-# Widths and depths whose heads are not 64 wide, beside those of the variants: (width, depth): heads
-HEADS = {(1408, 40): 16, (1664, 48): 16, (1152, 27): 16, (64, 6): 2}
-
 # (pattern in a model's or file's name, family that normalises its photos), the first that matches.
 NORMALISATION = (
     (r"deit|dino|mae|vit_[blh]_\d\d-", "imagenet"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from formats import peft_folder
 from formats.adapter_file import checked_record, completed, find_backbone
+from formats.architectures import heads_by_name
 from formats.checking import (
     check_enough,
     checked_classes,
@@ -28,7 +29,7 @@ from formats.checkpoints import check_version
 from formats.fact_table import CONTAINERS, NORMALISATION
 from formats.facts import Decided, Source, class_names, decide, misfits
 from formats.followed import pooling, told_sizes
-from formats.hugging_face import pooling_of
+from formats.hugging_face import pooling_of, with_defaults
 from formats.ledger import (
     check,
     one_model,
@@ -44,9 +45,11 @@ from imaging.preprocess import Preprocess
 from system.files import json_if_any, json_or_text
 from system.terminal import counted
 from vit.adapters import merged
+from vit.config import CHOICES, SWITCHES
 from vit_model import (
     FAMILIES,
     VARIANTS,
+    ViTConfig,
     find_variant,
     is_number,
     kind_of,
@@ -333,6 +336,10 @@ def _heads(typed: int | None, facts: Decided, sizes: Mapping[str, Any]) -> int:
         return typed
     if told is not None:
         return facts.values["num_heads"]
+    known = heads_by_name(facts.names, sizes["embed_dim"], sizes["depth"])
+    if known is not None:
+        facts.told[name] = f"{known} (as in the model of its name)"
+        return known
     if known_heads(sizes["embed_dim"], sizes["depth"]):
         facts.told[name] = f"{sizes['num_heads']} (as in known models of this width and depth)"
     else:
@@ -341,17 +348,23 @@ def _heads(typed: int | None, facts: Decided, sizes: Mapping[str, Any]) -> int:
     return sizes["num_heads"]
 
 
+# Fields in which no variant differs: with another value a model is none.
+VARIED = {"qkv_bias", "distilled", "dist_head", "no_embed_class", "mlp", "kan_at", "answers"}
+PLAIN = {key: getattr(ViTConfig(), key) for key in (*SWITCHES, *CHOICES) if key not in VARIED}
+
+
 def variant_like(sizes: dict, family: str) -> str:
     """Returns the name of the variant with these sizes, "custom" if there is none."""
     decisive = ("embed_dim", "depth", "patch_size", "distilled", "reg_tokens")
     telling = ("img_size", "num_classes")
+    plain = all(sizes.get(key, value) == value for key, value in PLAIN.items())
 
     def likeness(name: str) -> tuple:
         variant = VARIANTS[name]
         full = {"distilled": False, "reg_tokens": 0, "num_classes": 1000} | variant.sizes
         same = [full[key] == sizes[key] for key in telling]
         layer_scale = ("init_values" in full) == (sizes["init_values"] is not None)
-        fits = layer_scale and all(full[key] == sizes[key] for key in decisive)
+        fits = plain and layer_scale and all(full[key] == sizes[key] for key in decisive)
         return fits, variant.family == family, sum(same)
 
     best = max(VARIANTS, key=likeness)
@@ -392,6 +405,8 @@ def _levels(
         if not isinstance(stated[name], dict)
     ]
     stated = {name: said for name, said in stated.items() if isinstance(said, dict)}
+    if "config.json" in stated:
+        stated["config.json"] = with_defaults(stated["config.json"])
     config = stated.get("config.json", {})
     alone = sum(other.suffix in WEIGHTS for other in path.parent.iterdir()) == 1
     if stated and not alone and path.name.split(".")[0] not in ("model", "pytorch_model"):

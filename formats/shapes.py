@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from formats.fact_table import HEADS
+from formats.architectures import HEADS
 from formats.renaming import State
 from vit_model import VARIANTS
 

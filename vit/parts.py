@@ -70,7 +70,8 @@ class PatchEmbed(nn.Module):
         self.norm = norm(embed_dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] != (self.img_size, self.img_size):
+        # What is left over beside whole patches is not seen: SigLIP has 27 of 14 in 384 pixels.
+        if any(side // self.patch_size != self.grid_size for side in x.shape[-2:]):
             raise ValueError(
                 f"the model takes images of {self.img_size} x {self.img_size} pixels, "
                 f"not {x.shape[-2]} x {x.shape[-1]}"
