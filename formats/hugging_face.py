@@ -45,6 +45,7 @@ HUGGING_FACE = [
 
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
     """Hugging Face's ViT, DeiT, MAE, BEiT, DINOv2 and 3, heads included."""
+    tensors = {name: value for name, value in tensors.items() if value.numel()}  # no registers
     return fold_class_position(join_qkv(_with_gates(rename(tensors, HUGGING_FACE))))
 
 
@@ -113,6 +114,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "vit_msn": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
     "vit_mae": _VIT,
     "beit": _VIT | {"use_mean_pooling": True},
+    "data2vec-vision": _VIT | {"use_mean_pooling": True},
     "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
     "dinov2_with_registers": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
     "dinov3_vit": {
