@@ -220,7 +220,6 @@ FACTS = (
             "vit", "deit", "dinov2", "dinov2_with_registers", "vit_msn", "vit_mae", "timm_wrapper",
             "dinov3_vit", "beit", "data2vec-vision", "clip", "clip_vision_model", "siglip",
             "siglip_vision_model",
-            "dinov3_vit", "beit", "clip", "clip_vision_model", "siglip", "siglip_vision_model",
         ),
         needs=HUGGING_FACE,
     ),
