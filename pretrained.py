@@ -115,7 +115,7 @@ def load_model(
         )
     model = _build(weights)
     classes, whence = head_classes(weights, class_indices, data_classes, names_here)
-    return LoadedModel(model.to(device).eval(), classes, _preprocess(weights), weights, whence)
+    return LoadedModel(model.to(device).eval(), classes, weights.preparation, weights, whence)
 
 
 def _build(weights: WeightsFile) -> VisionTransformer:
@@ -129,12 +129,6 @@ def _build(weights: WeightsFile) -> VisionTransformer:
             f"{name} ({reason})"
         )
     return model
-
-
-def _preprocess(weights: WeightsFile) -> Preprocess:
-    if weights.preprocess:
-        return Preprocess.from_dict(weights.preprocess)
-    return Preprocess(img_size=weights.config["img_size"], mean=weights.mean, std=weights.std)
 
 
 def head_classes(
@@ -318,6 +312,7 @@ def describe(weights: WeightsFile) -> list[str]:
         f"parameters: {parameters:,} in {len(weights.state)} tensors of {', '.join(dtypes)}",
         f"normalisation: {weights.family}, mean {weights.mean}, std {weights.std} "
         f"({weights.family_reason})",
+        f"photos: {weights.photos}",
         f"classes: {_some(weights.classes) if weights.classes else 'not named'}"
         + (f" ({weights.classes_from})" if weights.classes_from else ""),
     ]
@@ -336,8 +331,6 @@ def describe(weights: WeightsFile) -> list[str]:
     if config.get("mlp", "mlp") != "mlp":
         kan = {key: value for key, value in config.items() if key.startswith("kan_")}
         lines.append(f"KAN blocks: {', '.join(f'{k[4:]} {v}' for k, v in kan.items())}")
-    if weights.preprocess:
-        lines.append(f"preprocessing: {weights.preprocess}")
     told = {key: value for key, value in weights.meta.items() if key != "args"}
     if "trained_on" in told:
         told["trained_on"] = counted(len(told["trained_on"]) // DIGEST, "photo")
@@ -398,7 +391,7 @@ def main() -> None:
     if options.save:
         classes, whence = head_classes(weights, options.class_indices)
         check_names(options.file, classes, options.class_indices)
-        loaded = LoadedModel(_build(weights), classes, _preprocess(weights), weights, whence)
+        loaded = LoadedModel(_build(weights), classes, weights.preparation, weights, whence)
         save_weights(options.save, loaded)
         print(f"wrote {options.save}")
 

@@ -248,6 +248,7 @@ CONTAINERS = (
     "model_args", "model_kwargs", "model_config", "model_cfg", "pretrained_cfg", "default_cfg",
     "hyper_parameters", "hparams", "args", "opt", "config", "cfg", "options", "kwargs", "params",
     "model", "model_params", "vit", "vit_config", "vision_config",
+    "image_processor",
 )  # fmt: skip
 # Where a model's name stands. Under the first the name is timm's and must be known; under the
 # others it may be anybody's, and what it does not tell is told elsewhere or assumed.

@@ -55,6 +55,7 @@ class LoadReport:
             f"  holds {w.holds}",
             f"  normalisation: {w.family} (mean {_short(w.mean)}, std {_short(w.std)}): "
             f"{w.family_reason}",
+            f"  photos: {w.photos}",
             f"  loaded {len(self.loaded)} tensors, {len(self.adapted)} more adapted; "
             f"{self.backbone_share:.1%} of the backbone matched",
         ]

@@ -5,7 +5,6 @@ decides what no tensor says: attention heads, epsilon, activation, the meaning o
 adapter is read together with its backbone (`adapter_file`, `peft_folder`).
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from formats import peft_folder
 from formats.adapter_file import checked_record, completed, find_backbone
 from formats.architectures import heads_by_name
+from formats.beside import stated_levels, width_and_depth
 from formats.checking import (
     check_enough,
     checked_classes,
@@ -26,10 +26,9 @@ from formats.checking import (
     described,
 )
 from formats.checkpoints import check_version
-from formats.fact_table import CONTAINERS, NORMALISATION
-from formats.facts import Decided, Source, class_names, decide, misfits
+from formats.facts import Decided, class_names, decide, misfits
 from formats.followed import pooling, told_sizes
-from formats.hugging_face import pooling_of, with_defaults
+from formats.hugging_face import pooling_of
 from formats.ledger import (
     check,
     one_model,
@@ -39,21 +38,15 @@ from formats.ledger import (
 )
 from formats.naming import convert
 from formats.opening import RawWeights, open_weights, weights_in
+from formats.preparing import UNTOLD, family_of, prepared
 from formats.renaming import without_unread
 from formats.shapes import check_complete, known_heads, sizes_of, with_absent_biases
 from imaging.preprocess import Preprocess
-from system.files import json_if_any, json_or_text
+from system.files import json_or_text
 from system.terminal import counted
 from vit.adapters import merged
 from vit.config import CHOICES, SWITCHES
-from vit_model import (
-    FAMILIES,
-    VARIANTS,
-    ViTConfig,
-    find_variant,
-    is_number,
-    kind_of,
-)
+from vit_model import FAMILIES, VARIANTS, ViTConfig, kind_of
 
 MOST_ADAPTERS = 4  # one on the other
 
@@ -67,7 +60,8 @@ class WeightsFile:
         numbers and `family_reason` how it was found.
     config: keyword arguments of `create_model` for the model that the tensors make.
     classes: the names of the head's classes, None where the file does not tell.
-    preprocess: a dict for `Preprocess.from_dict`; only our own files have one.
+    preprocess: how photos are prepared, as `Preprocess.from_dict` takes it, and photos_from whence
+        that is known; None for files of ours that do not tell: see `preparation`.
     meta: epoch, metrics, version and such of our own checkpoints.
     facts: what no tensor tells and how it was decided.
     ignored: tensors that were left out, with the reason.
@@ -86,6 +80,7 @@ class WeightsFile:
     state: dict[str, Tensor]
     classes: list[str] | None = None
     preprocess: dict | None = None
+    photos_from: str = UNTOLD
     meta: dict = field(default_factory=dict)
     facts: Decided = field(default_factory=Decided)
     ignored: dict[str, str] = field(default_factory=dict)
@@ -110,6 +105,18 @@ class WeightsFile:
             f"{config['name']}{kan} ({config['embed_dim']} wide, "
             f"{counted(config['depth'], 'block')}, {config['img_size']}-pixel images, {head})"
         )
+
+    @property
+    def preparation(self) -> Preprocess:
+        """How photos are prepared for its model."""
+        if self.preprocess:
+            return Preprocess.from_dict(self.preprocess)
+        return Preprocess(self.config["img_size"], mean=self.mean, std=self.std)
+
+    @property
+    def photos(self) -> str:
+        """How photos are prepared, in words, with whence that is known."""
+        return f"{self.preparation.words} ({self.photos_from})"
 
     def merged(self) -> "WeightsFile":
         """The same with its adapters, if it has any, merged into the weights."""
@@ -204,7 +211,7 @@ def _read_ours(path: Path, raw: RawWeights, allow_partial: bool, within: int) ->
     return WeightsFile(
         path=str(path),
         format="ours",
-        family=_family_of(mean, std),
+        family=family_of(mean, std),
         family_reason="the checkpoint says so",
         mean=mean,
         std=std,
@@ -212,6 +219,7 @@ def _read_ours(path: Path, raw: RawWeights, allow_partial: bool, within: int) ->
         state=state,
         classes=classes,
         preprocess=preprocess,
+        photos_from="the checkpoint says so" if preprocess else UNTOLD,
         meta={k: extras[k] for k in ("epoch", "metrics", "version", "args") if k in extras}
         | checked_later(extras),
         ignored=unknown,
@@ -239,43 +247,39 @@ def _read_foreign(
 ) -> WeightsFile:
     try:
         format_name, state, harmless = _named(raw)
-        levels, notes = _levels(path, raw, state)
+        levels, notes = stated_levels(path, raw, state)
         facts = decide(levels, format_name, any("head" in n for n in state), allow_partial)
         notes += facts.not_followed
         state, no_head = _made_ours(state, allow_partial)
-        one_logit = _length(state, "head.weight") == 1 and not _no_classes(facts)
-        if one_logit:
-            state = _yes_or_no(state, facts, notes)
-        told = facts.values.get
-        sizes = sizes_of(state, told("no_embed_class"), told("img_size"))
+        state, one_logit = _with_two_logits(state, facts, notes)
+        sizes = _sizes(format_name, state, facts, num_heads)
     except (KeyError, IndexError, RuntimeError) as error:  # of tensors that others lack or misshape
         raise ValueError(f"has tensors that do not fit together ({error})") from None
-    no_head = no_head or _no_classes(facts)
     _check_parts(facts, sizes, allow_partial, notes)
-    sizes |= {"num_heads": _heads(num_heads, facts, sizes), **told_sizes(facts, sizes)}
-    sizes["global_pool"] = pooling(facts, sizes, pooling_of(format_name, state))
     state = with_absent_biases(state, sizes["depth"], sizes["norm"])
-    mean, std, reason = _normalisation(path, format_name, sizes, facts, model)
-    family = _family_of(mean, std)
-    config = {"name": variant_like(sizes, family), **sizes}
+    photos, unlike = prepared(path, format_name, sizes, facts, levels, model)
+    mean, std = photos.preprocess.mean, photos.preprocess.std
+    config = {"name": variant_like(sizes, family_of(mean, std))} | sizes
     known = checked_model(config, state).state_dict().keys()
     state, unknown = check(state, known, allow_partial)
     classes, classes_from = class_names(levels, sizes["num_classes"], one_logit)
     return WeightsFile(
         path=str(path),
         format=format_name,
-        family=family,
-        family_reason=reason,
+        family=family_of(mean, std),
+        family_reason=photos.mean_from,
         mean=mean,
         std=std,
         config=config,
         state=state,
         classes=classes,
+        preprocess=photos.preprocess.to_dict(),
+        photos_from=photos.photos_from,
         facts=facts,
         ignored=harmless | unknown,
-        no_head=no_head,
+        no_head=no_head or _no_classes(facts),
         classes_from=classes_from,
-        notes=notes,
+        notes=notes + unlike,
     )
 
 
@@ -292,19 +296,12 @@ def _made_ours(state: dict[str, Tensor], allow_partial: bool) -> tuple[dict, str
     if not allow_partial:
         refuse_relatives(state)
     check_complete(state)
-    width, _ = _width_and_depth(state)
+    width, _ = width_and_depth(state)
     return with_one_head(state, width)
 
 
 def _length(state: Mapping[str, Tensor], name: str) -> int:
     return len(state[name]) if name in state else 0
-
-
-def _width_and_depth(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Returns both, 0 where no tensor tells."""
-    blocks = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d{1,4})\.", name))]
-    patches = state.get("patch_embed.proj.weight", ())
-    return len(patches), 1 + max(blocks, default=-1)
 
 
 def _no_classes(facts: Decided) -> str | None:
@@ -313,11 +310,18 @@ def _no_classes(facts: Decided) -> str | None:
     return None
 
 
-def _yes_or_no(state: dict[str, Tensor], facts: Decided, notes: list[str]) -> dict[str, Tensor]:
-    """Returns a state whose head of one logit gives two: softmax of (0, logit) is the sigmoid."""
+def _with_two_logits(
+    state: dict[str, Tensor], facts: Decided, notes: list[str]
+) -> tuple[dict[str, Tensor], bool]:
+    """Returns the state and whether its head gave one logit, which then gives two.
+
+    A yes or no: softmax of (0, logit) is the sigmoid.
+    """
+    if _length(state, "head.weight") != 1 or _no_classes(facts):
+        return state, False
     facts.values["answers"] = "softmax"
     notes.append("its head gives one logit: a yes or no, the sigmoid of it the yes")
-    return with_two_answers(state)
+    return with_two_answers(state), True
 
 
 def _check_parts(facts: Decided, sizes: Mapping, allow_partial: bool, notes: list[str]) -> None:
@@ -326,6 +330,15 @@ def _check_parts(facts: Decided, sizes: Mapping, allow_partial: bool, notes: lis
     if words and not allow_partial:
         raise ValueError(f"has {words[0]}; train.py --allow-partial believes the tensors")
     notes += words
+
+
+def _sizes(
+    format_name: str, state: Mapping[str, Tensor], facts: Decided, num_heads: int | None
+) -> dict[str, Any]:
+    """Returns the fields of `ViTConfig`: what shapes tell, then what facts do."""
+    sizes = sizes_of(state, facts.values.get("no_embed_class"), facts.values.get("img_size"))
+    sizes |= {"num_heads": _heads(num_heads, facts, sizes), **told_sizes(facts, sizes)}
+    return sizes | {"global_pool": pooling(facts, sizes, pooling_of(format_name, state))}
 
 
 def _heads(typed: int | None, facts: Decided, sizes: Mapping[str, Any]) -> int:
@@ -369,87 +382,3 @@ def variant_like(sizes: dict, family: str) -> str:
 
     best = max(VARIANTS, key=likeness)
     return best if likeness(best)[0] else "custom"
-
-
-# --- normalisation ------------------------------------------------------------------------------
-
-
-def _family_of(mean: Iterable[float], std: Iterable[float]) -> str:
-    for family, values in FAMILIES.items():
-        if (tuple(mean), tuple(std)) == values:
-            return family
-    return "custom"
-
-
-WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".npz"}
-BESIDE = ("config.json", "preprocessor_config.json")
-
-
-def _levels(
-    path: Path, raw: RawWeights, state: Mapping[str, Tensor]
-) -> tuple[list[list[Source]], list[str]]:
-    """Returns what is stated in the file, beside it and by its name, and notes on what is not read.
-
-    Configs beside it describe the usual names of the hubs, or the only weights file of a folder;
-    one of another width or depth belongs to something else.
-    """
-    told = raw.extras | raw.metadata
-    statistics = {key for key in ("mean", "std") if is_number(told.get(key))}  # of a loss, say
-    told = {key: value for key, value in told.items() if key not in statistics}
-    inside = Source.of("the file itself", told)
-    stated = {name: json_if_any(path.with_name(name)) for name in BESIDE}
-    there = [name for name in BESIDE if path.with_name(name).exists()]
-    notes = [
-        f"{name} beside it cannot be read and counts for nothing"
-        for name in there
-        if not isinstance(stated[name], dict)
-    ]
-    stated = {name: said for name, said in stated.items() if isinstance(said, dict)}
-    if "config.json" in stated:
-        stated["config.json"] = with_defaults(stated["config.json"])
-    config = stated.get("config.json", {})
-    alone = sum(other.suffix in WEIGHTS for other in path.parent.iterdir()) == 1
-    if stated and not alone and path.name.split(".")[0] not in ("model", "pytorch_model"):
-        notes.append(f"{', '.join(stated)} beside it: not believed, as other weights lie there")
-        stated = {}
-    elif not _describes(config, *_width_and_depth(state)):
-        notes.append("config.json beside it: not believed, for it has another width or depth")
-        stated = {}
-    beside = [Source.of(f"{name} beside the file", said) for name, said in stated.items()]
-    return [[inside], beside, [Source.of_file_name(path)]], notes
-
-
-def _describes(config: Mapping, width: int, depth: int) -> bool:
-    """Whether a config can be that of a model so wide and deep."""
-    flat = dict(config)
-    for key in CONTAINERS:
-        flat |= config[key] if isinstance(config.get(key), dict) else {}
-    widths = [flat[key] for key in ("hidden_size", "embed_dim", "num_features") if key in flat]
-    depths = [flat[key] for key in ("num_hidden_layers", "depth") if key in flat]
-    same = set(map(str, widths)) <= {str(width)} or not width
-    return same and (set(map(str, depths)) <= {str(depth)} or not depth)
-
-
-def _normalisation(path: Path, format_name, sizes, facts: Decided, model) -> tuple:
-    """Returns (mean, std, how it was found); the first witness that tells anything decides."""
-    if "mean" in facts.values and "std" in facts.values:
-        said = {key: facts.values[key] for key in ("mean", "std")}
-        preprocess = Preprocess.from_dict(said)
-        whence = re.search(r"\((.*)\)$", facts.told["mean"])[1]
-        return preprocess.mean, preprocess.std, f"{whence} says so"
-    if format_name == "torchvision":
-        return *FAMILIES["imagenet"], "it is in torchvision's format"
-    if format_name == "DINOv2" or sizes["init_values"] is not None:
-        return *FAMILIES["imagenet"], "it has the layer scale of DINOv2 or DeiT III"
-    if sizes["distilled"]:
-        return *FAMILIES["imagenet"], "it has DeiT's distillation token"
-    if format_name == "Google npz":
-        return *FAMILIES["half"], "it is in Google's format"
-    for pattern, family in NORMALISATION:
-        for name in (*facts.names, path.name.lower()):
-            if found := re.search(pattern, name):
-                return *FAMILIES[family], f"its name has {found[0]!r}"
-    if model is not None:
-        return *FAMILIES[find_variant(model).family], f"--model is {model}"
-    facts.assumed["normalisation"] = "0.5 (--mean and --std of train.py overrule it)"
-    return *FAMILIES["half"], "nothing tells, so 0.5 is assumed; --mean and --std overrule it"

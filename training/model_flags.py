@@ -66,10 +66,10 @@ class DataAndModel(Given):
         metavar="PIXELS",
         **OF_THE_CHECKPOINT,
     )
-    resize_mode: str = DATA.row(
-        "crop",
+    resize_mode: str | None = DATA.row(
+        None,
         "crop: short side to 256/224 of the size, then its centre; squash: both sides; pad: long "
-        "side, grey around",
+        "side, grey around (default: as the weights' file or a config beside it says, else crop)",
         choices=("crop", "squash", "pad"),
         **OF_THE_CHECKPOINT,
     )

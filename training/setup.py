@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -174,22 +174,29 @@ def choose_preprocess(
     weights: WeightsFile | None,
     ranges: Mapping[str, Range],
 ) -> Preprocess:
-    """Returns size and normalisation: the flags' before the weights' before the model's own.
+    """Returns how photos are prepared: as the flags say, else the weights, else the model's own.
 
-    ranges: of the data set, see `depth.Reading`.
+    A crop keeps its share of the photo at another size. ranges: of the data set, see
+    `depth.Reading`. What the report on the weights has not told is printed.
     """
     if weights is not None:
-        mean, std, why = weights.mean, weights.std, weights.family_reason
+        told, why, photos_from = weights.preparation, weights.family_reason, weights.photos_from
     else:
         mean, std = FAMILIES[VARIANTS[model.name].family]
-        why = f"as {model.name} wants"
+        told = Preprocess(model.sizes.img_size, mean=mean, std=std)
+        why, photos_from = f"as {model.name} wants", "the default"
+    chosen = replace(told.of_size(model.sizes.img_size), ranges=ranges, colour_space="srgb")
     if options.mean or options.std:
-        mean, std, why = options.mean or mean, options.std or std, "--mean and --std"
-    if weights is None or options.mean or options.std:  # else the weights' report has told
-        print(f"normalisation: mean {_short(mean)}, std {_short(std)} ({why})")
-    return Preprocess(
-        model.sizes.img_size, options.resize_mode, mean=tuple(mean), std=tuple(std), ranges=ranges
-    )
+        mean, std = options.mean or told.mean, options.std or told.std
+        chosen, why = replace(chosen, mean=mean, std=std), "--mean and --std"
+    if options.resize_mode:
+        chosen = replace(chosen, resize_mode=options.resize_mode, resize=None)
+        photos_from = "--resize-mode"
+    if weights is None or options.mean or options.std:
+        print(f"normalisation: mean {_short(chosen.mean)}, std {_short(chosen.std)} ({why})")
+    if weights is None or chosen.words != told.words:
+        print(f"photos: {chosen.words} ({photos_from})")
+    return chosen
 
 
 def _short(values) -> str:
