@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from formats.checkpoints import save_safetensors
+from formats.opening import INDEX, weights_in
 from formats.resizing import fit_tensor, rename_maps
 from splines.grids import uniform_knots
 from system.files import WEIGHTS_FOLDER, sha256_of
@@ -36,9 +37,17 @@ ENDS = "_ends"
 
 
 def record_of(path: str | Path) -> dict:
-    """Returns what tells a weights file from all others, and where it lies."""
+    """Returns what tells a weights file from all others, and where it lies.
+
+    Raises ValueError for weights in several files, which no one digest tells.
+    """
     path = Path(path)
-    file = path / PEFT_FILE if path.is_dir() else path
+    file = path / PEFT_FILE if (path / PEFT_FILE).is_file() else weights_in(path)
+    if file.name.endswith(INDEX):
+        raise ValueError(
+            f"{path} holds its weights in several files, and --save-adapter names one: write it "
+            f"as one with pretrained.py {path} --save FILE, and name that"
+        )
     return {
         "name": path.resolve().name if path.is_dir() else path.name,
         "path": os.path.abspath(file),  # in a hub's cache configs lie beside the link alone
