@@ -255,7 +255,7 @@ def calibrate(model: VisionTransformer, batches: Iterable[Tensor]) -> Calibratio
     """
     layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, SplineLayer)}
     fresh = {name: layer for name, layer in layers.items() if layer.splines_are_zero}
-    photos = [batch.to(model.cls_token) for batch in batches if len(batch)]
+    photos = [batch.to(model.patch_embed.proj.weight) for batch in batches if len(batch)]
     if not photos:
         raise ValueError("there is no photo to calibrate the KAN layers on")
     ranges = kan.calibrate(model, photos, OUTSIDE_SHARE, fresh)

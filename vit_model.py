@@ -28,7 +28,7 @@ from vit.attention import Attention
 from vit.config import MLP_KINDS, ViTConfig, is_number
 from vit.mlps import KanMlp, Mlp, SwiGlu, make_mlp, matching_hidden
 from vit.parts import DropPath, LayerScale, PatchEmbed, norm_of
-from vit.pooling import AttentionPool
+from vit.pooling import AttentionPool, reading
 from vit.positions import RelativeBias, Rotary, Turn
 
 __all__ = ["KanMlp", "Mlp", "SwiGlu", "is_number"]  # parts that users find here
@@ -231,7 +231,7 @@ class VisionTransformer(nn.Module):
         """Images (B, in_chans, S, S) -> tokens (B, N, C) with positions, special tokens first."""
         x = self.patch_embed(x)
         tokens = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
-        tokens = [token.expand(len(x), -1, -1) for token in tokens]
+        tokens = [token.expand(x.shape[0], -1, -1) for token in tokens]
         if self.pos_embed is not None and not self.sizes.positions:
             x = x + self.pos_embed
         x = torch.cat([*tokens, x], dim=1)
@@ -274,6 +274,12 @@ class VisionTransformer(nn.Module):
     def readers(self) -> int:
         """How many special tokens heads read: the class token, and DeiT's other beside it."""
         return 1 + self.sizes.distilled
+
+    def reading(self, tokens: int) -> Tensor:
+        """How much of each of so many tokens the heads read, (N,): see `vit.pooling.reading`."""
+        cfg = self.sizes
+        first = 1 + (self.head_dist is not None)
+        return reading(cfg.global_pool, tokens, first, cfg.prefix, cfg.pool_prefix)
 
     def pool(self, x: Tensor) -> Tensor:
         """Normalised tokens (B, N, C) -> what the heads read, (B, 1, C): see `global_pool`.

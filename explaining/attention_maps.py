@@ -24,11 +24,15 @@ from torch import Tensor, nn
 
 
 class AttentionRecord:
-    """What a pass left in each block: `qkv` (B, N, 3HD), and `mixed` (B, N, HD), proj's input."""
+    """What a pass left in each block: `qkv` (B, N, 3HD), and `mixed` (B, N, HD), the mixed values.
+
+    places: what its attention knows of places, as `Attention.forward` takes it: (turn, shared).
+    """
 
     def __init__(self):
         self.qkv: list[Tensor] = []
         self.mixed: list[Tensor] = []
+        self.places: list[tuple] = []
 
 
 @contextmanager
@@ -39,8 +43,9 @@ def recording(model: nn.Module):
     for block in model.blocks:
         hooks.append(block.attn.qkv.register_forward_hook(lambda m, i, out: record.qkv.append(out)))
         hooks.append(
-            block.attn.proj.register_forward_pre_hook(lambda m, i: record.mixed.append(i[0]))
+            block.attn.norm.register_forward_pre_hook(lambda m, i: record.mixed.append(i[0]))
         )
+        hooks.append(block.attn.register_forward_pre_hook(lambda m, i: record.places.append(i[2:])))
     try:
         yield record
     finally:
@@ -48,30 +53,22 @@ def recording(model: nn.Module):
             hook.remove()
 
 
-def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """(B, N, 3 * H * D) -> q, k, v, each (B, H, N, D)."""
-    batch, tokens, _ = qkv.shape
-    return qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def attention_weights(qkv: Tensor, attn: nn.Module) -> Tensor:
+def attention_weights(qkv: Tensor, attn: nn.Module, places: tuple = (None, None)) -> Tensor:
     """The softmax that scaled_dot_product_attention does not show: (B, H, N, N)."""
-    q, k, _ = split_heads(qkv, attn.num_heads)
-    return (q @ k.transpose(-2, -1) * attn.scale).softmax(-1)
+    turn, shared = places
+    q, k, _ = attn.split(qkv, turn)
+    logits, bias = q @ k.transpose(-2, -1) * attn.scale, attn.bias(shared)
+    return (logits if bias is None else logits + bias).softmax(-1)
 
 
 def class_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return model(images).gather(1, targets[:, None]).squeeze(1)  # (B, K) -> (B,)
 
 
-def readers(model: nn.Module) -> list[int]:
-    """The tokens that the head reads: the class token and, where there is one, DeiT's other."""
-    return [0] if model.head_dist is None else [0, 1]
-
-
 def to_patches(relevance: Tensor, model: nn.Module) -> Tensor:
     """Token relations (B, N, N) -> what the head's tokens took from each patch, (B, P)."""
-    return relevance[:, readers(model)].mean(1)[:, model.num_prefix_tokens :]
+    shares = model.reading(relevance.shape[1]).to(relevance)  # (N,)
+    return (shares @ relevance)[:, model.num_prefix_tokens :]
 
 
 @torch.no_grad()
@@ -80,8 +77,8 @@ def rollout(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     with recording(model) as record:
         model(images)
     total = None
-    for block, qkv in zip(model.blocks, record.qkv, strict=True):
-        mean = attention_weights(qkv, block.attn).mean(1)  # (B, H, N, N) -> (B, N, N)
+    for block, qkv, places in zip(model.blocks, record.qkv, record.places, strict=True):
+        mean = attention_weights(qkv, block.attn, places).mean(1)  # (B, H, N, N) -> (B, N, N)
         step = (
             mean + torch.eye(mean.shape[-1], device=mean.device)
         ) / 2  # half stays: the residual
@@ -101,12 +98,12 @@ def gradient_attention(model: nn.Module, images: Tensor, targets: Tensor) -> Ten
         gradients = torch.autograd.grad(logits.sum(), record.mixed)
     batch, tokens, _ = gradients[0].shape
     total = torch.eye(tokens, device=images.device).expand(batch, -1, -1)
-    for block, qkv, gradient in zip(model.blocks, record.qkv, gradients, strict=True):
-        heads = block.attn.num_heads
-        _, _, v = split_heads(qkv.detach(), heads)
-        to_output = gradient.reshape(batch, tokens, heads, -1).transpose(1, 2)  # (B, H, N, D)
-        to_attention = to_output @ v.transpose(-2, -1)  # (B, H, N, N)
-        weighted = to_attention * attention_weights(qkv.detach(), block.attn)
+    each = zip(model.blocks, record.qkv, record.places, gradients, strict=True)
+    for block, qkv, places, gradient in each:
+        _, _, v = block.attn.split(qkv.detach())
+        to_output = gradient.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2)
+        to_attention = to_output @ v.transpose(-2, -1)  # (B, H, N, D) -> (B, H, N, N)
+        weighted = to_attention * attention_weights(qkv.detach(), block.attn, places)
         total = total + weighted.clamp_min(0).mean(1) @ total
     return to_patches(total, model)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from explaining.curves import CHUNK
 from kan import GroupKANLinear, KANLinear
 from splines.bases import dense_bases
-from vit_model import Mlp, VisionTransformer, create_model
+from vit_model import SwiGlu, VisionTransformer, create_model
 
 
 @contextmanager
@@ -47,9 +47,9 @@ def margin(logits: Tensor) -> Tensor:
 
 def terms(mlp: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     """What fc2 makes of its input (N, I): values that meet base_weight (N, I), bases (N, I, K)."""
-    if isinstance(mlp, Mlp):
-        return hidden, None
     layer = mlp.fc2
+    if isinstance(layer, nn.Linear):
+        return hidden, None
     active = layer.base_activation(hidden)
     size = layer.in_features // layer.curves
     grid = layer.grid.repeat_interleave(size, 0)
@@ -62,7 +62,7 @@ def terms(mlp: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
 def sensitivities(mlp: nn.Module, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
     """The gradient (N, O) of fc2's output carried back to each of its `terms`."""
     layer = mlp.fc2
-    if isinstance(mlp, Mlp):
+    if isinstance(layer, nn.Linear):
         return gradient @ layer.weight, None
     to_base = gradient @ layer.base_weight
     if isinstance(layer, GroupKANLinear):
@@ -87,9 +87,7 @@ def chunk_importance(mlp: nn.Module, hidden: Tensor, gradient: Tensor) -> Tensor
 
 def unit_importance(model: VisionTransformer, images: Tensor) -> list[Tensor]:
     """Importance of each block's hidden units, (I,) per block, measured on images (B, 3, S, S)."""
-    total = [
-        torch.zeros(block.mlp.fc1.out_features, device=images.device) for block in model.blocks
-    ]
+    total = [torch.zeros(block.mlp.fc2.in_features, device=images.device) for block in model.blocks]
     for chunk in images.split(CHUNK):
         seen: list[tuple[Tensor, Tensor]] = []
         with torch.enable_grad(), second_layers(model, seen):
@@ -123,11 +121,16 @@ def pruned_state(model: VisionTransformer, kept: list[Tensor]) -> dict[str, Tens
     state = dict(model.state_dict())
     for n, (block, keep) in enumerate(zip(model.blocks, kept, strict=True)):
         grouped = isinstance(block.mlp.fc2, GroupKANLinear)
-        first, second = f"blocks.{n}.mlp.fc1.", f"blocks.{n}.mlp.fc2."
-        for name in ("weight", "base_weight", "bias", "spline_weight", "spline_up"):
-            # A group's spline belongs to inputs of fc1, which stay as they are.
-            if first + name in state and not (grouped and name.startswith("spline")):
-                state[first + name] = state[first + name][keep]
+        mlp = f"blocks.{n}.mlp."
+        second = f"{mlp}fc2."
+        # The gate's half of a gated MLP's first map stands before the value's.
+        packed = isinstance(block.mlp, SwiGlu) and not block.mlp.split
+        both = torch.cat([keep, keep + block.mlp.fc2.in_features]) if packed else keep
+        for first in (f"{mlp}{name}." for name in ("fc1", "fc1_g", "fc1_x", "norm")):
+            for name in ("weight", "base_weight", "bias", "spline_weight", "spline_up"):
+                # A group's spline belongs to inputs of fc1, which stay as they are.
+                if first + name in state and not (grouped and name.startswith("spline")):
+                    state[first + name] = state[first + name][both]
         for name in ("weight", "base_weight", "spline_weight", "spline_down"):
             if second + name in state and not (grouped and name.startswith("spline")):
                 state[second + name] = state[second + name][:, keep]

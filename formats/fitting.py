@@ -151,9 +151,9 @@ def _why_absent(name: str) -> str:
 
 
 def _check_whole(model: VisionTransformer, weights: WeightsFile, report: LoadReport, left) -> None:
-    """Raises ValueError where file or model has tensors in its blocks that the other lacks.
+    """Raises ValueError where file or model has tensors before the head that the other lacks.
 
-    Heads and special tokens are no such: new ones are made, and others left out, by intent.
+    Special tokens are no such: new ones are made, and DeiT's other is left out, by intent.
     """
     missing = [name for name, why in report.new.items() if why == NONE and _is_backbone(name)]
     if missing:
@@ -161,17 +161,18 @@ def _check_whole(model: VisionTransformer, weights: WeightsFile, report: LoadRep
             f"{weights.path} is incomplete: it lacks {counted(len(missing), 'tensor')}, such as "
             f"{missing[0]} ({NONE}); train.py --allow-partial starts them anew"
         )
-    other = [name for name in left if name.startswith("blocks.") and not is_spline(name)]
+    without = ("dist_token", "pre_logits.", *HEADS)
+    other = [n for n in left if not (n.startswith(without) or is_spline(n) or is_adapter(n))]
     if other:
         raise ValueError(
             f"{weights.path} holds {weights.holds}, and {model.name} has no place for "
-            f"{len(other)} tensors of its blocks, such as {other[0]}; leave --model out to take "
-            f"the file's, or give --allow-partial to take what fits"
+            f"{counted(len(other), 'tensor')} before its head, such as {other[0]}; leave --model "
+            f"out to take the file's, or give --allow-partial to take what fits"
         )
 
 
 def _is_backbone(name: str) -> bool:
-    special = ("dist_token", "reg_token", "pos_embed", "pre_logits.", *HEADS)
+    special = ("dist_token", "reg_token", "pre_logits.", *HEADS)
     return not name.startswith(special) and not is_spline(name) and not is_adapter(name)
 
 

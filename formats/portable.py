@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kan import GroupKANLinear, KANLinear
 from splines.bases import dense_bases
+from vit.mlps import first_maps
 
 
 class PowerBasis(nn.Module):
@@ -183,15 +184,19 @@ def norms_folded(model: nn.Module) -> nn.Module:
 
     Rounding to 8 bits gives all channels of a map's input one step. Factors that differ much, and
     that the map undoes, would leave its smaller channels nothing; without factors all are alike.
-    Norms before anything else than linear maps stay.
+    Norms before anything else than linear maps stay, and norms without a shift.
     """
     model = copy.deepcopy(model)
     pairs = [(block.norm1, [block.attn.qkv]) for block in model.blocks]
-    pairs += [(block.norm2, [block.mlp.fc1]) for block in model.blocks]
+    pairs += [(block.norm2, first_maps(block.mlp)) for block in model.blocks]
     if isinstance(model.pre_logits, nn.Identity):
-        pairs.append((model.norm, [h for h in (model.head, model.head_dist) if h is not None]))
+        heads = [head for head in (model.head, model.head_dist) if head is not None]
+        if isinstance(model.fc_norm, nn.LayerNorm):
+            pairs.append((model.fc_norm, heads))
+        elif model.sizes.global_pool in ("token", "avg"):  # the mean of a product is one of means
+            pairs.append((model.norm, heads))
     for norm, maps in pairs:
-        if all(type(one) is nn.Linear for one in maps):
+        if type(norm) is nn.LayerNorm and all(type(one) is nn.Linear for one in maps):
             for one in maps:
                 shift = one.weight.double() @ norm.bias.double()
                 bias = shift if one.bias is None else shift + one.bias.double()

@@ -40,7 +40,14 @@ from formats.naming import convert
 from formats.opening import RawWeights, open_weights, weights_in
 from formats.preparing import UNTOLD, family_of, prepared
 from formats.renaming import without_unread
-from formats.shapes import check_complete, known_heads, sizes_of, with_absent_biases
+from formats.shapes import (
+    check_complete,
+    heads_in,
+    known_heads,
+    sizes_of,
+    width_of_heads,
+    with_absent_biases,
+)
 from imaging.preprocess import Preprocess
 from system.files import json_or_text
 from system.terminal import counted
@@ -337,7 +344,9 @@ def _sizes(
 ) -> dict[str, Any]:
     """Returns the fields of `ViTConfig`: what shapes tell, then what facts do."""
     sizes = sizes_of(state, facts.values.get("no_embed_class"), facts.values.get("img_size"))
-    sizes |= {"num_heads": _heads(num_heads, facts, sizes), **told_sizes(facts, sizes)}
+    sizes["num_heads"] = _heads(num_heads, facts, sizes | {"seen_heads": heads_in(state)})
+    sizes["head_dim"] = width_of_heads(state, sizes["num_heads"])
+    sizes |= told_sizes(facts, sizes)
     return sizes | {"global_pool": pooling(facts, sizes, pooling_of(format_name, state))}
 
 
@@ -349,6 +358,9 @@ def _heads(typed: int | None, facts: Decided, sizes: Mapping[str, Any]) -> int:
         return typed
     if told is not None:
         return facts.values["num_heads"]
+    if sizes["seen_heads"]:
+        facts.told[name] = f"{sizes['seen_heads']} (its tensors)"
+        return sizes["seen_heads"]
     known = heads_by_name(facts.names, sizes["embed_dim"], sizes["depth"])
     if known is not None:
         facts.told[name] = f"{known} (as in the model of its name)"

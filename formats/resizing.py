@@ -1,4 +1,4 @@
-"""Fits the tensors of one Vision Transformer to another: sizes, channels, positions, MLP to KAN.
+"""Fits the tensors of one Vision Transformer to another: sizes, channels, places, MLP to KAN.
 
 Everything here is a pure function of tensors. `fitting.load_into` decides what is called.
 
@@ -8,10 +8,12 @@ Letters in shape comments: C channels, D width, h and w patches per side, P patc
 import re
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.positions import relative_rows
 from vit_model import VisionTransformer
 
 
@@ -30,6 +32,41 @@ def resize_positions(positions: Tensor, grid: int, prefix: int, new_prefix: int)
         patches = image.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)  # (1, N, D)
     missing = positions.new_zeros(1, max(0, new_prefix - prefix), positions.shape[2])
     return torch.cat([special[:, :new_prefix], missing, patches], dim=1)
+
+
+def resize_offsets(table: Tensor, grid: int) -> Tensor:
+    """Returns relative position biases (rows, H) for a grid of `grid` x `grid` patches.
+
+    As BEiT resizes them (and timm): a table of S x S offsets is laid out so that its distances grow
+    geometrically from 1 to the new farthest one, and read there at whole distances, linearly. The
+    three rows of the class token stay.
+    """
+    side, new = round((len(table) - 3) ** 0.5), 2 * grid - 1
+    if side == new:
+        return table
+    reach = _distances(side // 2, grid - 1)
+    places = np.array([*(-d for d in reversed(reach)), 0.0, *reach])
+    wanted = np.arange(1 - grid, grid, dtype=np.float64)
+    reads = np.stack([np.interp(wanted, places, row) for row in np.eye(side)], 1)  # (new, side)
+    matrix = torch.from_numpy(reads)
+    offsets = table[:-3].double().unflatten(0, (side, side))
+    resized = torch.einsum("nh,mw,hwc->nmc", matrix, matrix, offsets).flatten(0, 1)
+    return torch.cat([resized.to(table.dtype), table[-3:]])
+
+
+def _distances(count: int, farthest: int) -> list[float]:
+    """Returns `count` distances, 1, 1 + q, 1 + q + q^2 ..., that end near `farthest`.
+
+    q is found to 1e-6 between 1.01 and 1.5 by halving, and not better: as in the files of BEiT.
+    """
+    low, high, ratio = 1.01, 1.5, 1.01
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio**count) / (1 - ratio) > farthest:
+            high = ratio
+        else:
+            low = ratio
+    return [sum(ratio**i for i in range(n + 1)) for n in range(count)]
 
 
 def resize_patches(weight: Tensor, patch: int) -> Tensor:
@@ -71,7 +108,7 @@ def rename_maps(state: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str
     """
     renamed = {}
     for name, value in state.items():
-        if re.search(r"\.(mlp\.fc[12]|attn\.(qkv|proj))\.", name) and name not in target:
+        if re.search(r"\.(mlp\.fc[12](_[gx])?|attn\.(qkv|proj))\.", name) and name not in target:
             other = re.sub(r"\.weight$", ".base_weight", name)
             if other == name:
                 other = re.sub(r"\.base_weight$", ".weight", name)
@@ -92,6 +129,10 @@ def fit_tensor(
         new_prefix = 0 if model.sizes.no_embed_class else model.num_prefix_tokens
         grid = model.patch_embed.grid_size
         return resize_positions(value, grid, prefix, new_prefix), "bicubic interpolation"
+    if name.endswith("relative_position_bias_table"):
+        grid = model.patch_embed.grid_size
+        fits = len(value) == relative_rows(grid)
+        return resize_offsets(value, grid), "" if fits else "interpolation of distances"
     if name != "patch_embed.proj.weight":
         return value, ""
     how = []
@@ -108,4 +149,5 @@ def _prefix(config: Mapping) -> int:
     """Returns how many position embeddings of a model belong to special tokens."""
     if config.get("no_embed_class"):
         return 0
-    return 1 + bool(config.get("distilled")) + config.get("reg_tokens", 0)
+    special = bool(config.get("distilled")) + config.get("reg_tokens", 0)
+    return special + bool(config.get("class_token", True))

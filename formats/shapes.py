@@ -56,35 +56,49 @@ def sizes_of(state: State, no_embed_class: bool | None = None, img_size: int | N
         raise ValueError("has a patch projection that is no convolution")
     width, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
     depth = 1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k)))
-    parts = {field: name in state for field, name in PARTS}
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    special = parts["class_token"] + parts["distilled"] + registers
+    special = ("cls_token" in state) + ("dist_token" in state) + registers
     side, no_embed_class = _grid(state, special, no_embed_class)
     if side is None:
         side = max(1, round((img_size or 224) / patch))
-    head, pre_logits = state.get("head.weight"), state.get("pre_logits.fc.weight")
     return {
         "img_size": side * patch,
         "patch_size": patch,
         "in_chans": in_chans,
-        "num_classes": 0 if head is None else head.shape[0],
         "embed_dim": width,
         "depth": depth,
         "num_heads": heads_of(width, depth),
         "mlp_hidden": _same([_hidden(state, n) for n in range(depth)]),
-        "representation_size": None if pre_logits is None else pre_logits.shape[0],
-        **parts,
-        "dist_head": not parts["distilled"] or head is None or "head_dist.weight" in state,
         "reg_tokens": registers,
         "no_embed_class": no_embed_class,
-        "init_values": 1e-5 if SCALE in state else None,
-        "mlp_scale": SCALE not in state or SCALE.replace("ls1", "ls2") in state,
+        **{field: name in state for field, name in PARTS},
+        **_kinds(state),
+        **_head(state, width),
+        **_kan_sizes(state, depth),
+    }
+
+
+def _kinds(state: State) -> dict:
+    """Returns which of several forms the parts of the blocks have."""
+    return {
         "norm": "layer" if NORM_BIAS in state else "rms",
         "swiglu": _gate(state),
         "rel_pos": _relative(state),
-        "global_pool": _pool(state, width, pre_logits),
-        "pool_hidden": _pool_hidden(state),
-        **_kan_sizes(state, depth),
+        "init_values": 1e-5 if SCALE in state else None,
+        "mlp_scale": SCALE not in state or SCALE.replace("ls1", "ls2") in state,
+    }
+
+
+def _head(state: State, width: int) -> dict:
+    """Returns what the tensors behind the blocks tell of the head and of what it reads."""
+    head, pre_logits = state.get("head.weight"), state.get("pre_logits.fc.weight")
+    inner = state.get("attn_pool.mlp.fc1.weight")
+    return {
+        "num_classes": 0 if head is None else head.shape[0],
+        "representation_size": None if pre_logits is None else pre_logits.shape[0],
+        "dist_head": "dist_token" not in state or head is None or "head_dist.weight" in state,
+        "global_pool": _pool(state, width, head if pre_logits is None else pre_logits),
+        "pool_hidden": None if inner is None else len(inner),
     }
 
 
@@ -124,19 +138,13 @@ def _relative(state: State) -> str:
     )
 
 
-def _pool(state: State, width: int, pre_logits: Tensor | None) -> str:
-    """Returns what the head reads, as far as tensors tell it: else the class token."""
+def _pool(state: State, width: int, first: Tensor | None) -> str:
+    """Returns what the head, or the map before it, reads as far as tensors tell: else the token."""
     if "attn_pool.latent" in state:
         return "map"
-    first = pre_logits if pre_logits is not None else state.get("head.weight")
     if first is not None and first.shape[1] == 2 * width:
         return "token+avg"
     return "token" if "cls_token" in state and "fc_norm.weight" not in state else "avg"
-
-
-def _pool_hidden(state: State) -> int | None:
-    inner = state.get("attn_pool.mlp.fc1.weight")
-    return None if inner is None else len(inner)
 
 
 def with_absent_biases(state: State, depth: int, norm: str = "rms") -> State:
@@ -200,6 +208,26 @@ def _side(patches: int) -> int | None:
 def heads_of(width: int, depth: int) -> int:
     """Returns the number of attention heads of a model `width` wide and `depth` blocks deep."""
     return known_heads(width, depth) or max(1, width // 64)
+
+
+def heads_in(state: State) -> int | None:
+    """Returns the attention heads where a part has something of each: a bias, a rate, a norm."""
+    for name, value in state.items():
+        if name.endswith(TABLE):
+            return value.shape[1]  # (rows, H)
+        if name == "rope.freqs":
+            return value.shape[2]  # (2, depth, H, K / 2)
+    norm = state.get("blocks.0.attn.q_norm.weight")
+    mixed = _first(state, "blocks.0.attn.proj.")
+    return None if norm is None or mixed is None else mixed.shape[1] // len(norm)
+
+
+def width_of_heads(state: State, heads: int) -> int | None:
+    """Returns how wide each of so many heads is, None where all are as wide as the tokens."""
+    mixed, patches = _first(state, "blocks.0.attn.proj."), state["patch_embed.proj.weight"]
+    if mixed is None or mixed.shape[1] == len(patches) or mixed.shape[1] % heads:
+        return None
+    return mixed.shape[1] // heads
 
 
 def known_heads(width: int, depth: int) -> int | None:

@@ -35,8 +35,8 @@ def plan(model: VisionTransformer, trainable: Iterable[str]) -> int:
 class Tail(nn.Module):
     """What comes after the first `skip` blocks (`plan`); parameters are the model's own.
 
-    forward: tokens (B, N, C) after those blocks -> logits; with skip = depth + 1 the normalised
-    class (and distillation) tokens (B, 1 or 2, C).
+    forward: tokens (B, N, C) after those blocks -> logits; with skip = depth + 1 what the heads
+    read, as `VisionTransformer.pool` gives it.
     """
 
     def __init__(self, model: VisionTransformer, skip: int) -> None:
@@ -45,7 +45,7 @@ class Tail(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.skip > len(self.model.blocks):
-            return self.model.forward_head(x)
+            return self.model.classify(x)
         return self.model.forward_rest(x, first=self.skip)
 
 
@@ -59,7 +59,7 @@ def run_frozen(model: VisionTransformer, skip: int, images: Tensor) -> Tensor:
     depth = len(model.blocks)
     x = model.forward_blocks(model.embed(images), last=min(skip, depth))
     if skip > depth:
-        x = model.norm(x)[:, : 1 + (model.head_dist is not None)]
+        x = model.pool(model.norm(x))
     return x
 
 

@@ -17,6 +17,10 @@ from vit_model import HEADS, is_spline
 
 # How many deviations a normal feature's range spans, from which 1 % is left out (pretrained.py).
 DEVIATIONS = 5.15
+# Ends of the names of parameters that do not decay, whatever their shape.
+PLACES_AND_TOKENS = (
+    "_token", "pos_embed", "latent", "freqs", "relative_position_bias_table", "spline_scaler",
+)  # fmt: skip
 
 
 def freeze(model: nn.Module, pretrained: Iterable[str], biases: bool = False) -> list[str]:
@@ -32,10 +36,14 @@ def freeze(model: nn.Module, pretrained: Iterable[str], biases: bool = False) ->
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Returns 0 for the embedding, 1 to depth for the blocks, depth + 1 for norm and heads."""
+    """Returns 0 for the embedding, 1 to depth for the blocks, depth + 1 for norm and heads.
+
+    What all blocks share (rotary frequencies, biases of attention) counts to the embedding.
+    """
     if name.startswith("blocks."):
         return 1 + int(name.split(".")[1])
-    embedding = ("patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token")
+    tokens = ("patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token")
+    embedding = (*tokens, "norm_pre", "rope", "rel_pos_bias")
     return 0 if name.startswith(embedding) else depth + 1
 
 
@@ -60,7 +68,7 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         spline = is_spline(name)
-        plain = parameter.ndim < 2 or name.endswith(("_token", "pos_embed", "spline_scaler"))
+        plain = parameter.ndim < 2 or name.endswith(PLACES_AND_TOKENS)
         layer = layer_of(name, depth)
         scale = kan_lr_scale if spline else head_lr_scale if name.startswith(HEADS) else 1.0
         rate = lr * layer_decay ** (depth + 1 - layer) * scale

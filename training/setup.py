@@ -25,6 +25,7 @@ from training.loss import Teacher
 from training.position import Position
 from training.run_folder import check_output
 from vit.adapters import ADAPTERS
+from vit.config import OF_FAMILY
 from vit_model import FAMILIES, VARIANTS, VisionTransformer, create_model, find_variant
 
 DEFAULT_MODEL = "vit_base_patch16_224_in21k"
@@ -112,7 +113,7 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
     config |= {name: getattr(options, name) for name in told}
     config |= spline_form(options, config["mlp"], {} if weights is None else weights.config)
     if options.model and weights is not None:  # what no variant's name tells
-        config |= {key: weights.config[key] for key in ("norm_eps", "dist_head")}
+        config |= {key: weights.config[key] for key in OF_FAMILY if key in weights.config}
     # Biases are the model's own; what a file has of adapters is merged when a run begins.
     adapters = {name: getattr(options, name) for name in ("adapt", "lora_rank", "lora_at")}
     config |= adapters if options.adapt in ADAPTERS else {"adapt": "none"}

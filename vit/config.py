@@ -54,6 +54,14 @@ CHOICES = {
     "rope": ROPES,
     "rope_grid_indexing": INDEXINGS,
 }
+# Fields that belong to a file of weights and its family: no name of a variant tells them.
+OF_FAMILY = (
+    "dist_head", "norm", "norm_eps", "class_token", "pos_embed", "patch_norm", "norm_pre",
+    "final_norm", "fc_norm", "global_pool", "pool_prefix", "pool_heads", "pool_hidden", "act",
+    "swiglu", "mlp_norm", "attn_norm", "qk_norm", "head_dim", "mlp_scale", "rel_pos", "rope",
+    "rope_temperature", "rope_rotate_half", "rope_grid_indexing", "rope_grid_offset",
+    "rope_ref_grid",
+)  # fmt: skip
 
 
 def is_number(value: object) -> bool:

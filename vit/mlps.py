@@ -123,6 +123,11 @@ class SwiGlu(nn.Module):
         return self.drop(self.fc2(self.norm(F.silu(gate) * value)))
 
 
+def first_maps(mlp: nn.Module) -> list[nn.Module]:
+    """Returns the maps that read what goes into an MLP: one, or two of a gated one."""
+    return [layer for name, layer in mlp.named_children() if name in MAPS and name != "fc2"]
+
+
 def make_mlp(
     dim: int,
     hidden: int,

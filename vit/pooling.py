@@ -39,19 +39,17 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(x)
-        x = F.scaled_dot_product_attention(q.expand(len(x), -1, -1, -1), k, v)
+        x = F.scaled_dot_product_attention(q.expand(x.shape[0], -1, -1, -1), k, v)
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, H, 1, D) -> (B, 1, C)
         return x + self.mlp(self.norm(x))
 
 
-def reading(
-    kind: str, tokens: int, first: int, prefix: int, pool_prefix: bool, device: torch.device
-) -> Tensor:
+def reading(kind: str, tokens: int, first: int, prefix: int, pool_prefix: bool) -> Tensor:
     """How much of each token the head reads, (N,), which add up to 1: what explanations start from.
 
     first: the tokens that "token" reads, of `prefix` special ones. "map" counts as the mean.
     """
-    shares = torch.zeros(tokens, device=device)
+    shares = torch.zeros(tokens)
     if kind in ("token", "token+avg"):
         shares[:first] += 1 / first
     if kind != "token":

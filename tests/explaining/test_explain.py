@@ -80,8 +80,8 @@ def test_recomputed_attention_is_what_the_model_used(images):
     attn.register_forward_hook(lambda module, args, out: seen.update(out=out))
     with torch.no_grad(), attention_maps.recording(model) as record:
         model(images)
-        weights = attention_maps.attention_weights(record.qkv[1], attn)
-        _, _, v = attention_maps.split_heads(record.qkv[1], attn.num_heads)
+        weights = attention_maps.attention_weights(record.qkv[1], attn, record.places[1])
+        _, _, v = attn.split(record.qkv[1])
         mixed = (weights @ v).transpose(1, 2).flatten(2)  # (B, H, N, D) -> (B, N, H * D)
     assert torch.allclose(weights.sum(-1), torch.ones(2, 3, 17))
     assert torch.allclose(attn.proj(mixed), seen["out"], atol=1e-5)
@@ -93,7 +93,7 @@ def test_attention_gradients_are_those_of_an_attention_written_out(images):
     model.blocks = model.blocks[:1]
     block, attn = model.blocks[0], model.blocks[0].attn
     x = model.embed(images[:1])
-    q, k, v = attention_maps.split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
+    q, k, v = attn.split(attn.qkv(block.norm1(x)))
     weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(-1).requires_grad_()
     y = x + attn.proj((weights @ v).transpose(1, 2).flatten(2))
     y = y + block.mlp(block.norm2(y))

@@ -210,7 +210,7 @@ def test_a_block_that_lacks_a_tensor_is_said_to(tmp_path, model):
 def test_a_typed_model_without_place_for_the_blocks_is_refused(tmp_path):
     weights = read_weights(saved(vit(init_values=0.5).state_dict(), tmp_path))
     plain = create_model(**weights.config | {"init_values": None})
-    with pytest.raises(ValueError, match=r"no place for 4 tensors of its blocks.*leave --model"):
+    with pytest.raises(ValueError, match=r"no place for 4 tensors before its head.*leave --model"):
         load_into(plain, weights)
 
 
