@@ -215,8 +215,8 @@ def _left_out(state: dict, target: dict, names: tuple[str, ...], reason: str, re
 
 def _hidden_widths(state: dict) -> dict[str, int]:
     """Returns the width inside the MLP or KAN of each block, {"blocks.0": 768, ...}."""
-    found = ((re.match(r"(blocks\.\d+)\.mlp\.fc1\.(base_)?weight$", name), name) for name in state)
-    return {match[1]: state[name].shape[0] for match, name in found if match}
+    found = ((re.match(r"(blocks\.\d+)\.mlp\.fc2\.(base_)?weight$", name), name) for name in state)
+    return {match[1]: state[name].shape[1] for match, name in found if match}
 
 
 def _with_fitting_head(state: dict, model, weights: WeightsFile, classes, report) -> dict:
