@@ -52,8 +52,14 @@ class LoadedModel:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know: what was assumed, whence the classes where the file has none."""
+        """What a user should know: what was assumed, how photos are prepared for others' files,
+        whence the classes where the file has none.
+        """
         notes = list(self.weights.assumptions)
+        if self.weights.format != "ours":
+            notes.append(f"photos: {self.weights.photos}")
+            why = self.weights.family_reason
+            notes.append(f"normalisation: {self.preprocess.normalisation} ({why})")
         if self.model.sizes.answers == "sigmoid":
             notes.append("each class has a probability of its own: several may be true, or none")
         if not self.weights.classes:

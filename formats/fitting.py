@@ -53,8 +53,7 @@ class LoadReport:
         lines = [
             f"weights: {w.path} ({w.format})",
             f"  holds {w.holds}",
-            f"  normalisation: {w.family} (mean {_short(w.mean)}, std {_short(w.std)}): "
-            f"{w.family_reason}",
+            f"  normalisation: {w.family} ({w.preparation.normalisation}): {w.family_reason}",
             f"  photos: {w.photos}",
             f"  loaded {len(self.loaded)} tensors, {len(self.adapted)} more adapted; "
             f"{self.backbone_share:.1%} of the backbone matched",
@@ -73,10 +72,6 @@ class LoadReport:
 
 def _size(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _short(values: Iterable[float]) -> str:
-    return ",".join(f"{v:g}" for v in values)
 
 
 def _condense(reasons: dict[str, str]) -> list[tuple[str, str]]:

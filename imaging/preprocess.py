@@ -99,6 +99,12 @@ class Preprocess:
         cut = self.resize_mode == "crop" or scaled != size
         return f"{side} to {scaled} pixels{f', centre {size}' * cut}, {self.interpolation}"
 
+    @property
+    def normalisation(self) -> str:
+        """Mean and standard deviation in words."""
+        mean, std = (",".join(f"{value:g}" for value in part) for part in (self.mean, self.std))
+        return f"mean {mean}, std {std}"
+
     def of_size(self, img_size: int) -> "Preprocess":
         """The same for a model of another input size: as large a share of a photo."""
         if self.resize is None or img_size == self.img_size:
