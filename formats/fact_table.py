@@ -219,7 +219,7 @@ FACTS = (
         (
             "vit", "deit", "dinov2", "dinov2_with_registers", "vit_msn", "vit_mae", "timm_wrapper",
             "dinov3_vit", "beit", "data2vec-vision", "clip", "clip_vision_model", "siglip",
-            "siglip_vision_model",
+            "siglip_vision_model", "metaclip_2", "metaclip_2_vision_model", "ijepa",
         ),
         needs=HUGGING_FACE,
     ),

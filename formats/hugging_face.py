@@ -107,6 +107,7 @@ def pooling_of(format_name: str, state: Mapping[str, Tensor]) -> str | None:
 
 # What a class takes where its config.json says nothing: only what differs is written inside
 # `vision_config`, and older files lack newer keys.
+_CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _VIT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": _VIT,
@@ -121,7 +122,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "rope_theta": 100.0,
         "use_rot_pos_emb": True, "rope_type": "dinov3", "rope_rotate_half": True,
     },
-    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "ijepa": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "clip_vision_model": _CLIP,
+    "metaclip_2_vision_model": _CLIP,
     "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
 }  # fmt: skip
 
@@ -133,9 +136,11 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     than ours.
     """
     kind, inner = config.get("model_type"), config.get("vision_config")
-    if isinstance(inner, Mapping) and kind in ("clip", "siglip"):
-        own = DEFAULTS[f"{kind}_vision_model"] | {"num_attention_heads": 12}
-        return {**config, "vision_config": own | dict(inner)}
+    if isinstance(inner, Mapping):  # of models for images and texts
+        own = DEFAULTS.get(f"{kind}_vision_model")
+        if own is None:
+            return {key: value for key, value in config.items() if key != "vision_config"}
+        return {**config, "vision_config": {"num_attention_heads": 12, **own, **inner}}
     full = (DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}) | dict(config)
     if isinstance(rope := full.get("rope_parameters"), Mapping) and "rope_theta" in rope:
         full |= {"rope_theta": rope["rope_theta"]}

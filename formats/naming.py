@@ -180,6 +180,8 @@ FORMATS = [
 
 def _what_it_is(tensors: Mapping[str, Tensor]) -> str:
     some = ", ".join(list(tensors)[:3])
+    if any(re.search(r"\.rel_pos_[hw]$", name) for name in tensors):
+        return "is the encoder of SAM or ViTDet, whose attention works in windows: not supported"
     filters = sum(v.ndim == 4 for v in tensors.values())
     if filters > 3:  # a Vision Transformer has one convolution
         return f"holds a convolutional network ({some} ...), not a Vision Transformer"

@@ -156,9 +156,9 @@ def test_every_fact_of_the_table_is_tried_here():
     assert {fact.name for fact in FACTS} - followed - tried == {"kind of model"}
 
 
-@pytest.mark.parametrize("kind", ["IJepa"])
+@pytest.mark.parametrize("kind", ["BlipVision", "ChineseCLIPVision"])
 def test_other_kinds_of_hugging_face_are_refused(tmp_path, kind):
-    hugging_face(kind).save_pretrained(tmp_path)
+    hugging_face(kind, "Model").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors "):
         load_model(tmp_path / "model.safetensors")
     source = Source.of("config.json", {"model_type": "swin", "hidden_size": 128})

@@ -51,6 +51,8 @@ CLASSIFIERS = {
     "ViT, tanh": ("ViT", SIZES, {"hidden_act": "gelu_pytorch_tanh"}),
     "ViT, gelu_new": ("ViT", SIZES, {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
     "DeiT": ("DeiT", SIZES, {}),
+    "MSN": ("ViTMSN", SIZES, {}),
+    "I-JEPA": ("IJepa", SIZES, {}),
     "DINOv2": ("Dinov2", DINOV2, {}),
     "DINOv2 giant": ("Dinov2", DINOV2, {"use_swiglu_ffn": True}),
     "DINOv2 with registers": ("Dinov2WithRegisters", DINOV2, {"num_register_tokens": 3}),
@@ -75,6 +77,7 @@ FEATURES = {
     "SigLIP, no pooling": ("SiglipVision", "VisionModel", SIZES, {"vision_use_head": False}),
     "CLIP": ("CLIPVision", "VisionModel", SIZES, {}),
     "CLIP, gelu": ("CLIPVision", "VisionModel", SIZES, {"hidden_act": "gelu"}),
+    "MetaCLIP 2": ("MetaClip2Vision", "VisionModel", SIZES, {}),
     "CLIP, projection": ("CLIPVision", "VisionModelWithProjection", SIZES, {"projection_dim": 24}),
     "BEiT": ("Beit", "Model", SIZES, RELATIVE),
     "BEiT, class token": ("Beit", "Model", SIZES, SHARED | {"use_mean_pooling": False}),
@@ -137,7 +140,10 @@ def test_classifiers_give_their_logits(tmp_path, kind, sizes, options, names):
         assert_close(load_model(folder).model(IMAGES), theirs(IMAGES).logits)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("Siglip", marks=pytest.mark.slow), "CLIP"])
+@pytest.mark.parametrize(
+    "kind",
+    ["CLIP", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("Siglip", "MetaClip2"))],
+)
 def test_classifiers_on_a_tower_of_images_give_their_logits(tmp_path, kind):
     theirs = build(kind, "ForImageClassification", SIZES, towers=True)
     theirs.save_pretrained(tmp_path)
@@ -164,7 +170,10 @@ def test_bare_models_give_their_features(tmp_path, kind, head, sizes, options, n
     assert_close(features(folder), theirs_of(theirs))
 
 
-@pytest.mark.parametrize("kind", ["CLIP", pytest.param("Siglip", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind",
+    ["CLIP", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("Siglip", "MetaClip2"))],
+)
 def test_the_text_tower_is_left_out_and_that_is_said(tmp_path, kind):
     theirs = build(kind, "Model", SIZES, towers=True)
     theirs.save_pretrained(tmp_path)
@@ -185,3 +194,38 @@ def test_bare_models_without_a_config_are_known_by_their_tensors(tmp_path, name)
     theirs.save_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
     assert_close(features(tmp_path, num_heads=4), theirs_of(theirs))
+
+
+def refused(model, folder) -> str:
+    """Returns the sentence with which a model's folder is refused."""
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"model\.safetensors ") as caught:
+        read_weights(folder)
+    return str(caught.value)
+
+
+def test_other_models_are_refused_by_what_they_are(tmp_path):
+    sam = transformers.SamVisionConfig(**SIZES, output_channels=8, global_attn_indexes=[1])
+    sentence = refused(shaken(transformers.SamVisionModel(sam)), tmp_path / "sam")
+    assert "is the encoder of SAM or ViTDet, whose attention works in windows" in sentence
+    text = transformers.LlamaConfig(**TEXT)
+    vision = transformers.CLIPVisionConfig(**SIZES)
+    llava = transformers.LlavaConfig(vision_config=vision, text_config=text)
+    model = transformers.LlavaForConditionalGeneration(llava)
+    assert "kind of model: llava" in refused(model, tmp_path / "llava")
+    gated = build("DINOv3ViT", "Model", SIZES, use_gated_mlp=True)
+    assert "gated by gelu: only silu is supported" in refused(gated, tmp_path / "dinov3")
+    naflex = {key: value for key, value in SIZES.items() if key != "image_size"}
+    siglip2 = build("Siglip2Vision", "VisionModel", naflex, num_patches=16)
+    assert "kind of model: siglip2_vision_model" in refused(siglip2, tmp_path / "siglip2")
+    oblong = build("ViT", "Model", SIZES | {"image_size": [64, 32]})
+    assert "sides of the image: [64, 32]" in refused(oblong, tmp_path / "oblong")
+
+
+def test_tensors_that_the_class_does_not_have_are_refused(tmp_path):
+    folder = written(build("Beit", "Model", SIZES, **RELATIVE), tmp_path, "older")
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    extra = {"encoder.layer.1.attention.attention.gate.weight": torch.ones(3)}
+    safetensors.torch.save_file(state | extra, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"no model here has a place for .*gate"):
+        read_weights(folder)
