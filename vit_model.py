@@ -190,7 +190,7 @@ class VisionTransformer(nn.Module):
 
     def _make_pool(self, norm: partial) -> AttentionPool:
         cfg = self.sizes
-        heads, hidden = cfg.pool_heads or cfg.num_heads, cfg.pool_hidden or cfg.hidden[-1]
+        heads, hidden = cfg.pool_heads or cfg.num_heads, cfg.pool_hidden or 4 * cfg.embed_dim
         return AttentionPool(cfg.embed_dim, heads, hidden, norm, cfg.act)
 
     def init_weights(self) -> None:

@@ -307,7 +307,6 @@ RELATIVES = (
     (r"\.lambda_|\.sub_norm\.", "has differential attention"),
     (r"\.attn\.gate\.", "has gates behind its attention"),
     (r"rel_pos\.|rel_pos_[hw]$", "has relative positions of another kind than BEiT's"),
-    (r"\.attn\.(?:key|value)\.", "has fewer keys than queries, in groups of unknown size"),
     (r"lora_|\.base_layer\.", "has LoRA adapters, which must be merged into its layers first"),
     (r"weight_numerator", "has rational activations (KAT)"),
     (r"parametrizations|weight_[gv]$", "has weights in parts (weight norm)"),

@@ -27,9 +27,9 @@ def rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State
 def join_qkv(state: State) -> State:
     """Stacks blocks.N.attn.query, key and value to blocks.N.attn.qkv: 3 of (D, D) -> (3D, D).
 
-    A bias that keys alone lack counts as zero.
+    A bias that keys alone lack counts as zero. Raises ValueError where the three do not fit.
     """
-    joined = {k: v for k, v in state.items() if not re.search(r"\.attn\.(query|key|value)\.", k)}
+    joined = dict(state)
     for key in state:
         if ".attn.query." in key:
             names = [key.replace("query", part) for part in QKV]
@@ -37,7 +37,14 @@ def join_qkv(state: State) -> State:
             if lacking and not (lacking == names[1:2] and key.endswith(".bias")):
                 raise ValueError(f"has {key} without the same of keys and values")
             parts = [state.get(name, torch.zeros_like(state[key])) for name in names]
+            if len({part.shape for part in parts}) > 1:
+                raise ValueError(
+                    f"has fewer keys than queries ({names[1]}), in groups of unknown size, which "
+                    f"is not supported"
+                )
             joined[key.replace("query", "qkv")] = torch.cat(parts)
+            for name in names:
+                joined.pop(name, None)
     return joined
 
 

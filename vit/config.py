@@ -95,7 +95,7 @@ class ViTConfig:
     global_pool: what the head reads: the class token ("token"), the mean of the patches ("avg"), a
         latent query's attention ("map"), the class token beside the mean ("token+avg").
     pool_prefix: whether "avg" and "map" read the special tokens too.
-    pool_heads, pool_hidden: sizes of "map", None for the blocks' own.
+    pool_heads, pool_hidden: sizes of "map", None for num_heads and 4 * embed_dim.
     act: the activation of MLPs: see `vit.mlps.ACTIVATIONS`.
     swiglu: whether MLPs are gated, with the gate's weights "packed" in fc1 or "unpacked".
     mlp_norm, attn_norm, qk_norm: norms of what fc2 reads, of what proj reads, and of each head's

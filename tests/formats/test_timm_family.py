@@ -7,12 +7,17 @@ import safetensors.torch
 import timm
 import torch
 from oracles import as_timm, shaken
+from timm.layers import resize_rel_pos_bias_table
 from timm.models import beit, deit, eva, vision_transformer
 
 from formats.architectures import facts_of, heads_by_name
+from formats.fitting import load_into
 from formats.reading import read_weights
+from formats.resizing import resize_offsets
 from formats.shapes import known_heads
 from pretrained import load_model
+from vit.positions import relative_rows
+from vit_model import create_model
 
 KINDS = (
     vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva, beit.Beit,
@@ -130,4 +135,46 @@ def test_rotary_files_that_nothing_describes_are_refused(tmp_path):
     path = tmp_path / "mine.pth"
     torch.save(built("vit_small_patch16_dinov3").state_dict(), path)
     with pytest.raises(ValueError, match=r"mine\.pth has no positions .*config\.json beside it"):
+        read_weights(path)
+
+
+SIZES = {
+    "vit_small_patch16_dinov3": (64, 96),
+    "eva02_base_patch14_224": (56, 84),
+    "beit_base_patch16_224": (64, 96),
+    "beitv2_large_patch16_224": (128, 80),
+    "vit_small_patch16_rope_mixed_ape_224": (64, 96),
+    "vit_base_patch16_rope_reg1_gap_256": (96, 64),
+    "vit_pe_core_tiny_patch16_384": (64, 96),
+    "vit_base_patch16_siglip_224": (64, 96),
+    "vit_base_patch16_reg4_gap_256": (64, 80),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@torch.no_grad()
+def test_what_knows_of_places_adapts_to_another_size_as_timms(tmp_path, name):
+    before, after = SIZES[name]
+    theirs = built(name, img_size=before)
+    weights = read_weights(as_timm(theirs, tmp_path))
+    ours = create_model(**weights.config | {"img_size": after}).eval()
+    load_into(ours, weights)
+    theirs.set_input_size((after, after))
+    images = torch.randn(2, 3, after, after)
+    wanted = theirs(images)
+    assert (ours(images) - wanted).abs().max() < 1e-5 * wanted.std()
+
+
+def test_offsets_adapt_as_timms(tmp_path):
+    table = torch.randn(relative_rows(14), 3)
+    for grid in (7, 13, 15, 24, 40):
+        theirs = resize_rel_pos_bias_table(table, (grid, grid), (relative_rows(grid), 3))
+        torch.testing.assert_close(resize_offsets(table, grid), theirs, rtol=0, atol=1e-5)
+
+
+def test_shared_keys_without_the_heads_width_are_refused(tmp_path):
+    state = built("vit_base_patch16_sapiens2").state_dict()
+    path = tmp_path / "vit_base_patch16_sapiens2.pth"
+    torch.save({name: v for name, v in state.items() if "_norm." not in name}, path)
+    with pytest.raises(ValueError, match="fewer keys than queries"):
         read_weights(path)
