@@ -14,7 +14,9 @@ from system.files import json_if_any
 from vit_model import is_number
 
 WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".npz"}
-BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
+OPEN_CLIP = "open_clip_config.json"  # which says less than the others, where they are there, too
+BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", OPEN_CLIP)
+NAMES = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 
 
 def stated_levels(
@@ -41,14 +43,15 @@ def stated_levels(
         stated["config.json"] = with_defaults(stated["config.json"])
     config = stated.get("config.json", {})
     alone = sum(other.suffix in WEIGHTS for other in path.parent.iterdir()) == 1
-    if stated and not alone and path.name.split(".")[0] not in ("model", "pytorch_model"):
+    if stated and not alone and path.name.split(".")[0] not in NAMES:
         notes.append(f"{', '.join(stated)} beside it: not believed, as other weights lie there")
         stated = {}
     elif not _describes(config, *width_and_depth(state)):
         notes.append("config.json beside it: not believed, for it has another width or depth")
         stated = {}
+    open_clip = [Source.of(f"{OPEN_CLIP} beside the file", stated.pop(OPEN_CLIP, {}))]
     beside = [Source.of(f"{name} beside the file", said) for name, said in stated.items()]
-    return [[inside], beside, [Source.of_file_name(path)]], notes
+    return [[inside], beside, open_clip, [Source.of_file_name(path)]], notes
 
 
 def _describes(config: Mapping, width: int, depth: int) -> bool:

@@ -57,7 +57,7 @@ FACTS = (
         ("layer_norm_eps", "layernorm_eps", "norm_eps", "ln_eps"),
         sets="norm_eps",
         plain=1e-6,
-        default={"Hugging Face": 1e-12, "Hugging Face CLIP": 1e-5, "": 1e-6}
+        default={"Hugging Face": 1e-12, "Hugging Face CLIP": 1e-5, "OpenCLIP": 1e-5, "": 1e-6}
         | dict.fromkeys(DINOV3, 1e-5),
     ),
     Fact(
@@ -74,8 +74,9 @@ FACTS = (
     ),
     Fact(
         "activation",
-        ("hidden_act", "act_layer", "activation", "activation_function", "act_fn"),
+        ("hidden_act", "act_layer", "activation", "activation_function", "act_fn", "quick_gelu"),
         takes=(
+            True, False,
             "gelu", "gelu_python", "nn.gelu", "torch.nn.gelu", "", "gelu_tanh", "gelu_new",
             "gelu_pytorch_tanh", "quick_gelu", "quickgelu", "silu", "swish", "nn.silu", "relu",
             "nn.relu",
@@ -84,7 +85,7 @@ FACTS = (
         means=dict.fromkeys(("gelu_python", "nn.gelu", "torch.nn.gelu", ""), "gelu")
         | dict.fromkeys(("gelu_new", "gelu_pytorch_tanh"), "gelu_tanh")
         | dict.fromkeys(("swish", "nn.silu"), "silu")
-        | {"quickgelu": "quick_gelu", "nn.relu": "relu"},
+        | {"quickgelu": "quick_gelu", "nn.relu": "relu", True: "quick_gelu", False: "gelu"},
         plain="gelu",
         default={
             "Hugging Face CLIP": "quick_gelu", "Hugging Face SigLIP": "gelu_tanh", "": "gelu",
@@ -186,6 +187,7 @@ FACTS = (
     Fact("norm after the blocks", ("final_norm",), seen="last_norm"),
     Fact("norm of all tokens", ("use_post_transformer_norm",), seen="final_norm"),
     Fact("norm after pooling", ("fc_norm", "use_fc_norm"), seen="fc_norm"),
+    Fact("norm behind the pooling", ("final_ln_after_pool",), NO),
     Fact("norm after each part", ("use_post_norm", "post_norm", "res_post_norm"), NO),
     Fact("norm first in a block", ("norm_first",), YES),
     Fact(
@@ -248,12 +250,21 @@ CONTAINERS = (
     "model_args", "model_kwargs", "model_config", "model_cfg", "pretrained_cfg", "default_cfg",
     "hyper_parameters", "hparams", "args", "opt", "config", "cfg", "options", "kwargs", "params",
     "model", "model_params", "vit", "vit_config", "vision_config",
-    "image_processor",
+    "image_processor", "vision_cfg", "preprocess_cfg",
 )  # fmt: skip
 # Where a model's name stands. Under the first the name is timm's and must be known; under the
 # others it may be anybody's, and what it does not tell is told elsewhere or assumed.
 ARCHITECTURE = "architecture"
-MODEL_NAMES = (ARCHITECTURE, "arch", "model", "model_name", "timm_model", "backbone", "variant")
+MODEL_NAMES = (
+    ARCHITECTURE,
+    "arch",
+    "model",
+    "model_name",
+    "timm_model",
+    "timm_model_name",
+    "backbone",
+    "variant",
+)
 # Such a name inside the name of a file.
 IN_FILE_NAME = (
     r"(?:^|[^a-z])((?:[a-z]*vit\d?|deit\d?|beit\w*?|eva\w*?|aimv2)_\w*patch\d+\w*"
@@ -283,8 +294,15 @@ HARMLESS = (
         "a projection head of pretraining",
     ),
     (r"(?:^|\.)pooler\.dense\.", "a pooler, which no classifier reads"),
-    (r"^text_model\.|^text_projection\.", "the text tower, which reads no photos"),
-    (r"^visual_projection\.", "leads to the space shared with texts, which no classifier reads"),
+    (
+        r"^text_model\.|^text_projection\b|^(?:text\.)?(?:transformer\.resblocks|token_embedding"
+        r"|positional_embedding|ln_final|cls_emb|attn_mask)\b|^text\.(?:transformer|text_projection)\b",
+        "the text tower, which reads no photos",
+    ),
+    (
+        r"^visual_projection\.|^visual\.proj$|^visual\.head\.proj\.",
+        "leads to the space shared with texts, which no classifier reads",
+    ),
     (r"^logit_(?:scale|bias)$", "compares photos with texts"),
     (r"(?:^|\.)lm_head\.", "predicts hidden patches in pretraining"),
     (r"\.relative_position_index$", "an index that the model makes itself"),

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from formats.hugging_face import HUGGING_FACE, from_hugging_face, from_siglip
+from formats.open_clip import from_open_clip
 from formats.renaming import State, fold_class_position, join_qkv, rename
 
 
@@ -170,6 +171,7 @@ FORMATS = [
     ("Hugging Face SigLIP", r"^embeddings\.patch_embedding\.weight$", from_siglip),
     ("Hugging Face DINOv3", r"^embeddings\.patch_embeddings\.weight$", from_hugging_face),
     ("Hugging Face", r"^embeddings\.patch_embeddings\.projection\.weight$", from_hugging_face),
+    ("OpenCLIP", r"^visual\.transformer\.resblocks\.", from_open_clip),
     ("torchvision", r"^conv_proj\.weight$", from_torchvision),
     ("DINOv3", r"(?:^|\.)storage_tokens$", from_dinov2),
     ("timm", r"(?:^|\.)(?:relative_position_bias_table|q_bias|q_proj\.weight)$", from_timm),

@@ -43,6 +43,7 @@ MARKS = (
     "embeddings.patch_embeddings.projection.weight",
     "embeddings.patch_embeddings.weight",
     "embeddings.patch_embedding.weight",
+    "visual.class_embedding",
     "conv_proj.weight",
     "embedding/kernel",
 )

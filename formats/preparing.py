@@ -20,10 +20,13 @@ from formats.facts import Decided, Source
 from imaging.preprocess import INTERPOLATIONS, Preprocess
 from vit_model import FAMILIES, find_variant
 
+OPEN_CLIP = {"shortest": "crop", "squash": "squash", "longest": "pad"}  # its resize_mode
 MODES = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's crop_mode
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic")  # Pillow's numbers
 TIMM = ("crop_pct", "crop_mode", "interpolation")
 PROCESSOR = ("image_processor_type", "feature_extractor_type", "do_resize", "resample")
+# Mean and standard deviation of what OpenAI's CLIP was trained on; OpenCLIP took them over.
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 UNTOLD = "nothing tells; --resize-mode of train.py overrules it"
 # Hugging Face's processors whose size, where it is one number, is that of the short side; and those
 # that crop unless told otherwise.
@@ -107,9 +110,22 @@ def _of_source(source: Source) -> Preparation | None:
     told = {key: said[0][0] for key, said in source.said.items()}
     if any(key in told for key in PROCESSOR):
         return _of_hugging_face(told, source.name)
+    if any(key.startswith("preprocess_cfg.") for said in source.said.values() for _, key in said):
+        return _of_open_clip(told, source.name)
     if any(told.get(key) not in (None, "") for key in TIMM):
         return _of_timm(told, source.name)
     return None
+
+
+def _of_open_clip(told: dict[str, Any], name: str) -> Preparation:
+    """Reads an open_clip_config.json: nothing is cut off beyond the square."""
+    left: list[str] = []
+    stated = told.get("resize_mode", "shortest")
+    mode = OPEN_CLIP.get(stated) if isinstance(stated, str) else None
+    if mode is None:
+        left.append(f"resize_mode {stated!r:.40} in {name}")
+    how = _interpolation(told.get("interpolation", "bicubic"), left, name)
+    return Preparation(mode or "crop", 1.0, how, name, tuple(left))
 
 
 def _of_timm(told: dict[str, Any], name: str) -> Preparation:
@@ -189,6 +205,12 @@ def normalisation(path: Path, format_name, sizes, facts: Decided, model) -> tupl
         preprocess = Preprocess.from_dict(said)
         whence = re.search(r"\((.*)\)$", facts.told["mean"])[1]
         return preprocess.mean, preprocess.std, f"{whence} says so"
+    if format_name in ("OpenCLIP", "Hugging Face CLIP"):
+        return *CLIP, "it is in the format of a CLIP"
+    if format_name == "Hugging Face SigLIP":
+        return *FAMILIES["half"], "it is a SigLIP"
+    if sizes["rel_pos"] != "none":
+        return *FAMILIES["half"], "it has BEiT's relative positions"
     if format_name == "torchvision":
         return *FAMILIES["imagenet"], "it is in torchvision's format"
     if format_name == "DINOv2" or sizes["init_values"] is not None:
