@@ -317,19 +317,28 @@ HARMLESS = (
     (r"^(?:train|val|valid|test)?_?(?:acc\w*|metrics?|f1|auroc|confmat)\.", "belongs to a metric"),
     (r"^(?:optimizer|optim|scheduler|scaler)\.", "belongs to the optimiser"),
 )
-# (pattern, words): what a tensor that our model has no place for tells of the model.
+# (pattern, words, what to do): what a tensor that our model has no place for tells of the model.
+WITHOUT = "train.py --allow-partial trains without them"
+PLAIN_ONE = "take a plain Vision Transformer (train.py --list-models)"
 RELATIVES = (
-    (r"patch_embed\.backbone\.|embedder\.", "cuts its patches from a convolutional network"),
-    (r"patch_embed\.conv\d", "cuts its patches by several convolutions"),
-    (r"\.(?:attns|ffns|in_proj|attn_out_proj)\.", "has attention and MLP side by side"),
-    (r"\.lambda_|\.sub_norm\.", "has differential attention"),
-    (r"\.attn\.gate\.", "has gates behind its attention"),
-    (r"rel_pos\.|rel_pos_[hw]$", "has relative positions of another kind than BEiT's"),
-    (r"lora_|\.base_layer\.", "has LoRA adapters, which must be merged into its layers first"),
-    (r"weight_numerator", "has rational activations (KAT)"),
-    (r"parametrizations|weight_[gv]$", "has weights in parts (weight norm)"),
-    (r"(?:weight_scale|weight\.absmax|qweight|_packed_params)", "has quantised weights"),
-)
+    (r"lora_", "has LoRA adapters, and nothing says their rank and scale",
+     "put the adapter_config.json that peft wrote beside them, or merge them (merge_and_unload) "
+     "and save the model"),
+    (r"\.base_layer\.", "has layers under adapters", "merge them (merge_and_unload), save again"),
+    (r"patch_embed\.backbone\.|embedder\.", "cuts its patches from a convolutional network",
+     PLAIN_ONE),
+    (r"patch_embed\.conv\d", "cuts its patches by several convolutions", PLAIN_ONE),
+    (r"\.(?:attns|ffns|in_proj|attn_out_proj)\.", "has attention and MLP side by side", PLAIN_ONE),
+    (r"\.lambda_|\.sub_norm\.", "has differential attention", PLAIN_ONE),
+    (r"\.attn\.gate\.", "has gates behind its attention", WITHOUT),
+    (r"rel_pos\.|rel_pos_[hw]$", "has relative positions of another kind than BEiT's", PLAIN_ONE),
+    (r"weight_numerator", "has rational activations (KAT)",
+     "take the ViT that it was made from and give --mlp gkan"),
+    (r"parametrizations|weight_[gv]$", "has weights in parts (weight norm)",
+     "join them (remove_parametrizations) and save again"),
+    (r"(?:weight_scale|weight\.absmax|qweight|_packed_params)", "has quantised weights",
+     "save it before it is quantised"),
+)  # fmt: skip
 # Modules under which scripts keep a classifier, one linear layer, where timm has `head`.
 HEAD_NAMES = (
     r"(?:\w+\.)*?(?:\w*heads?|\w*classifier\w*|fc\d*|\w*linear\w*|lin|logits?|out(?:put)?"

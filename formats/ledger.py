@@ -149,10 +149,10 @@ def with_two_answers(state: State) -> State:
 
 def refuse_relatives(state: Mapping[str, Tensor]) -> None:
     """Raises for transformers that share some of our names and work in another way."""
-    for pattern, words in RELATIVES:
+    for pattern, words, advice in RELATIVES:
         name = next((name for name in state if re.search(pattern, name)), None)
         if name:
-            raise ValueError(_refusal(f"{words}, which is not supported", [name]))
+            raise ValueError(f"{words}, which is not supported ({name}); {advice}")
 
 
 def check(state: State, wanted: Collection[str], allow_partial: bool) -> tuple[State, Reasons]:

@@ -182,6 +182,11 @@ FORMATS = [
 
 def _what_it_is(tensors: Mapping[str, Tensor]) -> str:
     some = ", ".join(list(tensors)[:3])
+    if any("lora_" in name for name in tensors):
+        return (
+            f"holds LoRA adapters alone ({some} ...), and nothing says their backbone, rank and "
+            f"scale: put the adapter_config.json that peft wrote beside it, and name the folder"
+        )
     if any(re.search(r"\.rel_pos_[hw]$", name) for name in tensors):
         return "is the encoder of SAM or ViTDet, whose attention works in windows: not supported"
     filters = sum(v.ndim == 4 for v in tensors.values())

@@ -158,6 +158,8 @@ STRANGERS = {
     "blocks.0.mlp.act1.weight_numerator": (torch.ones(1, 6), "rational activations"),
     "blocks.1.attn.q_norm.weight": (torch.ones(64), "a tensor that no model here has a place for"),
     "blocks.0.attn.gate.weight": (torch.ones(128), "gates behind its attention"),
+    "blocks.0.attn.qkv.lora_A.weight": (torch.ones(4, 128), "LoRA.*adapter_config.json"),
+    "patch_embed.backbone.stem.weight": (torch.ones(9), "convolutional network.*--list-models"),
     "blocks.0.in_proj.weight": (torch.ones(9, 128), "attention and MLP side by side"),
     "blocks.0.attn.lambda_q1": (torch.ones(64), "differential attention"),
     "blocks.1.norm3.weight": (torch.ones(128), "a tensor that no model here has a place for"),
@@ -189,6 +191,12 @@ def test_partial_files_are_trained_without_what_is_unknown(tmp_path):
     report = load_into(ours, weights, allow_partial=True)
     assert torch.equal(ours.blocks[1].attn.qkv.weight, theirs.blocks[1].attn.qkv.weight)
     assert any("attn.gate" in line and "ignored" in line for line in report.lines())
+
+
+def test_adapters_alone_are_called_what_they_are(tmp_path):
+    name = "base_model.model.blocks.0.attn.qkv.lora_A.weight"
+    with pytest.raises(ValueError, match=r"LoRA adapters alone .*adapter_config\.json .*folder"):
+        read_weights(saved({name: torch.ones(4, 128)}, tmp_path))
 
 
 def test_two_models_in_one_file_are_named(tmp_path, model):
