@@ -11,7 +11,7 @@ This file is the story of a run: data, weights, model, recipe, loop, results.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -29,10 +29,12 @@ from pretrained import load_model, model_table
 from system.devices import default_workers, make_deterministic, pick_device, seed_everything
 from system.downloads import fetch_flower_photos
 from system.files import write_json, write_text
-from system.terminal import command, counted, run_cli
+from system.terminal import command, run_cli
 from training import advice
 from training.assembly import assemble, prepare
+from training.conclusion import conclude
 from training.flags import Options, parse_args
+from training.folds import Folds, pooled
 from training.judging import judge, judged
 from training.loss import Teacher, load_teacher
 from training.optim import freeze
@@ -47,9 +49,9 @@ from training.resuming import (
     shared_batch,
 )
 from training.run_folder import (
-    RunLog,
     advice_on_disk,
     find_run,
+    first_log,
     locked,
     new_run_dir,
     write_class_indices,
@@ -64,6 +66,7 @@ from training.setup import (
     choose_preprocess,
     describe,
     form_of,
+    photos_trained_on,
     settle,
     try_batch_sizes,
 )
@@ -93,15 +96,13 @@ def train(options: Options, world: World) -> int:
             return 0
         held.enter_context(advice.on_memory(options if options.resume else run.options))
         report = run.folder / "report.html"  # written last, when a run is finished
+        folds = Folds.of(run) if run.options.folds else None
         if run.state is None:
             write_start(run)
-        elif run.over():
-            print(f"{run.folder} is finished after {counted(run.position.epoch, 'epoch')}")
-            if report.exists():
-                return 0
         else:
-            left = counted(run.options.epochs - run.position.epoch, "epoch")
-            print(f"resuming {run.folder} at epoch {run.position.epoch + 1}: {left} to go")
+            print(advice.standing(run))
+            if run.over() and report.exists():
+                return 0
         stepper = prepare(run)
         with first_log(run) as log:
             if log:
@@ -109,14 +110,14 @@ def train(options: Options, world: World) -> int:
                 if run.state is None:
                     show_start(run, log)
             trainer = assemble(run, stepper)
-            stopped_by = trainer.fit(log)
+            stopped_by = (folds and folds.train(trainer)) or trainer.fit(log)
             if stopped_by:
                 go_on = command("python", "train.py", "--resume", run.folder)
                 print(f"stopped and saved; go on with: {go_on}")
                 return 128 + stopped_by
-            answers = trainer.validate_best()
+            found = folds.conclude(trainer) if folds else conclude(trainer)
             if log:
-                write_results(run, log, answers)
+                write_results(run, log, found)
     return 0
 
 
@@ -145,9 +146,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)
     print(describe(model, trainable, device, run.amp_dtype, world))
     if options.dry_run:
-        print("--dry-run: nothing was trained or written")
-        return None
-
+        return print("--dry-run: nothing was trained or written")
     model.to(device)
     if model.sizes.mlp != "mlp" and options.kan_range == "auto" and world.first:
         calibrate_model(model, data, preprocess)
@@ -158,6 +157,8 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     run.options = options.settled(output=str(run.folder))
     run.teacher = teacher and teacher.to(device)
     run.backbone = world.first_does(record_of, options.weights) if options.save_adapter else None
+    before = weights.meta.get("trained_on", "") if weights else ""
+    run.trained_on = world.first_does(photos_trained_on, data, before, options)
     return run
 
 
@@ -180,6 +181,7 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
     if saved.teacher:
         teacher = load_teacher(saved.teacher).on_data(data.classes)
         teacher = Teacher(teacher, preprocess, data.classes).to(device)
+    before = state.get("trained_on", "")
     return Run(
         saved,
         state["args"].get("reasons", {}),
@@ -194,6 +196,7 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
         state,
         Position.of(state, device, world),
         state.get("backbone"),
+        world.first_does(photos_trained_on, data, before, saved),
     )
 
 
@@ -256,6 +259,8 @@ def load_data(options: Options) -> DataSplit:
         options.workers,
         options.num_classes,
     )
+    if options.folds and not options.eval:
+        data = pooled(data, options.folds, options.seed)
     print(*data.report.lines(), *advice.on_data(options, data.report), sep="\n")
     return data
 
@@ -281,13 +286,6 @@ def write_start(run: Run) -> None:
     changed = write_class_indices(run.data.classes, run.folder, run.options.data_roots)
     if changed:
         print(changed)
-
-
-def first_log(run: Run):
-    """Returns the context of the run's log, which is None in all processes but the first."""
-    if not run.world.first:
-        return nullcontext()
-    return closing(RunLog(run.folder, run.position.history))
 
 
 # --- evaluation alone ---------------------------------------------------------------------------

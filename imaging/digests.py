@@ -31,11 +31,20 @@ def digests(paths: Sequence[str], workers: int = 1) -> str:
         return "".join(sorted({*pool.imap(digest_of, paths, chunksize=16)} - {""}))
 
 
-class TrainedOn:
-    """Tells of a photo whether a model was trained on it. told: of `digests`, or of several."""
+def joined(*told: str) -> str:
+    """Returns the digests of several such strings as one."""
+    return "".join(sorted(set().union(*map(_parts, told))))
 
-    def __init__(self, *told: str) -> None:
-        self.known = {text[at : at + DIGEST] for text in told for at in range(0, len(text), DIGEST)}
+
+def _parts(told: str) -> set[str]:
+    return {told[at : at + DIGEST] for at in range(0, len(told), DIGEST)}
+
+
+class TrainedOn:
+    """Tells of a photo whether a model was trained on it. told: what `digests` returned."""
+
+    def __init__(self, told: str) -> None:
+        self.known = _parts(told)
 
     def __contains__(self, path: str | os.PathLike) -> bool:
         return bool(self.known) and digest_of(path) in self.known

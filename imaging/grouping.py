@@ -64,6 +64,6 @@ def _check_folds(folds: list[list[int]], dealt: list[Counter], totals: Counter) 
         for label, count in counts.items():
             if count == totals[label]:
                 raise ValueError(
-                    f"all {count} photos of class number {label} belong together, so that one fold "
+                    f"all {count} photos of class {label} belong together, so that one fold "
                     f"would hold them all and train without them: add photos, or take the class out"
                 )

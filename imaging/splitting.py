@@ -107,10 +107,12 @@ class DataSplit:
             raise ValueError(f"not a split as train.py writes it: {error!r:.200}") from error
         if len(set(classes)) < 2 or len(set(classes)) < len(classes):
             raise ValueError("not a split as train.py writes it: its classes are not two or more")
-        if not all(train.values()) or not any(val.values()):
+        choice = _numbers(values.get("choice", {}))  # older runs did not write it
+        folds = "folds" in choice  # each photo is trained on, and judged in a fold
+        if not all(train.values()) or not (folds or any(val.values())):
             raise ValueError("not a split as train.py writes it: some side has no photos")
         split = make_split(root, classes, train, val, test, problems=[])
-        split.choice = _numbers(values.get("choice", {}))  # older runs did not write it
+        split.choice = choice
         split.groups = {path: group[0] for group in together for path in group}
         return split
 

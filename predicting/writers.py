@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from reporting.metrics import confusion_lines, most_frequent
-from system.files import FreshNames, folder_name
+from system.files import FreshNames, folder_name, safe_cell
 from system.fonts import pil_font
 from system.terminal import bar, counted, display_width, listed, pad, printable
 
@@ -106,11 +106,6 @@ def as_record(answer: Answer) -> dict:
     if answer.label is not None:
         record["label"] = answer.label
     return record | ({UNSURE: True} if answer.unsure else {})
-
-
-def safe_cell(text: str) -> str:
-    """`text` for a spreadsheet: a leading ' stops what would otherwise run as a formula."""
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 class CsvFile(Writer):

@@ -14,8 +14,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from imaging.decoding import load_image
 from imaging.depth import Reading
+from reporting.calibration import Bin
 from reporting.metrics import class_table, most_confused, percent
-from reporting.plots import COUNTED, DARK, LIGHT, PANELS, confusion_figure, curve_figure, png_bytes
+from reporting.plots import (
+    COUNTED,
+    DARK,
+    LIGHT,
+    PANELS,
+    confusion_figure,
+    curve_figure,
+    png_bytes,
+    reliability_figure,
+)
 from system.files import write_text
 from system.fonts import web_font
 
@@ -37,6 +47,8 @@ def write_report(
     data_lines: Sequence[str] = (),
     commands: Sequence[tuple[str, str]] = (),
     reading: Reading = Reading(),  # noqa: B008 (frozen)
+    notes: Sequence[str] = (),
+    calibration: Sequence[tuple[str, Sequence[Bin]]] = (),
 ) -> Path:
     """Writes report.html into `run_dir` and returns its path; what is empty is left out.
 
@@ -44,6 +56,7 @@ def write_report(
     names, and counts of photos, row the true class. rows: of metrics.csv; none for an evaluation
     alone. mistakes: from `worst_mistakes`. settings: (flag, value, why). data_lines: what the check
     of the data set found. commands: (what it does, command line). reading: of the photos' numbers.
+    notes: how far the accuracy is to be trusted. calibration: (at what temperature, its bins).
     """
     letters = [title, *classes, *(m["path"] for m in mistakes), *data_lines]
     table = sorted(
@@ -52,6 +65,7 @@ def write_report(
     page = environment().get_template(TEMPLATE).render(
         title=title, summary=summary, commands=commands, settings=settings, data_lines=data_lines,
         font=font_of(letters), curves=curves_of(rows), confusion=confusion_of(matrix, classes),
+        notes=notes, calibration=calibration_of(calibration),
         table=table, mean=mean_of(table), mistakes=[shown(one, reading) for one in mistakes],
     )  # fmt: skip
     path = Path(run_dir) / REPORT
@@ -102,6 +116,16 @@ def curves_of(rows: Sequence[dict]) -> list[dict]:
     return [
         plot(lambda theme, panel=panel: curve_figure(rows, panel, theme), panel[0])
         for panel in PANELS
+    ]
+
+
+def calibration_of(found: Sequence[tuple[str, Sequence[Bin]]]) -> list[dict]:
+    return [
+        plot(
+            lambda theme, title=title, bins=bins: reliability_figure(bins, title, theme),
+            f"reliability {title}",
+        )
+        for title, bins in found
     ]
 
 

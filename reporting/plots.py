@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from reporting.calibration import Bin
 from system.files import atomic_file
 from system.fonts import legible, pil_font, use_fonts
 
@@ -99,6 +100,25 @@ def curve_figure(rows: Sequence[dict], panel: tuple, theme: Theme):
     """Returns the figure of one of PANELS."""
     figure = _new_figure(4.8, 3.2, theme)
     _draw_panel(figure.subplots(), rows, panel, theme)
+    return figure
+
+
+def reliability_figure(bins: Sequence[Bin], title: str, theme: Theme):
+    """Returns the reliability diagram: accuracy over probability, dots as large as their bin."""
+    figure = _new_figure(4.8, 3.6, theme)
+    axes = figure.subplots()
+    _style(axes, theme, title)
+    axes.plot([0, 1], [0, 1], color=theme.train, linewidth=1, linestyle="--")
+    x, y = [one.probability for one in bins], [one.accuracy for one in bins]
+    most = max((one.photos for one in bins), default=1)
+    axes.plot(x, y, color=theme.val, linewidth=1.5)
+    axes.scatter(x, y, s=[12 + 120 * one.photos / most for one in bins], color=theme.val, zorder=3)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("probability of the answer", color=theme.ink, fontsize=10)
+    axes.set_ylabel("share that is right", color=theme.ink, fontsize=10)
+    axes.grid(color=theme.faint, linewidth=0.8)
+    axes.set_axisbelow(True)
     return figure
 
 

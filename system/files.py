@@ -172,11 +172,19 @@ def read_csv(path: str | os.PathLike) -> Iterator[tuple[int, list[str]]]:
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
     """Writes `rows` (dicts with the same keys) as CSV with a header."""
+    write_table(path, [list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def write_table(path: str | os.PathLike, rows: list[list]) -> None:
+    """Writes rows of cells as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
+
+
+def safe_cell(text: str) -> str:
+    """`text` for a spreadsheet: a leading ' stops what would otherwise run as a formula."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def json_if_any(path: Path) -> Any:

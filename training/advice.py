@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from imaging.data_report import DataReport
 from my_dataset import Failed
 from system.memory import out_of_memory
-from system.terminal import printable
+from system.terminal import counted, printable
 from training.flags import Options
 from training.setup import Run
 
@@ -26,17 +26,34 @@ def on_data(options: Options, report: DataReport) -> list[str]:
     return []
 
 
+def standing(run: Run) -> str:
+    """Returns the line on where a run that goes on stands."""
+    options, epoch = run.options, run.position.epoch
+    if options.folds and run.epochs_of_folds is None:
+        return f"resuming {run.folder} among its {options.folds} folds"
+    if run.over():
+        done = f"{options.folds} folds" if options.ensemble else counted(epoch, "epoch")
+        return f"{run.folder} is finished after {done}"
+    left = counted(run.epochs - epoch, "epoch")
+    return f"resuming {run.folder} at epoch {epoch + 1}: {left} to go"
+
+
 def line(run: Run, row: dict) -> str:
     """Returns the line of an epoch; a star marks the best one."""
-    epochs = run.options.epochs
+    epochs = run.epochs
     best = " *" if run.position.best["epoch"] == row["epoch"] else ""
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
         f"train loss {row['train_loss']:.4f} acc {row['train_acc']:.4f}  "
-        f"val loss {row['val_loss']:.4f} acc {row['val_acc']:.4f}  "
-        f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} img/s  "
+        + (f"val loss {row['val_loss']:.4f} acc {row['val_acc']:.4f}  " if validated(row) else "")
+        + f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} img/s  "
         f"{row['seconds']:.0f} s{best}"
     )
+
+
+def validated(row: dict) -> bool:
+    """Whether there were validation photos: not where folds have told the epochs."""
+    return "val_acc" in row
 
 
 def notes(run: Run, row: dict, skipped: list[Failed], gradient_scale: float) -> list[str]:
@@ -45,9 +62,10 @@ def notes(run: Run, row: dict, skipped: list[Failed], gradient_scale: float) -> 
     skipped: photos that could not be read in it.
     """
     lines = []
-    if row["epoch"] == 1 and run.warmup:
+    if row["epoch"] == 1 and run.warmup and validated(row):
         lines.append("the rate still warms up: the best epoch will be a later one")
-    if row["epoch"] == run.warmup + 1 and at_chance(row, run.data.val.labels):
+    late = row["epoch"] == run.warmup + 1 and validated(row)
+    if late and at_chance(row, run.data.val.labels):
         lines.append(
             f"after epoch {row['epoch']} the answers are still at chance (validation loss "
             f"{row['val_loss']:.2f}, accuracy {row['val_acc']:.2f}): try "
@@ -58,7 +76,7 @@ def notes(run: Run, row: dict, skipped: list[Failed], gradient_scale: float) -> 
             "gradients are too large for float16, so that steps are left out: try --amp bf16 or "
             "--amp off"
         )
-    if run.options.aug != "none" and row["val_acc"] > row["train_acc"]:
+    if run.options.aug != "none" and row.get("val_acc", 0) > row["train_acc"]:
         lines.append(
             "validation is more accurate than training, which is normal here: training photos are "
             "randomly cropped and harder"

@@ -7,6 +7,7 @@ from torch import nn
 
 from imaging.pixel_cache import SHARE
 from imaging.preprocess import eval_transform, train_transform
+from imaging.splitting import Samples
 from my_dataset import MyDataSet, PhotoLoader, SeededSampler
 from parallel.sharding import load_model_state, load_optimizer_state, replicate, shard
 from system.devices import set_rng_state
@@ -45,10 +46,29 @@ def prepare(run: Run) -> Stepper:
 def assemble(run: Run, stepper: Stepper) -> Trainer:
     """Returns what trains a run from where it stands, once what is computed once has been."""
     loaders, skip = cache_frozen(run, *photo_loaders(run))
-    if not skip:
+    if not skip and not run.options.ensemble:
         keep_decoded(run, *loaders)
     trained = make_trained(run, loaders[0], stepper, skip)
     return Trainer(run, *loaders, stepper, make_criterion(run), trained, skip)
+
+
+def for_fold(
+    whole: Trainer, fold: Run, stepper: Stepper, trained: list[int], judged: list[int]
+) -> Trainer:
+    """Returns what trains a fold: on the features of the whole run, where these are kept.
+
+    trained, judged: indices of the fold's photos among those of the whole run.
+    """
+    if whole.skip:
+        loaders = (
+            whole.train_loader.part(trained, sampler(fold, len(trained), shuffle=True)),
+            whole.val_loader.part(judged, sampler(fold, len(judged), shuffle=False)),
+        )
+    else:
+        loaders = photo_loaders(fold)
+        keep_decoded(fold, *loaders)
+    model = make_trained(fold, loaders[0], stepper, whole.skip)
+    return Trainer(fold, *loaders, stepper, make_criterion(fold), model, whole.skip)
 
 
 def prepare_model(run: Run) -> None:
@@ -64,18 +84,31 @@ def prepare_model(run: Run) -> None:
 
 
 def photo_loaders(run: Run) -> tuple[PhotoLoader, PhotoLoader]:
-    """Returns the loaders of training and of validation photos."""
-    options, world, preprocess = run.options, run.world, run.preprocess
-    train = train_transform(preprocess, options.aug, options.reprob, as_bytes=True)
-    val = eval_transform(preprocess, as_bytes=True)
+    """Returns the loaders of training and of validation photos.
 
-    def loader(samples, transform, shuffle: bool) -> PhotoLoader:
-        dataset = MyDataSet(*samples, transform)
-        order = SeededSampler(len(dataset), options.seed, shuffle, world.rank, world.size)
-        rest = options.workers, run.device, preprocess
-        return PhotoLoader(dataset, options.batch_size, order, *rest)
+    With --folds both are of all photos, for each is trained on and judged: `for_fold` has parts.
+    """
+    options = run.options
+    train = train_transform(run.preprocess, options.aug, options.reprob, as_bytes=True)
+    judged = run.data.train if options.folds else run.data.val
+    return photo_loader(run, run.data.train, train, shuffle=True), judging_loader(run, judged)
 
-    return loader(run.data.train, train, True), loader(run.data.val, val, False)
+
+def judging_loader(run: Run, samples: Samples) -> PhotoLoader:
+    """Returns the loader of photos to be judged."""
+    transform = eval_transform(run.preprocess, as_bytes=True)
+    return photo_loader(run, samples, transform, shuffle=False)
+
+
+def photo_loader(run: Run, samples: Samples, transform, *, shuffle: bool) -> PhotoLoader:
+    dataset, options = MyDataSet(*samples, transform), run.options
+    order = sampler(run, len(dataset), shuffle=shuffle)
+    rest = options.workers, run.device, run.preprocess
+    return PhotoLoader(dataset, options.batch_size, order, *rest)
+
+
+def sampler(run: Run, photos: int, *, shuffle: bool) -> SeededSampler:
+    return SeededSampler(photos, run.options.seed, shuffle, run.world.rank, run.world.size)
 
 
 def make_stepper(run: Run) -> Stepper:
@@ -152,20 +185,29 @@ def cache_frozen(run: Run, train: Loader, val: Loader) -> tuple[tuple[Loader, Lo
             f"run for N views of each photo, once"
         )
         return (train, val), 0
-    views = options.cache_views if random else 1
-    photos = views * len(train.sampler) + len(val.sampler)
+    if options.drop_path:
+        print("--drop-path: no effect on layers that run once")
+    return fill_both(run, train, val, skip, options.cache_views if random else 1), skip
+
+
+def fill_both(
+    run: Run, train: PhotoLoader, val: PhotoLoader, skip: int, views: int
+) -> tuple[CachedLoader, CachedLoader]:
+    """Returns loaders of what comes out of the first `skip` layers, for `views` of each photo."""
+    # Photos of folds are trained on and judged: one look at each serves both, if it is one view.
+    once = bool(run.options.folds) and views == 1
+    photos = views * len(train.sampler) + (0 if once else len(val.sampler))
     progress = Progress("frozen layers, once", photos)
     place = {"device": run.device, "folder": run.folder, "world": run.world}
     place["progress"] = progress.bar.update
-    filled = (
-        feature_cache.fill(run.model, skip, train, views=views, amp_dtype=run.amp_dtype, **place),
-        # Validation keeps full precision, as prediction has it.
-        feature_cache.fill(run.model, skip, val, views=1, amp_dtype=None, **place),
-    )
+    kind = None if once else run.amp_dtype
+    trained = feature_cache.fill(run.model, skip, train, views=views, amp_dtype=kind, **place)
+    # Validation keeps full precision, as prediction has it.
+    judged = trained
+    if not once:
+        judged = feature_cache.fill(run.model, skip, val, views=1, amp_dtype=None, **place)
     progress.close()
-    if options.drop_path:
-        print("--drop-path: no effect on layers that run once")
-    return filled, skip
+    return trained, judged
 
 
 def keep_decoded(run: Run, *loaders: PhotoLoader) -> None:

@@ -68,6 +68,7 @@ class CachedLoader:
 
     features: (V, M, ...) for V views of M photos; epoch e is served view e mod V.
     failed: the photos that could not be read, by index; they are named in every epoch.
+    rows: which photos of `features` are served, all by default; batches count among these.
     """
 
     def __init__(
@@ -77,9 +78,18 @@ class CachedLoader:
         failed: dict[int, Failed],
         batch_size: int,
         sampler: SeededSampler,
+        rows: list[int] | None = None,
     ) -> None:
         self.features, self.labels = features, torch.tensor(labels)
         self.failed, self.batch_size, self.sampler = failed, batch_size, sampler
+        self.rows = torch.arange(len(labels)) if rows is None else torch.tensor(rows)
+
+    def part(self, rows: list[int], sampler: SeededSampler) -> "CachedLoader":
+        """Returns a loader of some of the photos, which shares the features."""
+        failed = {at: self.failed[row]._replace(index=at) for at, row in enumerate(rows)
+                  if row in self.failed}  # fmt: skip
+        labels = self.labels.tolist()
+        return CachedLoader(self.features, labels, failed, self.batch_size, sampler, rows)
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -96,7 +106,8 @@ class CachedLoader:
             indices = order[start : start + self.batch_size]
             good = torch.tensor([i for i in indices if i not in self.failed], dtype=torch.int64)
             failed = [self.failed[i] for i in indices if i in self.failed]
-            yield Batch(view[good], self.labels[good], failed, good)
+            rows = self.rows[good]
+            yield Batch(view[rows], self.labels[rows], failed, good)
 
 
 @torch.inference_mode()

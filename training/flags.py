@@ -105,6 +105,26 @@ class Options(DataAndModel):
         metavar="N",
         **FREE,
     )
+    best_by: str = TRAINING.row(
+        "accuracy",
+        "what makes an epoch the best one, on validation photos: their accuracy, the mean of the "
+        "classes' (balanced), or their loss",
+        choices=("accuracy", "balanced", "loss"),
+    )
+    folds: int | None = TRAINING.row(
+        None,
+        "cross-validation: train N times, each without another Nth of the photos, which are judged "
+        "by that model; then best.pth on all photos",
+        type=number(int, 2, 100),
+        metavar="N",
+        needs=needs.SPLIT,
+    )
+    ensemble: bool = TRAINING.row(
+        False,
+        "keep the N models instead of one on all photos: predict.py --weights RUN takes their mean",
+        kind="switch",
+        needs=needs_flag("folds", "--folds N"),
+    )
     teacher: str | None = TRAINING.row(
         None, "a checkpoint to distil from", type=weights_name, metavar="FILE|NAME"
     )

@@ -84,9 +84,9 @@ WEIGHTS = needs_flag("weights", "--weights FILE")
 
 def contradiction(options: Options) -> str | None:
     """Returns a sentence on flags that exclude each other, None where all go together."""
-    rules = (
-        (_alone, _of_weights) if options.eval else (_alone, _of_weights, _of_training, _of_views)
-    )
+    rules = (_alone, _of_weights)
+    if not options.eval:
+        rules += (_of_training, _of_folds, _of_views)
     return next((sentence for rule in rules if (sentence := rule(options))), None)
 
 
@@ -126,6 +126,24 @@ def _of_training(options: Options) -> str | None:
         return (
             f"--warmup-epochs {options.warmup_epochs:g} is longer than --epochs {options.epochs}: "
             f"the full rate would never be reached"
+        )
+    return None
+
+
+def _of_folds(options: Options) -> str | None:
+    """What --folds does not go with."""
+    if not options.folds:
+        return None
+    if "val_split" in options.given:
+        return "--folds and --val-split exclude each other: each photo is validated once, in a fold"
+    if options.fsdp:
+        return "--folds and --fsdp exclude each other: each fold has a whole model of its own"
+    if options.new and not options.epochs:
+        return "--folds needs --epochs of 1 or more: each fold is trained"
+    if options.ensemble and options.save_adapter:
+        return (
+            "--ensemble and --save-adapter exclude each other: the adapter is that of one model on "
+            "all photos"
         )
     return None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from imaging.decoding import PhotoError, load_image
 from imaging.preprocess import eval_transform
+from reporting.calibration import reliability
 from reporting.metrics import class_lines, confusion_matrix, most_confused, worst_mistakes
 from reporting.page import write_report
 from reporting.plots import image_grid, plot_confusion, plot_curves
@@ -13,6 +14,8 @@ from system.fonts import font_advice
 from system.terminal import command, counted, printable
 from training import feature_cache
 from training.assembly import photo_loaders
+from training.conclusion import RESULTS, Answers, Conclusion, said
+from training.folds import TABLE
 from training.run_folder import RunLog
 from training.setup import Run
 from vit_model import kind_of
@@ -36,30 +39,33 @@ def show_start(run: Run, log: RunLog) -> None:
     log.text("data", run.data.report.text().splitlines())
 
 
-def write_results(run: Run, log: RunLog, answers: tuple) -> None:
-    """Writes pictures and report; says what to type next. answers: of Trainer.validate_best()."""
-    folder, classes, val = run.folder, run.data.classes, run.data.val
-    result, probabilities, indices = answers
-    labels = [val.labels[i] for i in indices]
-    paths = [val.paths[i] for i in indices]
-    matrix = confusion_matrix(labels, probabilities.argmax(1), len(classes))
-    mistakes = worst_mistakes(paths, labels, probabilities, classes)
+def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
+    """Writes pictures and report; says what to type next."""
+    folder, classes, val = run.folder, run.data.classes, found.val
+    matrix = confusion_matrix(val.labels, val.predicted, len(classes))
+    mistakes = worst_mistakes(val.paths, val.labels, val.probabilities, classes)
     draw_results(run, log, matrix, mistakes)
+    judged = found.judged
     write_report(
         folder,
         title=f"{run.model.name} on {Path(run.options.data_path).name}",
-        summary=summary(run, result),
+        summary=summary(run, found),
+        notes=said(found, run.position.best),
+        calibration=[
+            (f"at temperature {t:.3g}", reliability(judged.at(t), judged.labels))
+            for t in (1.0, found.temperature)
+        ],
         classes=classes,
         matrix=matrix,
         rows=run.position.history,
         mistakes=mistakes,
         settings=settings(run),
         data_lines=(folder / "data_report.txt").read_text("utf-8").splitlines()[:40],
-        commands=commands(folder),
+        commands=commands(run),
         reading=run.preprocess.reading,
     )
     confused = most_confused(matrix, classes, 3)
-    print(f"best: epoch {run.position.best['epoch']}, validation accuracy {result.accuracy:.4f}")
+    print(*said(found, run.position.best), sep="\n")
     advice = font_advice(classes)
     if advice:
         print(advice)
@@ -69,8 +75,9 @@ def write_results(run: Run, log: RunLog, answers: tuple) -> None:
         )
         print(f"most confused: {printable(pairs)}")
     feature_cache.remove(folder)
-    print(f"written to {folder}/: best.pth, last.pth, metrics.csv, report.html and more")
-    for what, line in commands(folder):
+    models = f"fold<k>/best.pth, {TABLE}, " if run.options.ensemble else "best.pth, last.pth, "
+    print(f"written to {folder}/: {models}metrics.csv, {RESULTS}, report.html and more")
+    for what, line in commands(run):
         print(f"{what}: {line}")
 
 
@@ -96,19 +103,27 @@ def draw_results(run: Run, log: RunLog, matrix, mistakes: list[dict]) -> None:
         log.picture("mistakes", folder / "mistakes.png")
 
 
-def summary(run: Run, result) -> list[tuple[str, object]]:
+def summary(run: Run, found: Conclusion) -> list[tuple[str, object]]:
     """Returns (label, value) of what matters most about a run."""
     model, rows = run.model, run.position.history
     kan = kind_of(model.config, ", ", " blocks")
     count = sum(p.numel() for p in model.parameters())
+    tested = [("test accuracy", interval(found.test))] if found.test else []
+    best = run.position.best.get("epoch", "of each fold")
     return [
-        ("validation accuracy", f"{result.accuracy:.4f}"),
-        ("validation loss", f"{result.loss:.4f}"),
-        ("best epoch", f"{run.position.best['epoch']} of {len(rows)}"),
+        *tested,
+        (found.kind, interval(found.val)),
+        ("validation loss", f"{found.val.loss:.4f}"),
+        ("best epoch", f"{best} of {len(rows)}" if rows else best),
         ("model", f"{model.name}{kan}, {count / 1e6:.2f} M parameters"),
         ("photos", f"{len(run.data.train.paths)} + {len(run.data.val.paths)}"),
         ("training time", f"{sum(row['seconds'] for row in rows):.0f} s on {run.device}"),
     ]
+
+
+def interval(answers: Answers) -> str:
+    told = answers.accuracy
+    return f"{told.share:.4f} ({told.low:.3f} to {told.high:.3f})"
 
 
 def settings(run: Run) -> list[tuple[str, object, str]]:
@@ -120,9 +135,11 @@ def settings(run: Run) -> list[tuple[str, object, str]]:
     ]
 
 
-def commands(folder: Path) -> list[tuple[str, str]]:
+def commands(run: Run) -> list[tuple[str, str]]:
     """Returns (what it does, command line) for what a user does next."""
+    folder = run.folder
+    weights = folder if run.options.ensemble else folder / "best.pth"
     return [
-        ("predict", command("python", "predict.py", "PHOTO", "--weights", folder / "best.pth")),
+        ("predict", command("python", "predict.py", "PHOTO", "--weights", weights)),
         ("look closer", command("tensorboard", "--logdir", folder)),
     ]

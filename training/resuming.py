@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from formats.checking import checked_classes, checked_config, checked_preprocess
+from formats.checking import checked_classes, checked_config, checked_later, checked_preprocess
 from formats.checkpoints import load_checkpoint
 from formats.reading import whole_states
 from imaging.splitting import DataSplit
@@ -98,6 +98,7 @@ def _check(state: dict) -> None:
     config = checked_config(state["config"], state["model"])
     checked_classes(state["classes"], config)
     checked_preprocess(state["preprocess"], config)
+    checked_later(state)
     for part in ("trainable", "advised"):
         _require(all(isinstance(name, str) for name in state[part]), part)
     for row in (*state["history"], state["best"]):
@@ -179,7 +180,8 @@ def changed(saved: Options, typed: Options, folder: Path) -> Options:
         new, old = getattr(typed, name), getattr(saved, name)
         if new == old or (name, new) == ("batch_size", "auto"):
             continue
-        if name in kept() or (name == "val_path" and old is None):
+        fixed = name in ("epochs", "patience") and saved.folds  # some may be finished
+        if name in kept() or fixed or (name == "val_path" and old is None):
             raise ValueError(
                 f"{flag_of(name)} {new} differs from the run in {folder} ({old}) and would make it "
                 f"another run: leave it out to resume, or start anew with --output"

@@ -196,6 +196,13 @@ def _date_back(run_dir: Path) -> None:
             path.rename(path.with_name(".".join(words)))
 
 
+def first_log(run) -> contextlib.AbstractContextManager:
+    """Returns the context of the run's log, which is None in all processes but the first."""
+    if not run.world.first:
+        return contextlib.nullcontext()
+    return contextlib.closing(RunLog(run.folder, run.position.history))
+
+
 class RunLog:
     """Writes metrics.csv and TensorBoard's events, a row and a set of scalars per epoch."""
 

@@ -10,6 +10,7 @@ import torch
 from formats.fitting import load_into
 from formats.reading import WeightsFile
 from imaging.depth import Range
+from imaging.digests import TrainedOn, digests, joined
 from imaging.preprocess import Preprocess, eval_transform
 from imaging.splitting import DataSplit
 from my_dataset import MyDataSet
@@ -41,6 +42,8 @@ class Run:
     world: the processes that train together; all do the same, the first alone prints and writes.
     state: what last.pth holds of a run that goes on.
     backbone: `adapter_file.record_of` the weights with --save-adapter, else None.
+    trained_on: the digests of the photos that the model has been trained on, also before.
+    epochs_of_folds: how many epochs the folds found right for all photos, once they have.
     """
 
     options: Options
@@ -56,6 +59,8 @@ class Run:
     state: dict | None = None
     position: Position = field(default_factory=Position)
     backbone: dict | None = None
+    trained_on: str = ""
+    epochs_of_folds: int | None = None
 
     @property
     def frozen(self) -> set[str]:
@@ -89,11 +94,30 @@ class Run:
         """Returns how many batches each process takes to share so many photos."""
         return math.ceil(photos / (self.options.batch_size * self.world.size))
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs are trained; the schedule is that of the options, whole or not."""
+        found = self.epochs_of_folds
+        return self.options.epochs if found is None else found
+
     def over(self) -> bool:
         """Whether there is no epoch left to train."""
-        options, position = self.options, self.position
-        patience = position.out_of_patience(options.patience, self.warmup)
-        return position.epoch >= options.epochs or patience
+        patience = self.position.out_of_patience(self.options.patience, self.warmup)
+        return self.position.epoch >= self.epochs or patience
+
+
+def photos_trained_on(data: DataSplit, before: str, options: Options) -> str:
+    """Returns the digests of the photos that a run's model will have been trained on.
+
+    before: of those that the one in --weights was trained on; says so where they are judged.
+    """
+    judged = data.val.paths + (data.test.paths if data.test else [])
+    if known := sum(TrainedOn(before).among(judged, options.workers)):
+        print(
+            f"note: the model in {options.weights} was trained on {known} of the {len(judged)} "
+            f"photos that judge this run: their accuracy will be too good; --val-path names others"
+        )
+    return joined(before, digests(data.train.paths, options.workers) if options.epochs else "")
 
 
 # --- model --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from formats.adapter_file import ADAPTER, part_of, save_adapter
 from formats.checkpoints import checkpoint_facts, load_checkpoint, save_checkpoint
 from my_dataset import Batch, PhotoLoader, in_step
 from parallel.sharding import load_model_state, whole
+from reporting.metrics import balanced_accuracy
 from system.devices import rng_state
 from training import advice
 from training.feature_cache import CachedLoader, rest_of
@@ -64,7 +65,12 @@ class Trainer:
         run, history = self.run, self.position.history
         metrics = (history[-1] if history else self.position.best) | run.data.choice
         return {"model": self._whole(self.evaluated.state_dict())} | checkpoint_facts(
-            run.model, run.data.classes, run.preprocess, len(history), metrics
+            run.model,
+            run.data.classes,
+            run.preprocess,
+            len(history),
+            metrics,
+            trained_on=run.trained_on,
         )
 
     def state(self) -> dict:
@@ -95,13 +101,14 @@ class Trainer:
     def save(self) -> None:
         self.write("last.pth", self.state())
 
-    def save_best(self) -> None:
+    def save_best(self, checkpoint: dict) -> None:
         """Writes best.pth, and with --save-adapter what was trained of it."""
-        checkpoint, run = self.checkpoint(), self.run
+        run = self.run
         self.write("best.pth", checkpoint)
         if run.backbone and run.world.first:
-            part = part_of(checkpoint.pop("model"), run.frozen)
-            save_adapter(run.folder / ADAPTER, part, checkpoint, run.backbone)
+            part = part_of(checkpoint["model"], run.frozen)
+            facts = {key: value for key, value in checkpoint.items() if key != "model"}
+            save_adapter(run.folder / ADAPTER, part, facts, run.backbone)
 
     def write(self, name: str, checkpoint: dict) -> None:
         if self.run.world.first:
@@ -120,7 +127,7 @@ class Trainer:
             while not self.run.over():
                 if not self.run_epoch(interrupt, log):
                     return interrupt.signal
-                if interrupt.agreed() and self.epoch < self.run.options.epochs:
+                if interrupt.agreed() and self.epoch < self.run.epochs:
                     return interrupt.signal
         return 0
 
@@ -171,7 +178,7 @@ class Trainer:
 
     def progress(self) -> Progress:
         photos, position = len(self.run.data.train.paths), self.position
-        title = f"epoch {position.epoch + 1}/{self.run.options.epochs}"
+        title = f"epoch {position.epoch + 1}/{self.run.epochs}"
         return Progress(title, math.ceil(photos / self.run.world.size), position.meter.samples)
 
     def after_step(self, interrupt: Interrupt, progress: Progress):
@@ -203,62 +210,84 @@ class Trainer:
         self, trained: EpochResult, seconds: float, waited: float
     ) -> tuple[dict, list]:
         """Validates, then writes best.pth if it is; returns the metrics and the failed photos."""
-        result, _, _ = self.validate()
-        if not math.isfinite(result.loss):  # the last step can spoil what no training loss has seen
-            error = FloatingPointError(f"the validation loss became {result.loss} at the end")
+        found, failed = self.validation_metrics() if self.run.data.val.paths else ({}, [])
+        loss = found.get("val_loss", 0.0)
+        if not math.isfinite(loss):  # the last step can spoil what no training loss has seen
+            error = FloatingPointError(f"the validation loss became {loss} at the end")
             raise ValueError(advice.on_nan(self.run, error))
         row = {
             "epoch": self.epoch + 1,
             "train_loss": trained.loss,
             "train_acc": trained.accuracy,
-            "val_loss": result.loss,
-            "val_acc": result.accuracy,
+            **found,
             "learning_rate": self.stepper.lr,
             "images_per_second": trained.samples / seconds,
             "seconds": seconds,
             "data_wait": waited / seconds,
-            "failed_photos": len(trained.failed) + len(result.failed),
+            "failed_photos": len(trained.failed) + len(failed),
         }
         self.position.begin_next(row)
         self.keep_best(row)
-        return row, trained.failed + result.failed
+        return row, trained.failed + failed
+
+    def validation_metrics(self) -> tuple[dict, list]:
+        """Returns what the validation photos tell of the model, and those that failed."""
+        result, probabilities, indices = self.validate()
+        found = {"val_loss": result.loss, "val_acc": result.accuracy}
+        if self.run.options.best_by == "balanced":
+            labels = torch.tensor(self.run.data.val.labels)[indices]
+            found["val_balanced"] = balanced_accuracy(labels, probabilities.argmax(1))
+        return found, result.failed
 
     def validate(self) -> tuple[EpochResult, Tensor, Tensor]:
         """Evaluates on the validation photos: see utils.evaluate."""
-        run, loader = self.run, self.val_loader
+        return self.judge(self.val_loader, rest_of(self.evaluated, self.skip), "validation")
+
+    def judge(
+        self, loader: PhotoLoader | CachedLoader, model: nn.Module, title: str
+    ) -> tuple[EpochResult, Tensor, Tensor]:
+        """Evaluates a model on the photos of a loader: see utils.evaluate."""
+        run = self.run
         loader.sampler.set_epoch(0)
-        progress = Progress("validation", len(loader.sampler))
-        batches = self.in_step(loader, run.batches_over(len(run.data.val.paths)))
-        model = rest_of(self.evaluated, self.skip)
+        progress = Progress(title, len(loader.sampler))
+        batches = self.in_step(loader, run.batches_over(loader.sampler.length))
         try:
             return evaluate(model, batches, run.device, progress.update, run.world)
         finally:
             progress.close()
 
-    def validate_best(self) -> tuple[EpochResult, Tensor, Tensor]:
-        """Evaluates best.pth as it lies on disk: see utils.evaluate."""
+    def load_best(self) -> dict:
+        """Puts the weights of best.pth, as it lies on disk, into `evaluated`; returns the file."""
         self.run.world.wait()  # the first process has written it
-        load_model_state(self.evaluated, load_checkpoint(self.run.folder / "best.pth")["model"])
-        return self.validate()
+        checkpoint = load_checkpoint(self.run.folder / "best.pth")
+        load_model_state(self.evaluated, checkpoint["model"])
+        return checkpoint
 
     def keep_best(self, row: dict) -> None:
-        """Writes best.pth when the epoch is the best so far, by accuracy, then by loss.
+        """Writes best.pth when the epoch is the best so far (`goodness`).
 
         Any epoch after the warm-up is better than one of it: there luck decides, for the head has
-        learned next to nothing.
+        learned next to nothing. Without validation photos the last one is.
         """
 
         def key(row: dict) -> tuple:
-            return row["epoch"] > self.run.warmup, row["val_acc"], -row["val_loss"]
+            return row["epoch"] > self.run.warmup, *goodness(row, self.run.options.best_by)
 
         best = self.position.best
-        if not best or key(row) > key(best):
+        if not best or not advice.validated(row) or key(row) > key(best):
             self.position.best = dict(row)
-            self.save_best()
+            self.save_best(self.checkpoint())
 
     def evaluate_start(self) -> None:
         """Evaluates the untrained model and writes it as best.pth and last.pth (--epochs 0)."""
-        result, _, _ = self.validate()
-        self.position.best = {"epoch": 0, "val_loss": result.loss, "val_acc": result.accuracy}
-        self.save_best()
+        found, _ = self.validation_metrics()
+        self.position.best = {"epoch": 0, **found}
+        self.save_best(self.checkpoint())
         self.save()
+
+
+def goodness(row: dict, best_by: str) -> tuple:
+    """Returns what tells which of two epochs is the better one, by their metrics."""
+    if best_by == "loss":
+        return (-row["val_loss"],)
+    return row["val_balanced" if best_by == "balanced" else "val_acc"], -row["val_loss"]

@@ -41,6 +41,8 @@ TABLE = {
     ("train", "lora_rank"): (["4"], {}, "--adapt lora", ["4", "--adapt", "lora", *FILE], {}),
     ("train", "lora_at"): (["all"], {}, "--adapt lora", ["all", "--adapt", "lora", *FILE], {}),
     ("train", "save_adapter"): ([], {}, "--weights FILE", [*FILE], {}),
+    ("train", "folds"): (["5"], {"val_folder": "val"}, "val/ or --val-path", ["5"], {}),
+    ("train", "ensemble"): ([], {}, "--folds N", ["--folds", "5"], {}),
     ("train", "layer_decay"): (["0.7", *FILE], HEAD, "--freeze-layers false", ["0.7", *FILE], ALL),
     ("train", "teacher_weight"): (["1"], {}, "--teacher FILE", ["1", "--teacher", __file__], {}),
     ("predict", "explain_class"): (["a"], {}, "--explain DIR", ["a", "--explain", "out"], {}),
