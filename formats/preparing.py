@@ -38,22 +38,32 @@ CROPPING = ("CLIP", "Bit", "Levit", "DeiT")
 class Preparation:
     """How photos become squares. share: the side of the square in that of the scaled photo.
 
-    whence: in words. not_followed: what is done otherwise here, in words.
+    side: of the square, in pixels, where that is told. whence: in words. not_followed: what is done
+    otherwise here, in words. down: whether a side between two whole numbers is rounded down.
     """
 
     mode: str
     share: float
     interpolation: str
+    side: int | None = field(compare=False, default=None)
     whence: str = field(compare=False, default="")
     not_followed: tuple[str, ...] = field(compare=False, default=())
-    down: bool = field(compare=False, default=False)  # how a side between two numbers is rounded
+    down: bool = field(compare=False, default=False)
 
-    def fields(self, img_size: int) -> dict[str, Any]:
-        """Returns `resize_mode`, `resize` and `interpolation` for a model of that size."""
-        side = img_size / self.share
+    def fields(self, img_size: int, patch_size: int = 1) -> dict[str, Any]:
+        """Returns `resize_mode`, `resize` and `interpolation` for a model of that size.
+
+        Of a square that patches do not fill, libraries leave the rest out; here its centre is
+        taken at the same scale.
+        """
+        side = (self.side if self.fits(img_size, patch_size) else img_size) / self.share
         side = math.floor(side) if self.down else round(side)
         told = {"resize_mode": self.mode, "interpolation": self.interpolation}
         return told | {"resize": side if self.mode == "crop" or side != img_size else None}
+
+    def fits(self, img_size: int, patch_size: int) -> bool:
+        """Whether the square that is told has as many patches as a model of that size."""
+        return self.side is not None and self.side // patch_size * patch_size == img_size
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,18 @@ def prepared(
     model: as the user named it.
     """
     mean, std, mean_from = normalisation(path, format_name, sizes, facts, model)
-    told, size = preparation(levels), sizes["img_size"]
-    fields = told.fields(size) if told else {}
-    preprocess = Preprocess(size, mean=mean, std=std, **fields)
-    notes = [
-        f"{what} cannot be followed; photos: {preprocess.words}"
-        for what in (told.not_followed if told else ())
-    ]
-    return Prepared(preprocess, mean_from, told.whence if told else UNTOLD), notes
+    told, size, patch = preparation(levels), sizes["img_size"], sizes["patch_size"]
+    if told is None:
+        return Prepared(Preprocess(size, mean=mean, std=std), mean_from, UNTOLD), []
+    preprocess = Preprocess(size, mean=mean, std=std, **told.fields(size, patch))
+    notes = [f"{what} cannot be followed; photos: {preprocess.words}" for what in told.not_followed]
+    if told.side and not told.fits(size, patch):
+        notes.append(
+            f"photos of {told.side} pixels are told by {told.whence}, and the model's positions "
+            f"are for {size}: --img-size {told.side // patch * patch or patch} of train.py "
+            f"follows it"
+        )
+    return Prepared(preprocess, mean_from, told.whence), notes
 
 
 def preparation(levels: Sequence[Sequence[Source]]) -> Preparation | None:
@@ -125,7 +139,7 @@ def _of_open_clip(told: dict[str, Any], name: str) -> Preparation:
     if mode is None:
         left.append(f"resize_mode {stated!r:.40} in {name}")
     how = _interpolation(told.get("interpolation", "bicubic"), left, name)
-    return Preparation(mode or "crop", 1.0, how, name, tuple(left))
+    return Preparation(mode or "crop", 1.0, how, None, name, tuple(left))
 
 
 def _of_timm(told: dict[str, Any], name: str) -> Preparation:
@@ -139,7 +153,10 @@ def _of_timm(told: dict[str, Any], name: str) -> Preparation:
     if mode is None:
         left.append(f"crop_mode {told['crop_mode']!r:.40} in {name}")
     how = _interpolation(told.get("interpolation") or "bicubic", left, name)
-    return Preparation(mode or "crop", share, how, name, tuple(left), down=True)
+    size = told.get("input_size")
+    side = size[-1] if isinstance(size, list | tuple) and size else None
+    side = side if type(side) is int and side > 0 else None
+    return Preparation(mode or "crop", share, how, side, name, tuple(left), down=True)
 
 
 def _interpolation(stated: Any, left: list[str], name: str) -> str:
@@ -168,8 +185,8 @@ def _of_hugging_face(told: dict[str, Any], name: str) -> Preparation | None:
     how = _interpolation(told.get("resample", _usual(kind)), left, name)
     if short is None or side is None or side > short:
         left.append(f"size {told['size']!r:.60} in {name}")
-        return Preparation("crop", 0.875, how, name, tuple(left))
-    return Preparation("squash" if square else "crop", side / short, how, name, tuple(left))
+        return Preparation("crop", 0.875, how, None, name, tuple(left))
+    return Preparation("squash" if square else "crop", side / short, how, side, name, tuple(left))
 
 
 def _usual(kind: str) -> str:

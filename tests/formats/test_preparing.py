@@ -19,6 +19,7 @@ from imaging.preprocess import Preprocess, eval_transform
 from pretrained import load_model, save_weights
 
 CENTRE = {"crop_size": {"height": 64, "width": 64}, "do_center_crop": True}
+SMALLER = {"crop_size": {"height": 32, "width": 32}}
 SHORT, SQUARE = {"size": {"shortest_edge": 64}}, {"size": {"height": 64, "width": 64}}
 
 
@@ -159,6 +160,26 @@ def test_the_file_is_believed_before_its_config(tmp_path):
 def test_files_that_tell_nothing_keep_the_references_preparation(tmp_path):
     weights = read_weights(saved(vit().state_dict(), tmp_path))
     assert weights.photos == f"short side to 73 pixels, centre 64, bilinear ({UNTOLD})"
+
+
+def test_a_square_that_patches_do_not_fill_keeps_its_scale(tmp_path):
+    model = hugging_face(image_size=70)  # 4 patches of 16 pixels, and 6 left over
+    model.save_pretrained(tmp_path)
+    size = {"size": {"height": 70, "width": 70}}
+    transformers.ViTImageProcessor(**size).save_pretrained(tmp_path)
+    weights = read_weights(tmp_path)
+    assert weights.config["img_size"] == 64
+    assert weights.preparation.words == "both sides to 70 pixels, centre 64, bilinear"
+    assert not [note for note in weights.notes if "positions" in note]
+
+
+def test_photos_of_another_size_than_the_positions_are_told(tmp_path):
+    hugging_face().save_pretrained(tmp_path)
+    transformers.BitImageProcessor(size={"shortest_edge": 37}, **SMALLER).save_pretrained(tmp_path)
+    weights = read_weights(tmp_path)
+    assert weights.preparation.words == "short side to 74 pixels, centre 64, bicubic"
+    (note,) = weights.notes
+    assert note.endswith("positions are for 64: --img-size 32 of train.py follows it")
 
 
 def test_our_files_keep_a_preparation_of_others(tmp_path):
