@@ -195,7 +195,7 @@ def main() -> int:
         weights, options.class_indices, device, class_folders(options.inputs)
     )
     check_names(weights, classifier.classes, options.class_indices)
-    score = Score(classifier.classes)
+    score = Score(classifier.classes, classifier.facts.get("trained_on", ""))
     photos = find_photos(options.inputs, classifier.classes)
     first = list(islice(photos, TABLES + 1))
     writers = [*make_writers(options, classifier, device, len(first) > TABLES), score]

@@ -58,7 +58,10 @@ class Figures(Writer):
 
     def __init__(self, folder: str, classifier, class_name: str | None, device: torch.device):
         if classifier.model is None:
-            raise ValueError("--explain needs a checkpoint: an exported file shows no attention")
+            raise ValueError(
+                "--explain needs one model's checkpoint: an exported file shows no attention, and "
+                "an ensemble is several models"
+            )
         self.target = class_index(class_name, classifier.classes)
         self.names = FreshNames(folder)
         self.classifier, self.device = classifier, device

@@ -102,6 +102,22 @@ def open_pickle(path: str | Path) -> Any:
     return _open_pickle(path)
 
 
+def members_of(path: Path) -> list[Path]:
+    """Returns the models in the folder of a run that kept those of its folds; [] of any other.
+
+    Raises ValueError where one of them is gone.
+    """
+    if (path / "best.pth").exists() or not (path / "fold1" / "best.pth").is_file():
+        return []
+    results = json_if_any(path / "results.json")  # a run that is not finished has none
+    folds = results.get("folds") if isinstance(results, dict) else None
+    members = [path / f"fold{k + 1}" / "best.pth" for k in range(len(folds or ()))]
+    for member in members:
+        if not member.is_file():
+            raise ValueError(f"{path} holds an ensemble that is not whole: {member} is gone")
+    return members
+
+
 def weights_in(path: Path) -> Path:
     """Returns the weights file of a folder, or its index where they are several; a file as it is.
 
@@ -115,6 +131,11 @@ def weights_in(path: Path) -> Path:
     usual = [name for file in USUAL for name in (file, f"{file}{INDEX}") if name in names]
     if usual:
         return path / usual[0]
+    if members := members_of(path):
+        raise ValueError(
+            f"{path} holds an ensemble of {len(members)} models, which predict.py alone takes: "
+            f"name one of them, such as {members[0]}"
+        )
     others = sorted(name for name in names if name.endswith(ENDINGS))
     if any(map(SHARD.search, others)):
         raise FileNotFoundError(

@@ -1,5 +1,6 @@
 """A model ready to predict, whatever kind of file it came from."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from formats.checking import (
 )
 from formats.checkpoints import check_version
 from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
+from formats.opening import members_of
 from imaging.preprocess import Preprocess
 from pretrained import LoadedModel, load_model
 from system.files import WEIGHTS_FOLDER, parse_json
@@ -74,10 +76,20 @@ class Classifier:
     @property
     def title(self) -> str:
         """The model, the number of classes and the accuracy that the file tells, in one line."""
-        config, accuracy = self.facts["config"], (self.facts.get("metrics") or {}).get("val_acc")
+        config, metrics = self.facts["config"], self.facts.get("metrics") or {}
         kind = kind_of(config, ", ")
-        told = "unknown" if accuracy is None else f"{accuracy:.4f}"
-        return f"{config['name']}{kind}, {len(self.classes)} classes, validation accuracy {told}"
+        side = "out-of-fold" if metrics.get("folds") else "validation"
+        words = [f"{side} accuracy {_share(metrics, 'val') or 'unknown'}"]
+        if tested := _share(metrics, "test"):
+            words.append(f"test accuracy {tested}")
+        return f"{config['name']}{kind}, {len(self.classes)} classes, {', '.join(words)}"
+
+
+def _share(metrics: dict, side: str) -> str:
+    """The accuracy that metrics tell of one side, with its interval; "" where they tell none."""
+    accuracy, *ends = (metrics.get(f"{side}_{name}") for name in ("acc", "low", "high"))
+    told = "" if accuracy is None else f"{accuracy:.4f}"
+    return f"{told} ({ends[0]:.3f} to {ends[1]:.3f})" if told and None not in ends else told
 
 
 def tempered(model: nn.Module, temperature: float) -> nn.Module:
@@ -86,8 +98,9 @@ def tempered(model: nn.Module, temperature: float) -> nn.Module:
 
 
 def newest_checkpoint(folder: str | Path = WEIGHTS_FOLDER) -> str:
-    """The best.pth below `folder` that was written last."""
+    """The best.pth below `folder` that was written last, or the run whose folds keep theirs."""
     found = sorted(Path(folder).glob("**/best.pth"), key=lambda path: path.stat().st_mtime)
+    found = [place for place in map(_whole, found) if place]
     if not found:
         raise FileNotFoundError(
             f"there is no best.pth under {folder}/ yet: train a model with train.py first, "
@@ -96,16 +109,28 @@ def newest_checkpoint(folder: str | Path = WEIGHTS_FOLDER) -> str:
     return str(found[-1])
 
 
+def _whole(path: Path) -> Path | None:
+    """Returns a best.pth, or the run of whose ensemble it is one; None of a fold under way."""
+    run = path.parent.parent
+    if not re.fullmatch(r"fold\d+", path.parent.name) or not (run / "last.pth").exists():
+        return path
+    return run if members_of(run) else None
+
+
 def open_classifier(
     path: str, class_indices: str | None, device: torch.device, data_classes: Sequence[str] = ()
 ) -> Classifier:
-    """Loads a checkpoint of any format, or an .onnx that export.py wrote.
+    """Loads a checkpoint of any format, an .onnx that export.py wrote, or a run's ensemble.
 
     class_indices: names for weights that hold none; without it, and with data_classes, see
         `pretrained.head_classes`.
     """
     if path.lower().endswith(EXPORTED):
         return open_exported(path)
+    if members := members_of(Path(path)):
+        from predicting.ensemble import open_ensemble  # which is made of classifiers
+
+        return open_ensemble(members, device)
     loaded = load_model(path, class_indices, device, data_classes, names_here=True)
     return Classifier.of(loaded)
 

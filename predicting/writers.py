@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from imaging.digests import TrainedOn
+from reporting.intervals import wilson
 from reporting.metrics import confusion_lines, most_frequent
 from system.files import FreshNames, folder_name, safe_cell
 from system.fonts import pil_font
@@ -218,18 +220,21 @@ def shorten(text: str, font, width: float) -> str:
 class Score(Writer):
     """Accuracy and confusion over photos whose folder names their class.
 
-    Every other photo is counted under the reason why it is not judged.
+    Every other photo is counted under the reason why it is not judged: also those that the model
+    was trained on, whose digests `trained_on` has.
     """
 
-    def __init__(self, classes: Sequence[str]):
-        self.classes = classes
+    def __init__(self, classes: Sequence[str], trained_on: str = ""):
+        self.classes, self.trained_on = classes, TrainedOn(trained_on)
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true, predicted) -> photos
         self.unknown: Counter[str] = Counter()  # folder that names no class -> photos
-        self.unread = self.loose = 0
+        self.unread = self.loose = self.trained = 0
 
     def write(self, answer: Answer) -> None:
         if answer.error:
             self.unread += 1
+        elif answer.truth is not None and answer.path and answer.path in self.trained_on:
+            self.trained += 1
         elif answer.truth is not None:
             self.pairs[answer.truth, answer.top[0][0]] += 1
         elif answer.folder:
@@ -248,9 +253,11 @@ class Score(Writer):
     def lines(self) -> list[str]:
         """What to print at the end; nothing where no photo lay in a folder."""
         if not self.total:
-            return self.left_out() if self.unknown else []
+            return self.left_out() if self.unknown or self.trained else []
         share = f"{self.right} of {counted(self.total, 'photo')}"
-        head = [f"accuracy {self.right / self.total:.4f} ({share})", *self.left_out()]
+        low, high = wilson(self.right / self.total, self.total)
+        interval = f"95 % interval {low:.3f} to {high:.3f}"
+        head = [f"accuracy {self.right / self.total:.4f} ({share}), {interval}", *self.left_out()]
         present = sorted({index for pair in self.pairs for index in pair})
         if len(present) > LARGEST_MATRIX:
             return [*head, *self._mistakes()]
@@ -259,6 +266,8 @@ class Score(Writer):
     def left_out(self) -> list[str]:
         """A line on the photos that are not judged, and why."""
         reasons = []
+        if self.trained:
+            reasons.append(f"{self.trained} that the model was trained on")
         if self.unknown:
             names = listed([printable(name) for name in sorted(self.unknown)])
             which = "a folder that is" if len(self.unknown) == 1 else "folders that are"

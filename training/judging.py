@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 
 from formats.opening import weights_in
+from imaging.digests import TrainedOn
 from imaging.preprocess import eval_transform
 from imaging.scanning import find_sides, scan_classes
-from imaging.splitting import DataSplit
+from imaging.splitting import DataSplit, Samples
 from my_dataset import MyDataSet, PhotoLoader, SeededSampler
 from parallel.world import World
 from pretrained import LoadedModel
+from reporting.intervals import accuracy_of
 from system.files import json_if_any
 from system.flags import flag_of
 from system.terminal import counted, printable
@@ -39,6 +41,11 @@ def judged(options: Options, metrics: dict | None, load: Callable[[Options], Dat
         return load(options)
     chosen = {name: (metrics or {}).get(name) for name in CHOICE}
     if split := run_split(options):
+        if not split.val.paths:
+            raise ValueError(
+                f"{options.weights} was trained on all photos of {options.data_path}, and judged "
+                f"in folds: see out_of_fold.csv beside it, or name others with --val-path"
+            )
         _refuse_others(options, chosen, "split.json beside it lists")
         print(*_told(split, root, options), sep="\n")
         return split
@@ -53,9 +60,9 @@ def judged(options: Options, metrics: dict | None, load: Callable[[Options], Dat
 def judge(
     options: Options, loaded: LoadedModel, data: DataSplit, device: torch.device, world: World
 ) -> None:
-    """Prints how right a model is on the validation photos of a split.
+    """Prints how right a model is on the validation photos of a split that it did not train on.
 
-    Raises ValueError for classes that it does not know.
+    Raises ValueError for classes that it does not know, and where no photo is left.
     """
     unknown = sorted(set(data.classes) - set(loaded.classes))
     if unknown:
@@ -63,20 +70,47 @@ def judge(
             f"{options.weights} does not know the classes {', '.join(unknown)} of "
             f"{options.data_path}; it knows {', '.join(loaded.classes[:20])}"
         )
-    labels = [loaded.classes.index(data.classes[label]) for label in data.val.labels]
+    val = world.first_does(_unseen, options, loaded, data.val)
+    labels = [loaded.classes.index(data.classes[label]) for label in val.labels]
     preprocess = loaded.preprocess.with_ranges(data.ranges)
-    dataset = MyDataSet(data.val.paths, labels, eval_transform(preprocess))
+    dataset = MyDataSet(val.paths, labels, eval_transform(preprocess))
     order = SeededSampler(len(dataset), options.seed, False, world.rank, world.size)
     batch_size = options.batch_size if isinstance(options.batch_size, int) else BATCH
     loader = PhotoLoader(dataset, batch_size, order, options.workers, device)
-    result, _, _ = evaluate(loaded.model, loader, device, world=world)
+    result, probabilities, indices = evaluate(loaded.model, loader, device, world=world)
+    right = probabilities.argmax(1) == torch.tensor(labels)[indices]
+    told = accuracy_of(right.numpy(), data.groups_of([val.paths[i] for i in indices]))
     for photo in result.failed:
         print(f"not judged, for it cannot be read: {printable(photo.path)}: {photo.reason}")
     print(
         f"{options.weights} on {counted(result.samples, 'validation photo')} of "
         f"{printable(options.data_path)}: "
-        f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
+        f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}; {told.words}"
+        f"{_caveat(loaded.weights.meta.get('metrics') or {}, data)}"
     )
+
+
+def _unseen(options: Options, loaded: LoadedModel, judged: Samples) -> Samples:
+    """Returns the photos that the model was not trained on; says how many are left out."""
+    trained = TrainedOn(loaded.weights.meta.get("trained_on", ""))
+    known = trained.among(judged.paths, options.workers)
+    pairs = [pair for pair, seen in zip(zip(*judged, strict=True), known, strict=True) if not seen]
+    if not pairs:
+        raise ValueError(
+            f"{options.weights} was trained on all {len(known)} photos that would be judged: name "
+            f"others with --val-path"
+        )
+    if any(known):
+        print(f"left out, for the model was trained on them: {counted(sum(known), 'photo')}")
+    return Samples(*([*part] for part in zip(*pairs, strict=True)))
+
+
+def _caveat(metrics: dict, data: DataSplit) -> str:
+    """What makes the accuracy too good, where the run chose its epoch by these photos."""
+    among = metrics.get("chosen_among") or 0
+    own = data.choice and all(metrics.get(key) == data.choice.get(key) for key in CHOICE)
+    told = f"; the run's epoch was chosen among {among} by them, so it is optimistic"
+    return told if own and among > 1 else ""
 
 
 def run_split(options: Options) -> DataSplit | None:
