@@ -19,6 +19,7 @@ NEW_ADAPTER = "adapters start so that they change nothing yet"
 OTHER_WIDTH = "file and model differ in the hidden width of this block"
 OTHER_SPLINES = "file and model differ in grid, rank or kind of these splines"
 NONE = "the file has none"
+MOST_NAMES = 20  # in a line of a report: a whole text tower has hundreds
 ENOUGH = 0.9  # share of the backbone below which a file is taken for the wrong one
 
 
@@ -79,9 +80,11 @@ def _condense(reasons: dict[str, str]) -> list[tuple[str, str]]:
     lines = []
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, why in reasons.items() if why == reason]
-        short = dict.fromkeys(re.sub(r"^blocks\.\d+\.", "", name) for name in names)
+        told = list(dict.fromkeys(re.sub(r"^blocks\.\d+\.", "", name) for name in names))
         blocks = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
-        lines.append((", ".join(short) + (f" ({blocks} blocks)" if blocks else ""), reason))
+        if len(told) > MOST_NAMES:
+            told = [*told[:3], f"{len(told) - 3} more"]
+        lines.append((", ".join(told) + (f" ({blocks} blocks)" if blocks else ""), reason))
     return lines
 
 

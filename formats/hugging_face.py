@@ -56,13 +56,12 @@ def from_siglip(tensors: Mapping[str, Tensor]) -> State:
     class token alone, and its classifier reads the mean of the patches before that norm.
     """
     state = {k: v.reshape(1, -1, v.shape[-1]) if _is_table(k) else v for k, v in tensors.items()}
-    classifier = "classifier.weight" in state
-    unread = [(r"^head\.", f"{UNREAD}head.")]
-    if "embeddings.class_embedding" in state:
-        unread.append((r"^post_layernorm\.", f"{UNREAD}post_layernorm."))
-    if classifier:
-        state = rename(state, unread)
-    return join_qkv(rename(_latent_pooling(state), HUGGING_FACE))
+    unread = {}
+    if "classifier.weight" in state:
+        parts = ("head.", "post_layernorm." if "embeddings.class_embedding" in state else "head.")
+        unread = {name: state.pop(name) for name in list(state) if name.startswith(parts)}
+    state = join_qkv(rename(_latent_pooling(state), HUGGING_FACE))
+    return state | {UNREAD + name: value for name, value in unread.items()}
 
 
 def _is_table(name: str) -> bool:

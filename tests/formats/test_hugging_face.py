@@ -4,6 +4,8 @@ Small ones with every number by chance, written by save_pretrained as a folder (
 and as the model itself calls its tensors (the newer ones).
 """
 
+import re
+
 import pytest
 import safetensors.torch
 import torch
@@ -151,6 +153,9 @@ def test_classifiers_on_a_tower_of_images_give_their_logits(tmp_path, kind):
         assert_close(load_model(tmp_path).model(IMAGES), theirs(IMAGES).logits)
     left = read_weights(tmp_path).ignored
     assert all("classifier" in why for why in left.values())
+    assert all(
+        name in {n.removeprefix("vision_model.") for n in theirs.state_dict()} for name in left
+    )
     assert any("probe" in name or "post_layernorm" in name for name in left)
 
 
@@ -183,6 +188,13 @@ def test_the_text_tower_is_left_out_and_that_is_said(tmp_path, kind):
     assert {n for n in ignored if n.startswith("text_model.")}
     assert "the text tower, which reads no photos" in ignored.values()
     assert not {n for n in ignored if n.startswith("vision_model.")}
+    weights = read_weights(tmp_path)
+    (line,) = [
+        line
+        for line in load_into(create_model(**weights.config), weights).lines()
+        if "the text tower" in line
+    ]
+    assert re.search(r"ignored (text\S+, ){3}\d+ more: the text tower, which reads no photos", line)
 
 
 @pytest.mark.parametrize("name", sample({name: (name,) for name in FEATURES}))
