@@ -75,8 +75,10 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
         )
         print(f"most confused: {printable(pairs)}")
     feature_cache.remove(folder)
-    models = f"fold<k>/best.pth, {TABLE}, " if run.options.ensemble else "best.pth, last.pth, "
-    print(f"written to {folder}/: {models}metrics.csv, {RESULTS}, report.html and more")
+    models = "best.pth, last.pth, metrics.csv"
+    if run.options.folds:
+        models = f"{'fold<k>/' * run.options.ensemble}best.pth, {TABLE}"
+    print(f"written to {folder}/: {models}, {RESULTS}, report.html and more")
     for what, line in commands(run):
         print(f"{what}: {line}")
 

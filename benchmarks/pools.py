@@ -1,0 +1,90 @@
+"""Photos as a frozen model sees them, computed once and kept, and a head trained on some of them.
+
+What the benchmarks of intervals and calibration share: they train a head hundreds of times.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from formats.fitting import load_into
+from formats.reading import read_weights
+from imaging.preprocess import Preprocess, eval_transform
+from imaging.scanning import scan_classes
+from my_dataset import MyDataSet, PhotoLoader, SeededSampler
+from training.feature_cache import run_frozen
+from vit_model import create_model
+
+EPOCHS, BATCH, RATE = 10, 32, 3e-3  # what train.py chooses for a head alone
+
+
+@dataclass
+class Pool:
+    """Photos of one data set: features (N, C), labels (N,), and how many classes."""
+
+    name: str
+    features: Tensor
+    labels: Tensor
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def pool(roots: list[str], weights: str, keep: Path) -> Pool:
+    """Returns the photos of class folders in all of `roots`, from a file in `keep` if there."""
+    name = Path(roots[0]).name if len(roots) == 1 else Path(roots[0]).parent.name
+    kept = keep / f"{name}.pt"
+    if not kept.exists():
+        found = [scan_classes(root, []) for root in roots]
+        classes = sorted({label for one in found for label in one})
+        pairs = [(f.path, label) for one in found for label in one for f in one[label]]
+        paths, labels = [path for path, _ in pairs], [classes.index(label) for _, label in pairs]
+        keep.mkdir(parents=True, exist_ok=True)
+        features = features_of(paths, labels, weights)
+        torch.save({"features": features, "labels": torch.tensor(labels)}, kept)
+    told = torch.load(kept, weights_only=True)
+    return Pool(name, told["features"], told["labels"], int(told["labels"].max()) + 1)
+
+
+@torch.inference_mode()
+def features_of(paths: list[str], labels: list[int], weights: str) -> Tensor:
+    """Returns what the head of a frozen model would read of each photo (N, C)."""
+    file = read_weights(weights)
+    model = create_model(**file.config | {"num_classes": 2}).eval()
+    load_into(model, file, ["a", "b"])
+    preprocess = Preprocess(model.sizes.img_size, mean=tuple(file.mean), std=tuple(file.std))
+    dataset = MyDataSet(paths, labels, eval_transform(preprocess))
+    loader = PhotoLoader(dataset, BATCH, SeededSampler(len(paths), 0, shuffle=False))
+    skip = len(model.blocks) + 1
+    return torch.cat([run_frozen(model, skip, batch.images)[:, 0] for batch in loader])
+
+
+def answers(pool: Pool, trained: Tensor, seed: int) -> Tensor:
+    """Trains a head on some photos, by index; returns each epoch's logits for all (E, N, K)."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.zeros(pool.classes, pool.features.shape[1], requires_grad=True)
+    bias = torch.zeros(pool.classes, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight, bias], lr=RATE, weight_decay=0.0)
+    steps = EPOCHS * math.ceil(len(trained) / BATCH)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 0.01 * RATE)
+    found = []
+    for _ in range(EPOCHS):
+        order = trained[torch.randperm(len(trained), generator=generator)]
+        for batch in order.split(BATCH):
+            logits = F.linear(pool.features[batch], weight, bias)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, pool.labels[batch]).backward()
+            optimizer.step()
+            cosine.step()
+        found.append(F.linear(pool.features, weight, bias).detach())
+    return torch.stack(found)
+
+
+def probabilities(logits: Tensor) -> np.ndarray:
+    return logits.double().softmax(-1).numpy()
