@@ -38,7 +38,8 @@ def class_table(matrix, classes: Sequence[str]) -> list[dict]:
 
 def balanced_accuracy(labels, predicted) -> float:
     """Returns the mean over the classes that have photos of the share that is right; 0 of none."""
-    labels, right = np.asarray(labels, int), np.equal(labels, predicted)
+    labels = np.asarray(labels, int)
+    right = labels == np.asarray(predicted)
     shares = [right[labels == label].mean() for label in np.unique(labels)]
     return float(np.mean(shares)) if shares else 0.0
 
