@@ -29,12 +29,16 @@ def rotary(kind: str, temperature: float = 10000.0, **more: Any) -> dict[str, An
     }
 
 
-DINOV3 = EPS | rotary("dinov3", 100.0, pairs=True) | {"sides of the image": 256}
-EVA02 = rotary("cat", reference=16)
+# timm's Eva, whose pooling by attention reads all tokens.
+EVA = {"special tokens in the pooling by attention": True}
+DINOV3 = EVA | EPS | rotary("dinov3", 100.0, pairs=True) | {"sides of the image": 256}
+EVA02 = EVA | rotary("cat", reference=16)
 # Meta's Perception Encoder: the grid at which it was trained.
-PE = {side: EPS | rotary("cat", axes="xy", offset=1.0, reference=side) for side in (14, 24, 32)}
-PE_WHOLE = EPS | rotary("cat", axes="xy", reference=32)
-CORE = {"special tokens in the pooling": True, "heads of the pooling": 8}
+PE = {
+    side: EVA | EPS | rotary("cat", axes="xy", offset=1.0, reference=side) for side in (14, 24, 32)
+}
+PE_WHOLE = EVA | EPS | rotary("cat", axes="xy", reference=32)
+CORE = {"heads of the pooling": 8}
 POST_NORM = {"norm after each part": True}
 
 FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -60,11 +64,12 @@ FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
     (rf"eva02_enormous{PATCH}_clip{SIDE}", POST_NORM),
     (rf"eva02_{SIZE}{PATCH}_clip{SIDE}", EVA02 | OF_TOKEN),
     (rf"eva02_{SIZE}{PATCH}{SIDE}", EVA02 | OF_PATCHES),
-    (rf"eva_{SIZE}{PATCH}_clip{SIDE}", OF_TOKEN),
-    (rf"eva_{SIZE}{PATCH}{SIDE}", OF_PATCHES),
+    (rf"eva_{SIZE}{PATCH}_clip{SIDE}", EVA | OF_TOKEN),
+    (rf"eva_large{PATCH}{SIDE}", OF_PATCHES),
+    (rf"eva_{SIZE}{PATCH}{SIDE}", EVA | OF_PATCHES),
     (rf"vit_{SIZE}{PATCH}_rope_reg\d+_gap{SIDE}", EVA02),
-    (rf"vit_{SIZE}{PATCH}_rope_mixed(?:_ape)?{SIDE}", rotary("mixed", 10.0, axes="xy")),
-    (rf"vit_{SIZE}{PATCH}_rope(?:_ape)?{SIDE}", rotary("cat", 100.0, axes="xy")),
+    (rf"vit_{SIZE}{PATCH}_rope_mixed(?:_ape)?{SIDE}", EVA | rotary("mixed", 10.0, axes="xy")),
+    (rf"vit_{SIZE}{PATCH}_rope(?:_ape)?{SIDE}", EVA | rotary("cat", 100.0, axes="xy")),
     (rf"vit_{SIZE}{PATCH}_dinov3(?:_qkvb)?{SIDE}", DINOV3 | OF_PATCHES),
     (r"dinov3_vit\w+?\d+(?:_pretrain)?(?:_\w+)?", DINOV3),  # as its authors call it
     (rf"vit_{SIZE}{PATCH}_lingbot{SIDE}", DINOV3 | OF_TOKEN),

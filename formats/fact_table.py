@@ -117,6 +117,7 @@ FACTS = (
         sets="pool_prefix",
         means=dict.fromkeys(NO, False) | dict.fromkeys(YES, True),
     ),
+    Fact("special tokens in the pooling by attention", (), sets="map_prefix"),
     Fact("heads of the pooling", ("attn_pool_num_heads",), sets="pool_heads"),
     Fact("class token", ("class_token", "use_cls_token", "has_class_token"), seen="class_token"),
     Fact(

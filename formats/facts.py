@@ -107,6 +107,8 @@ def decide(
     for level in levels:
         stated = {fact.name: said for fact in FACTS if (said := _stated(fact, level))}
         named = _implied(level)
+        if "kind of norm" in stated and "norm epsilon" in named:  # timm's norms by name have 1e-6
+            named["norm epsilon"] = (1e-6, stated["kind of norm"][1])
         for name, said in (named | stated).items():
             found.setdefault(name, said)
     decided = Decided(names=_names_of_model(levels), ignored=_ignored(levels))

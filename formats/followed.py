@@ -27,6 +27,8 @@ def told_sizes(facts: Decided, sizes: Mapping[str, Any]) -> dict[str, Any]:
         told |= {field: float(told[field])} if isinstance(told.get(field), int) else {}
     told["answers"] = "sigmoid" if facts.values.get("answers") == "sigmoid" else "softmax"
     told["rope"] = _rope(facts, sizes)
+    if facts.values.get("map_prefix") and sizes["global_pool"] == "map":
+        told["pool_prefix"] = True
     if sizes["swiglu"] != "none":  # whose gate is a SiLU
         facts.assumed.pop("activation", None)
     if told["rope"] == "none":

@@ -48,7 +48,7 @@ def built(name: str, **more):
     patch = int(found[1]) if (found := re.search(r"patch(\d+)", name)) else 16
     options = SMALL | {"img_size": 4 * patch} | more
     if "sapiens2" in name:  # one of whose numbers is for each block
-        options["num_kv_heads"] = (2, 1)
+        options.setdefault("num_kv_heads", (2, 1))
     try:
         model = timm.create_model(name, **options)
     except (AssertionError, TypeError):  # a stem of a width or grid of its own
@@ -92,6 +92,27 @@ def test_of_all_models_of_timm_none_is_taken_for_another(tmp_path):
             equal |= {name} if check(name, path, theirs) else set()
     assert tried >= 250
     assert len(equal) >= 235
+
+
+OVERRULED = {
+    "another pooling": ("vit_pe_core_tiny_patch16_384", {"global_pool": "avg"}),
+    "pooling by attention": ("vit_small_patch16_dinov3", {"global_pool": "map"}),
+    "norms by name": ("vit_base_patch16_clip_224", {"norm_layer": "rmsnorm", "qk_norm": True}),
+    "registers": ("vit_base_patch16_siglip_224", {"reg_tokens": 3, "pool_include_prefix": True}),
+    "no positions": ("vit_tiny_patch16_224", {"pos_embed": "none", "act_layer": "silu"}),
+    "rotary": ("eva02_tiny_patch14_224", {"rope_type": "mixed", "rope_grid_indexing": "xy"}),
+    "both biases": (
+        "beit_base_patch16_224", {"use_shared_rel_pos_bias": True, "global_pool": "token"},
+    ),
+    "heads": ("vit_base_patch16_sapiens2", {"num_heads": 4, "num_kv_heads": (1, 2)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OVERRULED.values(), ids=OVERRULED)
+def test_what_a_config_states_overrules_the_models_name(tmp_path, case):
+    name, options = case
+    theirs = built(name, **options)
+    assert difference(as_timm(theirs, tmp_path), theirs) < 1e-4
 
 
 BARE = ("vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_base_patch16_clip_quickgelu_224")
