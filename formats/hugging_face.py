@@ -106,25 +106,21 @@ def pooling_of(format_name: str, state: Mapping[str, Tensor]) -> str | None:
 
 # What a class takes where its config.json says nothing: only what differs is written inside
 # `vision_config`, and older files lack newer keys.
-_CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-_VIT = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+_STILL = {"use_rot_pos_emb": False}  # what has learned or relative positions, or none
+_VIT = _STILL | {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+_LATER = _VIT | {"layer_norm_eps": 1e-6}
+_BEIT = _VIT | {"use_mean_pooling": True}
+_CLIP = _STILL | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "vit": _VIT,
-    "deit": _VIT,
-    "vit_msn": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
-    "vit_mae": _VIT,
-    "beit": _VIT | {"use_mean_pooling": True},
-    "data2vec-vision": _VIT | {"use_mean_pooling": True},
-    "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
-    "dinov2_with_registers": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    **dict.fromkeys(("vit", "deit", "vit_mae"), _VIT),
+    **dict.fromkeys(("vit_msn", "ijepa", "dinov2", "dinov2_with_registers"), _LATER),
+    **dict.fromkeys(("beit", "data2vec-vision"), _BEIT),
     "dinov3_vit": {
         "hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "rope_theta": 100.0,
         "use_rot_pos_emb": True, "rope_type": "dinov3", "rope_rotate_half": True,
     },
-    "ijepa": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
-    "clip_vision_model": _CLIP,
-    "metaclip_2_vision_model": _CLIP,
-    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    **dict.fromkeys(("clip_vision_model", "metaclip_2_vision_model"), _CLIP),
+    "siglip_vision_model": _LATER | {"hidden_act": "gelu_pytorch_tanh"},
 }  # fmt: skip
 
 

@@ -343,7 +343,10 @@ def _sizes(
     format_name: str, state: Mapping[str, Tensor], facts: Decided, num_heads: int | None
 ) -> dict[str, Any]:
     """Returns the fields of `ViTConfig`: what shapes tell, then what facts do."""
-    sizes = sizes_of(state, facts.values.get("no_embed_class"), facts.values.get("img_size"))
+    of_patches = facts.values.get("no_embed_class")
+    if format_name in ("Hugging Face", "DINOv2") and "reg_token" in state:
+        of_patches = True  # as `fold_class_position` left them
+    sizes = sizes_of(state, of_patches, facts.values.get("img_size"))
     sizes["num_heads"] = _heads(num_heads, facts, sizes | {"seen_heads": heads_in(state)})
     sizes["head_dim"] = width_of_heads(state, sizes["num_heads"])
     sizes |= told_sizes(facts, sizes)

@@ -27,24 +27,26 @@ def rename(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State
 def join_qkv(state: State) -> State:
     """Stacks blocks.N.attn.query, key and value to blocks.N.attn.qkv: 3 of (D, D) -> (3D, D).
 
-    A bias that keys alone lack counts as zero. Raises ValueError where the three do not fit.
+    A bias that one or two of the three lack counts as zero. Raises ValueError where the three do
+    not fit.
     """
     joined = dict(state)
     for key in state:
-        if ".attn.query." in key:
-            names = [key.replace("query", part) for part in QKV]
-            lacking = [name for name in names if name not in state]
-            if lacking and not (lacking == names[1:2] and key.endswith(".bias")):
-                raise ValueError(f"has {key} without the same of keys and values")
-            parts = [state.get(name, torch.zeros_like(state[key])) for name in names]
-            if len({part.shape for part in parts}) > 1:
-                raise ValueError(
-                    f"has fewer keys than queries ({names[1]}), in groups of unknown size, which "
-                    f"is not supported"
-                )
-            joined[key.replace("query", "qkv")] = torch.cat(parts)
-            for name in names:
-                joined.pop(name, None)
+        part = re.search(r"(?<=\.attn\.)(?:query|key|value)(?=\.)", key)
+        if part is None or key not in joined:
+            continue
+        names = [key[: part.start()] + name + key[part.end() :] for name in QKV]
+        if not (key.endswith(".bias") or all(name in state for name in names)):
+            raise ValueError(f"has {key} without the same of queries, keys or values")
+        parts = [state.get(name, torch.zeros_like(state[key])) for name in names]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(
+                f"has fewer keys than queries ({names[1]}), in groups of unknown size, which "
+                f"is not supported"
+            )
+        joined[key[: part.start()] + "qkv" + key[part.end() :]] = torch.cat(parts)
+        for name in names:
+            joined.pop(name, None)
     return joined
 
 
@@ -52,11 +54,11 @@ def fold_class_position(state: State) -> State:
     """Adds the class token's position to the token, where registers follow it.
 
     DINOv2 inserts its registers after positions were added, so they have none; ours adds positions
-    to patches alone then, as timm does.
+    to patches alone then, as timm does. In float32: a half sum would be rounded.
     """
     if "reg_token" in state and "pos_embed" in state:
         positions = state["pos_embed"]
-        state["cls_token"] = state["cls_token"] + positions[:, :1]
+        state["cls_token"] = state["cls_token"].float() + positions[:, :1].float()
         state["pos_embed"] = positions[:, 1:]
     return state
 

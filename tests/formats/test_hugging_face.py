@@ -58,12 +58,18 @@ CLASSIFIERS = {
     "DINOv2": ("Dinov2", DINOV2, {}),
     "DINOv2 giant": ("Dinov2", DINOV2, {"use_swiglu_ffn": True}),
     "DINOv2 with registers": ("Dinov2WithRegisters", DINOV2, {"num_register_tokens": 3}),
+    "DINOv2, 9 patches and 5 tokens": (
+        "Dinov2WithRegisters",
+        DINOV2 | {"image_size": 48},
+        {"num_register_tokens": 4},
+    ),
     "DINOv2 giant with registers": ("Dinov2WithRegisters", DINOV2, {"use_swiglu_ffn": True}),
     "BEiT": ("Beit", SIZES, RELATIVE),
     "BEiT, shared": ("Beit", SIZES, SHARED),
     "BEiT, class token": ("Beit", SIZES, RELATIVE | {"use_mean_pooling": False}),
     "data2vec": ("Data2VecVision", SIZES, RELATIVE),
     "data2vec, class token": ("Data2VecVision", SIZES, SHARED | {"use_mean_pooling": False}),
+    "BEiT, no positions": ("Beit", SIZES, {}),
     "BEiT, plain": ("Beit", SIZES, {"layer_scale_init_value": 0.0} | SHARED),
 }
 FEATURES = {
@@ -73,6 +79,7 @@ FEATURES = {
     "DINOv3": ("DINOv3ViT", "Model", SIZES, {"num_register_tokens": 3}),
     "DINOv3, gated": ("DINOv3ViT", "Model", SIZES, SILU),
     "DINOv3, all biases": ("DINOv3ViT", "Model", SIZES, {"key_bias": True, "rope_theta": 30.0}),
+    "DINOv3, biases of values": ("DINOv3ViT", "Model", SIZES, {"query_bias": False}),
     "DINOv3, few biases": ("DINOv3ViT", "Model", SIZES, {"proj_bias": False, "mlp_bias": False}),
     "DINOv3, no biases": ("DINOv3ViT", "Model", SIZES, {"query_bias": False, "value_bias": False}),
     "SigLIP": ("SiglipVision", "VisionModel", SIZES, {}),
@@ -138,8 +145,16 @@ def theirs_of(model) -> torch.Tensor:
 def test_classifiers_give_their_logits(tmp_path, kind, sizes, options, names):
     theirs = build(kind, "ForImageClassification", sizes, **options)
     folder = written(theirs, tmp_path, names)
+    images = IMAGES[..., : sizes["image_size"], : sizes["image_size"]]
     with torch.no_grad():
-        assert_close(load_model(folder).model(IMAGES), theirs(IMAGES).logits)
+        assert_close(load_model(folder).model(images), theirs(images).logits)
+
+
+def test_a_class_token_of_half_precision_takes_its_position_unrounded(tmp_path):
+    theirs = build("Dinov2WithRegisters", "ForImageClassification", DINOV2).bfloat16()
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert_close(load_model(tmp_path).model(IMAGES), theirs.float()(IMAGES).logits)
 
 
 @pytest.mark.parametrize(
