@@ -171,7 +171,7 @@ def work(stage: Stage, pack: Pack, args: argparse.Namespace) -> None:
         result = train(job, NAMES[job.form], pack, device)
         about = {"key": job.key} | asdict(job) | provenance() | {"device": device.type}
         append_line(args.results, about | result)
-        claim.unlink()
+        claim.unlink(missing_ok=True)
         print(f"{job.key}: {result['accuracy']:.3f}, {result['loss']:.3f}", flush=True)
 
 
