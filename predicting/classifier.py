@@ -1,5 +1,6 @@
 """A model ready to predict, whatever kind of file it came from."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from formats.checking import (
 from formats.checkpoints import check_version
 from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
 from formats.opening import members_of
+from imaging.digests import joined
 from imaging.preprocess import Preprocess
 from pretrained import LoadedModel, load_model
 from system.files import WEIGHTS_FOLDER, parse_json
@@ -38,6 +40,22 @@ class AtTemperature(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images) / self.temperature
+
+
+class Ensemble(nn.Module):
+    """Several models of the same classes, those of a run's folds (--ensemble), as one.
+
+    forward: images (B, 3, H, W) -> the logarithm of their mean probabilities (B, K), whose softmax
+    is that mean.
+    """
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers = [model(images).float().log_softmax(-1) for model in self.models]
+        return torch.stack(answers).logsumexp(0) - math.log(len(answers))
 
 
 @dataclass(frozen=True)
@@ -128,11 +146,24 @@ def open_classifier(
     if path.lower().endswith(EXPORTED):
         return open_exported(path)
     if members := members_of(Path(path)):
-        from predicting.ensemble import open_ensemble  # which is made of classifiers
-
         return open_ensemble(members, device)
     loaded = load_model(path, class_indices, device, data_classes, names_here=True)
     return Classifier.of(loaded)
+
+
+def open_ensemble(members: list[Path], device: torch.device) -> Classifier:
+    """Returns the classifier of several checkpoints; ValueError where they are not of one run."""
+    loaded = [load_model(path, device=device) for path in members]
+    first = loaded[0]
+    for path, other in zip(members, loaded, strict=True):
+        if (other.classes, other.preprocess) != (first.classes, first.preprocess):
+            raise ValueError(f"{path} is of another run than {members[0]}: it has other classes")
+    models = [tempered(one.model.eval(), one.temperature) for one in loaded]
+    known = joined(*(one.weights.meta["trained_on"] for one in loaded))
+    facts = first.weights.meta | {"config": first.model.config, "trained_on": known}
+    notes = [f"an ensemble: the mean of {len(members)} models", *first.notes]
+    forward = Ensemble(models).eval()
+    return Classifier(forward, first.classes, first.preprocess, facts, notes=notes)
 
 
 def open_exported(path: str) -> Classifier:

@@ -550,7 +550,7 @@ def test_many_classes_list_the_mistakes_instead_of_a_matrix():
         guess = 1 if truth == 2 else truth
         score.write(Answer("x", [(guess, "", 1.0)], truth=truth))
     lines = score.lines()
-    assert lines[0] == "accuracy 0.9667 (29 of 30 photos)"
+    assert lines[0] == "accuracy 0.9667 (29 of 30 photos), 95 % interval 0.833 to 0.994"
     assert any("class 2 taken for class 1" in line for line in lines)
     assert len(lines) == 3
 

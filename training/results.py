@@ -40,7 +40,7 @@ def show_start(run: Run, log: RunLog) -> None:
 
 
 def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
-    """Writes pictures and report; says what to type next."""
+    """Writes pictures and report, and prints what the run has come to."""
     folder, classes, val = run.folder, run.data.classes, found.val
     matrix = confusion_matrix(val.labels, val.predicted, len(classes))
     mistakes = worst_mistakes(val.paths, val.labels, val.probabilities, classes)
@@ -64,6 +64,13 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
         commands=commands(run),
         reading=run.preprocess.reading,
     )
+    feature_cache.remove(folder)
+    tell(run, found, matrix)
+
+
+def tell(run: Run, found: Conclusion, matrix) -> None:
+    """Prints what a run has come to, where it lies and what to type next."""
+    folder, classes = run.folder, run.data.classes
     confused = most_confused(matrix, classes, 3)
     print(*said(found, run.position.best), sep="\n")
     advice = font_advice(classes)
@@ -74,7 +81,6 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
             f"{true} taken for {said} {counted(n, 'time')}" for true, said, n in confused
         )
         print(f"most confused: {printable(pairs)}")
-    feature_cache.remove(folder)
     models = "best.pth, last.pth, metrics.csv"
     if run.options.folds:
         models = f"{'fold<k>/' * run.options.ensemble}best.pth, {TABLE}"

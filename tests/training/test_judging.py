@@ -106,7 +106,7 @@ def test_flags_that_would_judge_trained_photos_are_refused_and_equal_ones_taken(
 def test_other_data_and_folders_for_validation_are_judged_as_they_are(
     data, trained, call, make_photos, tmp_path
 ):
-    other = make_photos(tmp_path / "other", ("cats", "dogs"), per_class=5, size=16)
+    other = make_photos(tmp_path / "other", ("cats", "dogs"), per_class=5, size=16, seed=8)
     assert numbers(judge(call, data, "run/best.pth", "--val-path", str(other))[1])[0] == 10
     for n, path in enumerate(sorted(other.glob("*/*.jpg"))):
         path.rename(path.with_name(f"unlike_{n}.jpg"))
