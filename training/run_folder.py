@@ -2,6 +2,7 @@
 
 weights/<model>-<data>-<n>/   best.pth last.pth class_indices.json args.json split.json
                               metrics.csv data_report.txt curves.png confusion.png report.html
+                              results.json; with --folds out_of_fold.csv and a folder each
                               events.out.tfevents.*   (TensorBoard)
 """
 
