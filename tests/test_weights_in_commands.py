@@ -68,12 +68,14 @@ def test_many_labels_are_answered_each_by_itself(call, photos, tmp_path):
 
 
 UNCLEAR = {
-    "norm of queries": lambda p: saved(vit(qk_norm=True).state_dict(), p),
+    "gates": lambda p: saved(
+        vit().state_dict() | {"blocks.0.attn.gate.weight": torch.ones(128, 128)}, p
+    ),
     "rational": lambda p: saved(
         vit().state_dict() | {"blocks.0.mlp.act1.weight_numerator": torch.ones(1, 6)}, p
     ),
     "grey": lambda p: saved(vit(in_chans=1).state_dict(), p),
-    "activation": lambda p: as_timm(vit(act_layer="relu"), p / "hub"),
+    "activation": lambda p: as_timm(vit(act_layer="elu"), p / "hub"),
 }
 COMMANDS = {
     "predict": (predict.main, "{photos}", "--weights", "{file}"),
@@ -85,7 +87,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("what", ["norm of queries", "rational", "grey", "activation"])
+@pytest.mark.parametrize("what", ["gates", "rational", "grey", "activation"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unclear_file_is_refused_by_every_command(call, photos, tmp_path, what, command):
     path = UNCLEAR[what](tmp_path)
@@ -106,11 +108,11 @@ def train_on(call, photos, path, *more):
 
 
 def test_allow_partial_trains_what_a_model_here_has_a_place_for(call, photos, tmp_path):
-    path = UNCLEAR["norm of queries"](tmp_path)
+    path = UNCLEAR["gates"](tmp_path)
     assert train_on(call, photos, path)[0] == 2
     status, out, _ = train_on(call, photos, path, "--allow-partial")
     assert status == 0
-    assert "attn.q_norm.weight" in out
+    assert "attn.gate.weight" in out
     assert "unknown" in out
 
 
