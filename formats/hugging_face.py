@@ -4,13 +4,14 @@ What its classes compute beyond their tensors is here, too: what a classifier re
 config.json leaves out because it is the class's own value.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from formats.renaming import UNREAD, State, fold_class_position, join_qkv, rename
 
+T = TypeVar("T")
 # Names of ViT, DeiT, DINOv2 and 3, MAE, BEiT, CLIP and SigLIP, the older and (since transformers 5)
 # the newer, on the left; ours on the right.
 HUGGING_FACE = [
@@ -46,7 +47,8 @@ HUGGING_FACE = [
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
     """Hugging Face's ViT, DeiT, MAE, BEiT, DINOv2 and 3, heads included."""
     tensors = {name: value for name, value in tensors.items() if value.numel()}  # no registers
-    return fold_class_position(join_qkv(_with_gates(rename(tensors, HUGGING_FACE))))
+    state = rename(tensors, HUGGING_FACE)
+    return fold_class_position(join_qkv(with_gates(state, state)))
 
 
 def from_siglip(tensors: Mapping[str, Tensor]) -> State:
@@ -89,10 +91,13 @@ def _latent_pooling(tensors: State) -> State:
     return state
 
 
-def _with_gates(state: State) -> State:
-    """Names up_proj, which stands beside a gate in a gated MLP and is the first map of others."""
+def with_gates(named: Mapping[str, T], state: Iterable[str]) -> dict[str, T]:
+    """Names up_proj, which stands beside a gate in a gated MLP and is the first map of others.
+
+    state: the names of the whole model, which tell whether it has gates.
+    """
     gated = any(".mlp.fc1_g." in name for name in state)
-    return rename(state, [(r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1.")])
+    return rename(named, [(r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1.")])
 
 
 def pooling_of(format_name: str, state: Mapping[str, Tensor]) -> str | None:

@@ -18,15 +18,19 @@ import torch
 from torch import Tensor
 
 from formats.adapter_file import PEFT_FILE, caches
+from formats.hugging_face import with_gates
 from formats.naming import of_modules
-from formats.opening import open_weights
+from formats.opening import INDEX, open_weights
 from formats.renaming import QKV
 from system.files import WEIGHTS_FOLDER, read_json
 from vit_model import VARIANTS, is_number
 
 CONFIG = "adapter_config.json"
 FILES = (PEFT_FILE, "adapter_model.bin")
-WHOLE = ("model.safetensors", "pytorch_model.bin")  # as the hubs call a model's file
+# As the hubs call a model's file, or the index of its several ones.
+WHOLE = tuple(
+    name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX)
+)
 # Of the settings those that change what the factors mean, in a way that is not followed here.
 NOT_FOLLOWED = ("use_dora", "layer_replication", "alora_invocation_tokens")
 # Ways to begin that take something out of the backbone's own weights.
@@ -54,7 +58,7 @@ class PeftAdapter:
         Raises ValueError, worded to follow the folder's name, where it was made for another model.
         """
         whole = {name: value.clone() for name, value in state.items()}
-        for name, (down, up, bias, strength) in self.factors.items():
+        for name, (down, up, bias, strength) in with_gates(self.factors, state).items():
             if name == "head.weight" and name not in whole:
                 continue  # of a head that could not serve
             change = up.double().flatten(1) @ down.double().flatten(1) * strength

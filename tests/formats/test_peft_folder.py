@@ -6,10 +6,13 @@ import re
 import pytest
 import safetensors.torch
 import torch
-from oracles import as_hub, hugging_face, vit
+import transformers
+from oracles import as_hub, hugging_face, shaken, vit
 
+from formats.fitting import load_into
 from formats.reading import read_weights
 from pretrained import load_model
+from vit_model import create_model
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
@@ -56,6 +59,42 @@ def test_factors_over_timms_names_are_merged(timm_base, tmp_path):
             model.get_submodule(name).weight += 6 / 3 * up @ down
         torch.testing.assert_close(logits(folder), model(IMAGES), rtol=0, atol=1e-4)
     assert torch.equal(logits(folder / "adapter_model.safetensors"), logits(folder))
+
+
+SIZES = {
+    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80,
+    "image_size": 64, "patch_size": 16,
+}  # fmt: skip
+GATED = {"use_gated_mlp": True, "hidden_act": "silu"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "module", "sizes"),
+    [
+        ("CLIPVision", {}, "encoder.layers.1.self_attn.v_proj", (48, 48)),
+        ("SiglipVision", {}, "encoder.layers.0.mlp.fc2", (80, 48)),
+        ("DINOv3ViT", {}, "model.layer.1.mlp.up_proj", (48, 80)),
+        ("DINOv3ViT", GATED, "model.layer.1.mlp.up_proj", (48, 80)),
+        ("DINOv3ViT", GATED, "model.layer.0.attention.k_proj", (48, 48)),
+    ],
+)
+def test_factors_over_other_families_of_hugging_face_are_merged(
+    tmp_path, kind, options, module, sizes
+):
+    config = getattr(transformers, f"{kind}Config")(**SIZES, **options)
+    model = shaken(getattr(transformers, f"{kind}Model")(config))
+    model.save_pretrained(tmp_path / "base", max_shard_size="30KB")
+    tensors = factors(module, *sizes)
+    named = {"base_model_name_or_path": str(tmp_path / "base")}
+    folder = as_peft(tmp_path / "peft", tensors, **named)
+    down, up = tensors.values()
+    with torch.no_grad():
+        model.get_submodule(module).weight += 2 * up @ down
+        weights = read_weights(folder)
+        ours = create_model(**weights.config).eval()
+        load_into(ours, weights)
+        theirs = model(IMAGES).pooler_output
+        torch.testing.assert_close(ours(IMAGES), theirs, rtol=0, atol=1e-4 * theirs.std().item())
 
 
 @pytest.mark.parametrize("part", ["attention.q_proj", "attention.attention.value"])
