@@ -97,7 +97,9 @@ class Classifier:
         config, metrics = self.facts["config"], self.facts.get("metrics") or {}
         kind = kind_of(config, ", ")
         side = "out-of-fold" if metrics.get("folds") else "validation"
-        words = [f"{side} accuracy {_share(metrics, 'val') or 'unknown'}"]
+        among = metrics.get("chosen_among") or 0
+        chosen = f", chosen among {among} epochs" * (among > 1)
+        words = [f"{side} accuracy {_share(metrics, 'val') or 'unknown'}{chosen}"]
         if tested := _share(metrics, "test"):
             words.append(f"test accuracy {tested}")
         return f"{config['name']}{kind}, {len(self.classes)} classes, {', '.join(words)}"

@@ -29,6 +29,7 @@ from training.trainer import Trainer
 from utils import Stepper
 
 Loader = PhotoLoader | CachedLoader
+SIDES = "training", "validation"
 
 
 def prepare(run: Run) -> Stepper:
@@ -46,7 +47,7 @@ def prepare(run: Run) -> Stepper:
 def assemble(run: Run, stepper: Stepper) -> Trainer:
     """Returns what trains a run from where it stands, once what is computed once has been."""
     loaders, skip = cache_frozen(run, *photo_loaders(run))
-    if not skip and not run.options.ensemble:
+    if not skip and not run.options.folds:  # whose photos are first wanted by the folds
         keep_decoded(run, *loaders)
     trained = make_trained(run, loaders[0], stepper, skip)
     return Trainer(run, *loaders, stepper, make_criterion(run), trained, skip)
@@ -201,7 +202,12 @@ def fill_both(
     place = {"device": run.device, "folder": run.folder, "world": run.world}
     place["progress"] = progress.bar.update
     kind = None if once else run.amp_dtype
-    trained = feature_cache.fill(run.model, skip, train, views=views, amp_dtype=kind, **place)
+    ranked = run.ranked
+    if ranked and views == 1 and skip > len(run.model.blocks) and ranked.serve(run):
+        trained = ranked.features.ordered(train.batch_size, train.sampler)
+        place["progress"](len(train.sampler))
+    else:
+        trained = feature_cache.fill(run.model, skip, train, views=views, amp_dtype=kind, **place)
     # Validation keeps full precision, as prediction has it.
     judged = trained
     if not once:
@@ -211,16 +217,20 @@ def fill_both(
 
 
 def keep_decoded(run: Run, *loaders: PhotoLoader) -> None:
-    """Keeps each photo's pixels once decoded, where photos are needed more than once."""
+    """Keeps each photo's pixels once decoded, where photos are needed more than once.
+
+    loaders: of the photos for training, and of those for validation if there are any.
+    """
     options = run.options
     if options.epochs - run.position.epoch < 2:
         return
     share, threads = SHARE / run.world.local_size, max(1, options.workers)
-    train, val = (
+    lines = [
         loader.dataset.keep_decoded(options.cache_images, run.folder, share=share, threads=threads)
         for loader in loaders
-    )
-    print(f"decoded photos: for training {train}; for validation {val}")
+    ]
+    told = (f"for {side} {line}" for side, line in zip(SIDES, lines, strict=False))
+    print(f"decoded photos: {'; '.join(told)}")
 
 
 def make_trained(run: Run, loader: Loader, stepper: Stepper, skip: int) -> nn.Module:

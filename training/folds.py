@@ -22,7 +22,7 @@ from imaging.splitting import DataSplit, Samples
 from parallel.sharding import load_model_state
 from system.devices import seed_everything
 from system.files import safe_cell, write_json, write_table
-from training.assembly import for_fold, prepare
+from training.assembly import for_fold, keep_decoded, prepare
 from training.conclusion import (
     Answers,
     Conclusion,
@@ -106,15 +106,17 @@ class Folds:
 
         whole: of the run on all photos, before its first step.
         """
-        if self.run.epochs_of_folds is not None:
-            return 0
-        if self.run.state is None:
+        run = self.run
+        if run.state is None:
             whole.save()  # from now on the run can go on
-        for k in range(len(self.parts)):
-            if not self.is_done(k) and (stopped_by := self._train(k, whole)):
-                return stopped_by
-        self.run.epochs_of_folds = self.epochs()
-        seed_everything(self.run.options.seed)
+        if run.epochs_of_folds is None:
+            for k in range(len(self.parts)):
+                if not self.is_done(k) and (stopped_by := self._train(k, whole)):
+                    return stopped_by
+            run.epochs_of_folds = self.epochs()
+            seed_everything(run.options.seed)
+        if not whole.skip and not run.options.ensemble:
+            keep_decoded(run, whole.train_loader)
         return 0
 
     def _train(self, k: int, whole: Trainer) -> int:

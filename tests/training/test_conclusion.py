@@ -321,3 +321,23 @@ def test_what_folds_cannot_do_is_told_in_a_sentence(data, call, words, told):
     assert status == 2
     assert told in err
     assert not Path("weights").exists()
+
+
+def test_a_resumed_run_keeps_what_its_folds_were_trained_with(data, call):
+    in_folds(call, data, epochs="1")
+    before = results()
+    status, out, _ = call(train.main, "--resume", "run", "--workers", "0")
+    assert (status, "is finished after 1 epoch" in out, results()) == (0, True, before)
+    for words in (["--epochs", "2"], ["--patience", "1"], ["--folds", "4"]):
+        status, _, err = call(train.main, "--resume", "run", *words)
+        assert (status, "would make it another run" in err) == (2, True)
+
+
+def test_the_newest_model_is_the_ensemble_and_never_a_fold_under_way(data, call):
+    from predicting.classifier import newest_checkpoint
+
+    in_folds(call, data, "--ensemble", epochs="1")
+    assert newest_checkpoint(".") == "run"
+    Path("run/results.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no best\.pth"):
+        newest_checkpoint(".")
