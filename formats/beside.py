@@ -9,11 +9,10 @@ from torch import Tensor
 from formats.fact_table import CONTAINERS
 from formats.facts import Source
 from formats.hugging_face import with_defaults
-from formats.opening import RawWeights
+from formats.opening import ENDINGS, RawWeights
 from system.files import json_if_any
 from vit_model import is_number
 
-WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".npz"}
 OPEN_CLIP = "open_clip_config.json"  # which says less than the others, where they are there, too
 BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", OPEN_CLIP)
 NAMES = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
@@ -42,7 +41,7 @@ def stated_levels(
     if "config.json" in stated:
         stated["config.json"] = with_defaults(stated["config.json"])
     config = stated.get("config.json", {})
-    alone = sum(other.suffix in WEIGHTS for other in path.parent.iterdir()) == 1
+    alone = sum(other.suffix in ENDINGS for other in path.parent.iterdir()) == 1
     if stated and not alone and path.name.split(".")[0] not in NAMES:
         notes.append(f"{', '.join(stated)} beside it: not believed, as other weights lie there")
         stated = {}

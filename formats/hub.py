@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from formats.beside import BESIDE
+from formats.opening import ENDINGS, INDEX
 from system.downloads import fetch_file
 from system.files import json_if_any, write_text
 from system.terminal import command, listed
@@ -35,15 +37,13 @@ NAME = re.compile(
 )
 EXAMPLE = "hf-hub:timm/vit_small_patch16_dinov3.lvd1689m"
 # What holds the tensors of a repository; the first that is there is fetched.
-INDEX = ".index.json"  # which tensors lie in which of several files
 TENSORS = (
     "adapter_model.safetensors", "adapter_model.bin",
     "model.safetensors", f"model.safetensors{INDEX}", "open_clip_model.safetensors",
     "pytorch_model.bin", f"pytorch_model.bin{INDEX}", "open_clip_pytorch_model.bin",
 )  # fmt: skip
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 ADAPTER_CONFIG = "adapter_config.json"
-ABOUT = ("config.json", "preprocessor_config.json", "open_clip_config.json", ADAPTER_CONFIG)
+ABOUT = (*BESIDE, ADAPTER_CONFIG)
 COMMIT = re.compile("[0-9a-f]{40}")
 SHA256 = re.compile("[0-9a-f]{64}")
 
