@@ -39,6 +39,7 @@ from training.judging import judge, judged
 from training.loss import Teacher, load_teacher
 from training.optim import freeze
 from training.position import Position
+from training.ranking import is_auto, with_best_weights
 from training.results import show_start, write_results
 from training.resuming import (
     changed,
@@ -126,11 +127,11 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     device = own_device(options, world)
     check_flags(options, device)
     options = with_weights(with_data(options, world), world)
+    options, data, ranked = with_best_weights(options, load_data, device, world)
     weights = load_weights(options)
     check_sizes(options, weights)
     teacher = options.teacher and load_teacher(options.teacher)
-    data = world.first_does(load_data, options)
-
+    data = data or world.first_does(load_data, options)
     model, pretrained = build_model(options, weights, data.classes)
     preprocess = choose_preprocess(options, model, weights, data.ranges)
     if teacher:
@@ -159,6 +160,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     run.backbone = world.first_does(record_of, options.weights) if options.save_adapter else None
     before = weights.meta.get("trained_on", "") if weights else ""
     run.trained_on = world.first_does(photos_trained_on, data, before, options)
+    run.ranked = ranked
     return run
 
 
@@ -223,7 +225,7 @@ def with_data(options: Options, world: World) -> Options:
 def with_weights(options: Options, world: World) -> Options:
     """Returns the options with --weights and --teacher as files, downloaded where named."""
     name = options.weights
-    if name and not Path(name).exists() and not is_name(name):
+    if name and not is_auto(name) and not Path(name).exists() and not is_name(name):
         raise FileNotFoundError(f"--weights {name}: there is no such file{near_weights(name)}")
     named = {"weights": name, "teacher": options.teacher}
     found = {key: str(world.first_does(find_weights, name)) for key, name in named.items() if name}

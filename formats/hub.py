@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ TENSORS = (
 )  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"
 ABOUT = (*BESIDE, ADAPTER_CONFIG)
+VISION = "vit|dino|beit|deit|clip|siglip|data2vec-vision|eva"
 COMMIT = re.compile("[0-9a-f]{40}")
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -120,6 +121,25 @@ def cached(name: HubName, cache: Path) -> Path | None:
         return None
     shards = _shards(snapshot / main, name) if main.endswith(INDEX) else []
     return snapshot / main if set(shards) <= set(names) else None
+
+
+def held(cache: Path) -> Iterator[tuple[HubName, Path]]:
+    """Yields the repositories that lie whole in a cache and have the config of a vision model."""
+    for folder in sorted(cache.glob("models--*--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        revisions = ["main", *(path.name for path in sorted(folder.glob("snapshots/*")))]
+        names = [HubName(repo, revision) for revision in revisions if NAME.fullmatch(repo)]
+        found = next(((name, path) for name in names if (path := cached(name, cache))), None)
+        if found and _may_see(json_if_any(found[1].with_name("config.json"))):
+            yield found
+
+
+def _may_see(config: Any) -> bool:
+    """Whether a config may be a vision model's: no other is opened, for some are very large."""
+    if not isinstance(config, dict):
+        return False
+    told = f"{config.get('model_type')} {config.get('architectures')}"
+    return "architecture" in config or bool(re.search(VISION, told, re.IGNORECASE))
 
 
 def main_file(names: Collection[str], name: HubName) -> str:

@@ -91,6 +91,10 @@ class CachedLoader:
         labels = self.labels.tolist()
         return CachedLoader(self.features, labels, failed, self.batch_size, sampler, rows)
 
+    def ordered(self, batch_size: int, sampler: SeededSampler) -> "CachedLoader":
+        """Returns a loader of the same photos in another order, which shares the features."""
+        return CachedLoader(self.features, self.labels.tolist(), self.failed, batch_size, sampler)
+
     @property
     def item_shape(self) -> tuple[int, ...]:
         """The shape of a photo's features."""

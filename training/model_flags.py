@@ -99,10 +99,11 @@ class DataAndModel(Given):
     )
     weights: str = MODEL.row(
         "",
-        "pretrained weights: a file, a folder of the peft library, or a model's name to download "
-        "them; '' for none (default: none)",
+        "pretrained weights: a file, a folder, a model's name to download them (--list-models), or "
+        "auto: the best for the photos of what is here (auto:A,B: of these); '' for none (default: "
+        "none)",
         type=str,  # the reference's '' means none
-        metavar="FILE|NAME",
+        metavar="FILE|NAME|auto",
         **JUDGES,
     )
     allow_partial: bool = MODEL.row(

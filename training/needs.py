@@ -94,6 +94,8 @@ def _alone(options: Options) -> str | None:
     """What --eval and --resume do not go with."""
     if options.eval and not options.weights:
         return "--eval needs --weights FILE, the model to evaluate"
+    if options.eval and options.weights.partition(":")[0] == "auto":
+        return "--weights auto chooses what to train from: --eval needs --weights FILE"
     if options.eval and options.resume:
         return "--eval and --resume exclude each other: --eval trains nothing"
     if options.eval:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,6 +45,7 @@ class Run:
     backbone: `adapter_file.record_of` the weights with --save-adapter, else None.
     trained_on: the digests of the photos that the model has been trained on, also before.
     epochs_of_folds: how many epochs the folds found right for all photos, once they have.
+    ranked: the `ranking.Ranked` of --weights auto, whose features may serve.
     """
 
     options: Options
@@ -61,6 +63,7 @@ class Run:
     backbone: dict | None = None
     trained_on: str = ""
     epochs_of_folds: int | None = None
+    ranked: Any = None
 
     @property
     def frozen(self) -> set[str]:
