@@ -217,8 +217,8 @@ def with_data(options: Options, world: World) -> Options:
     data_path = world.first_does(find_data, options.data_path, options.download)
     if data_path == Options.data_path and not Path(data_path).exists():
         raise FileNotFoundError(advice.WITHOUT_DATA)
-    _, val_folder = find_sides(data_path, options.val_path, [])  # refuses other folders
-    options.refuse_idle(val_folder=val_folder)
+    sides = find_sides(data_path, options.val_path, [], options.test_path)  # refuses other folders
+    options.refuse_idle(val_folder=sides.val, test_folder=sides.test)
     return options.settled(data_path=data_path)
 
 
@@ -260,6 +260,9 @@ def load_data(options: Options) -> DataSplit:
         options.seed,
         options.workers,
         options.num_classes,
+        test_path=options.test_path,
+        test_split=options.test_split,
+        group_by=options.group_by,
     )
     if options.folds and not options.eval:
         data = pooled(data, options.folds, options.seed)
@@ -300,7 +303,7 @@ def evaluate_only(options: Options, world: World) -> int:
     if idle := options.without_effect():
         print(f"no effect with --eval, which trains nothing: {', '.join(idle)}")
     loaded = load_model(options.weights, device=device)
-    data = world.first_does(judged, options, loaded.weights.meta.get("metrics"), load_data)
+    data = world.first_does(judged, options, loaded.weights.meta, load_data)
     loaded = loaded.on_data(data.classes)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     judge(options, loaded, data, device, world)

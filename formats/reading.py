@@ -227,7 +227,9 @@ def _read_ours(path: Path, raw: RawWeights, allow_partial: bool, within: int) ->
         classes=classes,
         preprocess=preprocess,
         photos_from="the checkpoint says so" if preprocess else UNTOLD,
-        meta={k: extras[k] for k in ("epoch", "metrics", "version", "args") if k in extras}
+        meta={
+            k: extras[k] for k in ("epoch", "metrics", "version", "args", "group_by") if k in extras
+        }
         | checked_later(extras),
         ignored=unknown,
         classes_from="the checkpoint",

@@ -1,7 +1,7 @@
 """Which photos are there: class folders, walked without opening a single file.
 
     data/roses/*.jpg, data/tulips/*.jpg, ...            a folder for each class
-    data/train/roses/*.jpg, data/val/roses/*.jpg, ...   the same, split already
+    data/train/roses/*.jpg, data/val/roses/*.jpg, ...   the same, split already; also with test/
 
 Classes and photos come in sorted order, as in torchvision's ImageFolder, photos in folders inside
 a class folder belong to the class, links are followed. What is left out is noted as a `Problem`.
@@ -10,7 +10,7 @@ a class folder belong to the class, links are followed. What is left out is note
 import os
 import stat
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,12 @@ from imaging.data_report import SHOWN, Problem
 from imaging.decoding import readable_extensions
 from system.terminal import counted, printable
 
-TRAIN_NAME = "train"
-VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists is used
+# In any case; of each kind the first that exists is used.
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing")
+VAL_NAMES = ("val", "valid", "validation")
+SIDE_NAMES = {*TRAIN_NAMES, *VAL_NAMES, *TEST_NAMES}
 NEVER_A_CLASS = {"__pycache__", "__macosx", "@eadir", "lost+found", "$recycle.bin"}  # lower case
-SUSPICIOUS = {"runs", TRAIN_NAME, *VAL_NAMES}
+SUSPICIOUS = {"runs", *SIDE_NAMES}
 
 
 class File(NamedTuple):
@@ -29,34 +31,62 @@ class File(NamedTuple):
     size: int  # in bytes
 
 
+class Folders(NamedTuple):
+    """Where the photos of each side are; None: to be split off those to train on."""
+
+    train: str
+    val: str | None
+    test: str | None
+
+
 def find_sides(
-    data_path: str, val_path: str | None, problems: list[Problem]
-) -> tuple[str, str | None]:
-    """The training folder and, where the data come split, the validation folder."""
-    _require_folder(data_path, "--data-path")
-    if val_path is not None:
-        _require_folder(val_path, "--val-path")
-        if os.path.samefile(data_path, val_path):
-            raise ValueError("--val-path is --data-path itself: name other photos, or leave it out")
+    data_path: str,
+    val_path: str | None,
+    problems: list[Problem],
+    test_path: str | None = None,
+) -> Folders:
+    """The training folder and, where the data come split, those for validation and for testing."""
+    _require_apart({"--data-path": data_path, "--val-path": val_path, "--test-path": test_path})
     folders = {name.lower(): os.path.join(data_path, name) for name in _folder_names(data_path)}
-    train = folders.get(TRAIN_NAME)
-    val = val_path or next((folders[name] for name in VAL_NAMES if name in folders), None)
-    if train and val:
-        if val == folders.get("test") and not _shares_a_class(train, val):
-            problems.append(Problem("unlabelled", val, photos_in(val)))
-            val = None
-        named = {train, val, *(problem.path for problem in problems)}
-        for folder in sorted(set(folders.values()) - named):
+
+    def first(names: Collection[str]) -> str | None:
+        return next((folders[name] for name in names if name in folders), None)
+
+    train, test = first(TRAIN_NAMES), test_path or first(TEST_NAMES)
+    val = val_path or first(VAL_NAMES)
+    only_sides = bool(folders) and not folders.keys() - SIDE_NAMES
+    if not train or not (val or first(TEST_NAMES) or (test_path and only_sides)):
+        if only_sides:
+            names = " and ".join(sorted(os.path.basename(folder) for folder in folders.values()))
+            raise ValueError(
+                f"{printable(data_path)} holds {names} where class folders should be: give the "
+                "folder that holds the class folders as --data-path and, if there is one, the "
+                "validation folder as --val-path"
+            )
+        return Folders(data_path, val_path, test_path)
+    if test and val and os.path.samefile(test, val):
+        test = None
+    if test and test != test_path and not _shares_a_class(train, test):
+        problems.append(Problem("unlabelled", test, photos_in(test)))
+        test = None
+    named = {train, val, test, *(problem.path for problem in problems)}
+    for folder in sorted(set(folders.values()) - named):
+        if not any(
+            folder_given and os.path.samefile(folder, folder_given)
+            for folder_given in (val_path, test_path)
+        ):
             problems.append(Problem("not a class", folder, f"beside train; {photos_in(folder)}"))
-        return train, val
-    if folders and not folders.keys() - {TRAIN_NAME, *VAL_NAMES}:
-        names = " and ".join(sorted(os.path.basename(folder) for folder in folders.values()))
-        raise ValueError(
-            f"{printable(data_path)} holds {names} where class folders should be: give the folder "
-            "that holds the class folders as --data-path and, if there is one, the validation "
-            "folder as --val-path"
-        )
-    return data_path, val_path
+    return Folders(train, val, test)
+
+
+def _require_apart(paths: Mapping[str, str | None]) -> None:
+    """Raises an error unless the paths that flags gave are folders, each another one."""
+    given = [(flag, path) for flag, path in paths.items() if path is not None]
+    for number, (flag, path) in enumerate(given):
+        _require_folder(path, flag)
+        for other, before in given[:number]:
+            if os.path.samefile(path, before):
+                raise ValueError(f"{flag} is {other} itself: name other photos, or leave it out")
 
 
 def _shares_a_class(train: str, test: str) -> bool:
@@ -236,7 +266,7 @@ def match_classes(
         some = ", ".join(printable(name) for name in sorted(train)[:SHOWN])
         raise ValueError(
             f"{printable(root)} holds no photo of any training class ({some} ...): the folders "
-            "for validation must have the same names as those for training"
+            "for validation and testing must have the same names as those for training"
         )
     return matched
 

@@ -1,38 +1,39 @@
 """From a folder to a checked and split data set: each photo is decoded once before any training.
 
-Photos that cannot be read are left out and named, exact copies never stand on both sides of the
-split, and the split is a function of the photos' names and the seed. Nothing is written.
+Photos that cannot be read are left out and named, what belongs together never stands on two sides
+of the split, and the split is a function of the photos' names and the seed. Nothing is written.
 """
 
-import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
-from PIL import Image
-from tqdm import tqdm
+from imaging.checking import FINGERPRINT, TIME, Digests, Numbers, Seen, check_photos
+from imaging.data_report import DataReport, Problem
+from imaging.depth import Range
+from imaging.grouping import NEAR, NONE, choose_units, groups_of, rank, units_of
+from imaging.grouping import TIME as BY_TIME
+from imaging.relations import (
+    ByClass,
+    Sides,
+    contradictory,
+    described,
+    drop_leaks,
+    note_copies,
+    related,
+    require_groups,
+    still_grouped,
+)
+from imaging.scanning import File, Folders, find_sides, match_classes, require_classes, scan_classes
+from system.terminal import listed, printable
 
-from imaging.colour import Profile, odd_profile
-from imaging.data_report import TINY_PIXELS, DataReport, Problem
-from imaging.decoding import decode, explain, refuse_costly, with_photo
-from imaging.depth import Range, Wide, data_ranges, measure, misfit, range_lines
-from imaging.grouping import groups_of, rank
-from imaging.scanning import File, find_sides, match_classes, require_classes, scan_classes
-from system.terminal import counted, listed, printable
-
-ByClass = dict[str, list[str]]  # class name -> sorted paths
-LEFT_OUT = ("unreadable", "truncated")  # kinds of problems of photos that cannot be used
-Digests = dict[str, bytes | None]  # path of a usable photo -> hash, None if no file has its size
-
-
-class Numbers(NamedTuple):
-    """How all photos with more than 8 bits a number are read, and a line on each kind of them."""
-
-    ranges: dict[str, Range]
-    lines: list[str]
+Files = dict[str, dict[str, list[File]]]  # side -> class name -> files
+# By default near copies are looked for among so many photos at most.
+MOST_COMPARED = 20_000
+WANTED = {NEAR: (FINGERPRINT,), BY_TIME: (TIME,)}  # of each photo, to group by
+ORDER = ("train", "val", "test")
 
 
 class Samples(NamedTuple):
@@ -50,7 +51,7 @@ class DataSplit:
     """The photos of a run; `to_dict` is what split.json holds.
 
     ranges: how the numbers of those are read that have more than 8 bits, see `depth.Reading`.
-    choice: the share and the seed that chose the photos for validation; empty where a folder did.
+    choice: shares, seed and grouping that chose the photos not trained on; empty where folders did.
     test: photos that are judged once, at the end. groups: photos that belong together, by path the
     name of their group; others stand alone.
     """
@@ -61,7 +62,7 @@ class DataSplit:
     val: Samples
     report: DataReport
     ranges: dict[str, Range] = field(default_factory=dict)
-    choice: dict[str, float] = field(default_factory=dict)
+    choice: dict[str, float | str] = field(default_factory=dict)
     test: Samples | None = None
     groups: dict[str, str] = field(default_factory=dict)
 
@@ -107,7 +108,7 @@ class DataSplit:
             raise ValueError(f"not a split as train.py writes it: {error!r:.200}") from error
         if len(set(classes)) < 2 or len(set(classes)) < len(classes):
             raise ValueError("not a split as train.py writes it: its classes are not two or more")
-        choice = _numbers(values.get("choice", {}))  # older runs did not write it
+        choice = _choice(values.get("choice", {}))  # older runs did not write it
         folds = "folds" in choice  # each photo is trained on, and judged in a fold
         if not all(train.values()) or not (folds or any(val.values())):
             raise ValueError("not a split as train.py writes it: some side has no photos")
@@ -162,8 +163,11 @@ def _text(value) -> str:
     return value
 
 
-def _numbers(values) -> dict[str, float]:
-    fits = isinstance(values, dict) and all(type(v) in (int, float) for v in values.values())
+def _choice(values) -> dict[str, float | str]:
+    fits = isinstance(values, dict) and all(
+        type(value) is str if name == "group_by" else type(value) in (int, float)
+        for name, value in values.items()
+    )
     if not fits:
         raise ValueError(f"not a split as train.py writes it: its choice is {values!r:.80}")
     return values
@@ -190,39 +194,123 @@ def prepare_data(
     seed: int = 0,
     workers: int = 1,
     num_classes: int | None = None,
+    *,
+    test_path: str | None = None,
+    test_split: float = 0.0,
+    group_by: str | None = None,
 ) -> DataSplit:
     """Scans, checks and splits the photos of `data_path`.
 
-    A validation folder (`val_path`, or val, valid, validation or test beside train in `data_path`)
-    is used as it is; without one, `val_split` of each class is kept for validation, chosen by
-    `seed`. `workers` threads decode. Raises ValueError or OSError with a sentence, also where there
-    are not `num_classes` class folders.
+    Folders for validation and for testing (`val_path` and `test_path`, or val and test beside train
+    in `data_path`) are used as they are; without them, `val_split` and `test_split` of each class
+    are kept apart, chosen by `seed`, and what belongs together by `group_by` stays together (see
+    `relations.related`; None: near copies, unless the photos are many). `workers` threads decode.
+    Raises ValueError or OSError with a sentence, also where there are not `num_classes` class
+    folders.
     """
     if not 0 < val_split < 1:
         raise ValueError(f"--val-split must lie between 0 and 1, not {val_split}")
-    data_path, val_path = os.fspath(data_path), val_path and os.fspath(val_path)
+    data_path, val_path, test_path = map(_path, (data_path, val_path, test_path))
     problems: list[Problem] = []
-    train_root, val_root = find_sides(data_path, val_path, problems)
-    found = scan_classes(train_root, problems)
-    require_classes(train_root, found, problems)
-    require_count(train_root, found, num_classes)
-    found_val = {name: [] for name in found}
-    if val_root is not None:
-        found_val |= match_classes(found, scan_classes(val_root, problems), val_root, problems)
-    digests, numbers = check_photos([*_files(found), *_files(found_val)], workers, problems)
-    train, val = _usable(found, digests), _usable(found_val, digests)
-    if val_root is None:
-        conflicts = note_copies(train, digests, problems)
-        train, val = split_photos(train, digests, conflicts, val_split, seed, train_root)
-    else:
-        train = drop_leaks(train, val, digests, problems)
-        for side in (train, val):
-            note_copies(side, digests, problems)
-        problems += [Problem("missing class", name) for name in sorted(val) if not val[name]]
-    require_photos(train, val)
-    split = make_split(data_path, sorted(found), train, val, problems=problems, numbers=numbers)
-    split.choice = {"val_split": val_split, "seed": seed} if val_root is None else {}
+    folders = find_sides(data_path, val_path, problems, test_path)
+    files = _scanned(folders, num_classes, problems)
+    group_by, notes = _settled(group_by, files)
+    sides, groups, seen = _compared(files, folders, group_by, workers, problems)
+    shares = {"val": val_split} | ({"test": test_split} if test_split else {})
+    sides, choice = split_sides(
+        sides, groups, seen, group_by, shares, seed, folders.train, problems
+    )
+    require_photos(sides["train"], sides["val"])
+    classes = sorted(files["train"])
+    split = make_split(data_path, classes, **sides, problems=problems, numbers=seen.numbers)
+    split.report.notes += [*notes, *described(group_by, groups), *_on_folders(folders, data_path)]
+    split.groups, split.choice = groups, choice
     return split
+
+
+def _compared(
+    files: Files, folders: Folders, group_by: str, workers: int, problems: list[Problem]
+) -> tuple[Sides, dict[str, str], Seen]:
+    """The photos of each side that can be used and stand on no later one, and their groups."""
+    roots = folders._asdict()
+    paths = {side: _usable(photos) for side, photos in files.items()}
+    require_groups(group_by, paths, roots)
+    everything = [file for photos in files.values() for some in photos.values() for file in some]
+    seen = check_photos(everything, workers, problems, WANTED.get(group_by, ()))
+    sides = {side: _usable(photos, seen.digests) for side, photos in files.items()}
+    groups = related(group_by, sides, roots, seen, problems)
+    sides = drop_leaks(sides, seen.digests, groups, group_by == NEAR, problems)
+    return sides, still_grouped(groups, sides), seen
+
+
+def _scanned(folders: Folders, num_classes: int | None, problems: list[Problem]) -> Files:
+    """The files of each side that has a folder, by the class that they train, validate or test."""
+    found = scan_classes(folders.train, problems)
+    require_classes(folders.train, found, problems)
+    require_count(folders.train, found, num_classes)
+    files = {"train": found}
+    for side, root in (("val", folders.val), ("test", folders.test)):
+        if root:
+            own = match_classes(found, scan_classes(root, problems), root, problems)
+            files[side] = {name: [] for name in found} | own
+    return files
+
+
+def _path(path: str | os.PathLike | None) -> str | None:
+    return path and os.fspath(path)
+
+
+def _settled(group_by: str | None, files: Files) -> tuple[str, list[str]]:
+    """What groups the photos where nothing was said, and a line where that is not as usual."""
+    photos = sum(len(some) for side in files.values() for some in side.values())
+    if group_by or photos <= MOST_COMPARED:
+        return group_by or NEAR, []
+    return NONE, [
+        f"more than {MOST_COMPARED:,} photos: near copies were not looked for; --group-by {NEAR} "
+        f"does it, which takes minutes for a million"
+    ]
+
+
+def _on_folders(folders: Folders, data_path: str) -> list[str]:
+    """A line where a folder for testing is no longer taken to validate on, as it once was."""
+    if not folders.test or folders.val or folders.train == data_path:
+        return []
+    return [
+        f"validation photos are split off {printable(folders.train)}, and "
+        f"{printable(folders.test)} is judged once, at the end; --val-path "
+        f"{printable(folders.test)} validates on it instead, as before"
+    ]
+
+
+def split_sides(
+    sides: Sides,
+    groups: Mapping[str, str],
+    seen: Seen,
+    group_by: str,
+    shares: Mapping[str, float],
+    seed: int,
+    root: str,
+    problems: list[Problem],
+) -> tuple[Sides, dict]:
+    """Splits off what no folder holds, `shares` of each class of the photos to train on.
+
+    Returns the sides, and what they follow from beside the photos' names.
+    """
+    conflicts, *_ = [note_copies(photos, seen.digests, problems) for photos in sides.values()]
+    given = sides.keys() - {"train"}
+    for side in given:
+        empty = sorted(name for name, paths in sides[side].items() if not paths)
+        problems += [Problem("missing class", name, f"in {side}") for name in empty]
+    shares = {side: share for side, share in shares.items() if side not in given}
+    if not shares:
+        return sides, {}
+    pool = sides["train"]
+    fixed = contradictory(groups, pool, conflicts, seen.digests, group_by)
+    parts = split_photos(pool, groups, fixed, seen.digests, shares, seed, root, group_by)
+    choice = {f"{side}_split": share for side, share in shares.items()} | {"seed": seed}
+    choice |= {} if group_by == NONE else {"group_by": group_by}
+    ordered = {side: (sides | parts)[side] for side in ORDER if side in sides | parts}
+    return ordered, choice
 
 
 def require_count(root: str, found: ByClass, num_classes: int | None) -> None:
@@ -235,12 +323,12 @@ def require_count(root: str, found: ByClass, num_classes: int | None) -> None:
         )
 
 
-def _files(found: dict[str, list[File]]) -> Iterable[File]:
-    return (file for files in found.values() for file in files)
-
-
-def _usable(found: dict[str, list[File]], digests: Digests) -> ByClass:
-    return {name: [f.path for f in files if f.path in digests] for name, files in found.items()}
+def _usable(found: dict[str, list[File]], digests: Digests | None = None) -> ByClass:
+    """The paths of each class, of all its photos or of those that have a digest."""
+    return {
+        name: [f.path for f in files if digests is None or f.path in digests]
+        for name, files in found.items()
+    }
 
 
 def require_photos(train: ByClass, val: ByClass) -> None:
@@ -248,7 +336,7 @@ def require_photos(train: ByClass, val: ByClass) -> None:
     if empty := [name for name, paths in train.items() if not paths]:
         raise ValueError(
             f"class {printable(empty[0])!r} has no photo to train on: its photos cannot be read or "
-            f"are validation photos, too{_also(empty)}"
+            f"are validation or test photos, too{_also(empty)}"
         )
     if not any(val.values()):
         raise ValueError("none of the validation photos can be read")
@@ -260,154 +348,52 @@ def _also(names: Iterable[str]) -> str:
     return f"; the same goes for {listed(others)}" if others else ""
 
 
-class Checked(NamedTuple):
-    """What decoding a photo showed."""
-
-    path: str
-    problems: list[Problem]
-    usable: bool
-    digest: bytes | None
-    wide: Wide | None = None
-
-
-def check_photos(
-    files: Sequence[File], workers: int, problems: list[Problem]
-) -> tuple[Digests, Numbers]:
-    """Decodes all photos and notes what is wrong with them. ValueError where none can be used.
-
-    Only files that share their size with another can be copies, so only those are hashed.
-    """
-    sizes = Counter(file.size for file in files)
-
-    def check(file: File) -> Checked:
-        return check_photo(file.path, sizes[file.size] > 1)
-
-    digests, wide = {}, {}
-    with ThreadPool(max(1, workers)) as pool:  # threads: Pillow decodes without the GIL
-        results = pool.imap(check, files, chunksize=16)
-        bar = tqdm(results, "checking photos", len(files), unit="", leave=False, disable=None)
-        for checked in bar:
-            problems += checked.problems
-            if checked.usable:
-                digests[checked.path] = checked.digest
-            if checked.wide:
-                wide[checked.path] = checked.wide
-    numbers = common_range(digests, wide, problems)
-    if files and not digests:
-        path, why = next((p.path, p.detail) for p in problems if p.kind in LEFT_OUT)
-        raise ValueError(
-            f"none of the {counted(len(files), 'photo')} can be used, for instance "
-            f"{printable(path)}: {why}"
-        )
-    return digests, numbers
-
-
-def common_range(digests: Digests, wide: dict[str, Wide], problems: list[Problem]) -> Numbers:
-    """One range for each kind of number; takes photos that would be all black or white in it out
-    of `digests`."""
-    ranges = data_ranges(wide.values())
-    for path, numbers in wide.items():
-        if reason := misfit(numbers, ranges[numbers.kind]):
-            problems.append(Problem("unreadable", path, reason))
-            del digests[path]
-    return Numbers(ranges, range_lines(ranges, wide.values()))
-
-
-def check_photo(path: str, wants_digest: bool) -> Checked:
-    """Decodes a photo; a JPEG at an eighth of its size, which reads the whole file as well."""
-    problems = []
-    try:
-        mode, sides, wide, profile = with_photo(path, look)
-        digest = file_digest(path) if wants_digest else None
-    except Exception as error:  # a damaged file can make a decoder raise anything at all
-        failure = explain(path, error)
-        return Checked(path, [Problem(failure.kind, path, failure.reason)], False, None)
-    if min(sides) < TINY_PIXELS:
-        problems.append(Problem("tiny", path, f"{sides[0]} x {sides[1]}"))
-    if wide:
-        problems.append(Problem("wide", path, f"{wide.kind}, {wide.low:g} to {wide.high:g}"))
-    elif mode not in ("RGB", "L"):
-        problems.append(Problem("odd mode", path, mode))
-    if profile:
-        kind = "broken profile" if profile.broken else "profile"
-        problems.append(Problem(kind, path, profile.name))
-    return Checked(path, problems, True, digest, wide)
-
-
-def look(image: Image.Image) -> tuple[str, tuple[int, int], Wide | None, Profile | None]:
-    """Mode, sides, numbers and profile of an opened photo, once it has been decoded."""
-    mode, sides = image.mode, image.size
-    refuse_costly(image)
-    wide = measure(image)  # before decoding, which forgets how the file has them
-    decode(image, min_size=1)
-    return mode, sides, wide, odd_profile(image)
-
-
-def file_digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-
-
-def note_copies(photos: ByClass, digests: Digests, problems: list[Problem]) -> set[bytes]:
-    """Notes what is there more than once; returns the digests of what is in several classes."""
-    first, conflicts = {}, set()
-    for name, paths in photos.items():
-        for path in paths:
-            digest = digests[path]
-            if digest is None:
-                continue
-            home, original = first.setdefault(digest, (name, path))
-            if original == path:
-                continue
-            if home != name:
-                conflicts.add(digest)
-            same = f"the same as {home}/{os.path.basename(original)}"
-            problems.append(Problem("copy" if home == name else "conflict", path, same))
-    return conflicts
-
-
 def split_photos(
-    photos: ByClass, digests: Digests, conflicts: set, val_split: float, seed: int, root: str
-) -> tuple[ByClass, ByClass]:
-    """Splits each class into training and validation.
+    photos: ByClass,
+    groups: Mapping[str, str],
+    fixed: Collection[str],
+    digests: Digests,
+    shares: Mapping[str, float],
+    seed: int,
+    root: str,
+    group_by: str = NONE,
+) -> Sides:
+    """Splits `shares` of each class off for "val", for "test" or for both.
 
-    Copies stay together. A photo in two classes only trains: as a wrong answer in validation it
-    would count against a right model.
+    What belongs together stays together. `fixed` photos, which stand in two classes, only train: as
+    a wrong answer in validation they would count against a right model.
     """
-    train, val, small = {}, {}, {}
-    for name, paths in photos.items():
-        groups = defaultdict(list)
-        for path in paths:
-            if digests[path] not in conflicts:
-                groups[digests[path] or path].append(path)
-        # All but one may go, or all if a photo in two classes remains for training.
-        most = len(groups) - (sum(map(len, groups.values())) == len(paths))
-        if most < 1:
-            small[name] = len(paths)
-            continue
-        ranked = sorted(groups.values(), key=lambda group: rank(group[0], root, seed))
-        chosen = ranked[: min(max(1, round(val_split * len(groups))), most)]
-        val[name] = sorted(path for group in chosen for path in group)
-        train[name] = sorted(set(paths) - set(val[name]))
-    if small:
-        (name, count), *_ = small.items()
-        raise ValueError(
-            f"class {printable(name)!r} has too few photos that can be used and are not the same: "
-            f"{count}, where one to train on and one to validate on are needed{_also(small)}: add "
-            f"photos, or take the {'folders' if len(small) > 1 else 'folder'} out"
-        )
-    return train, val
+    free = {name: [p for p in paths if p not in fixed] for name, paths in photos.items()}
+    units = units_of(free, groups, digests)
+    units.sort(key=lambda unit: rank(unit.photos[0][1], root, seed))
+    left = Counter({name: len(paths) - len(free[name]) for name, paths in photos.items()})
+    for unit in units:
+        left.update(unit.weights)
+    sides, taken = {}, set()
+    for side, share in shares.items():
+        chosen = choose_units(units, share, left)
+        units = [unit for unit in units if unit not in chosen]
+        sides[side] = {name: [] for name in photos}
+        for name, path in (pair for unit in chosen for pair in unit.photos):
+            sides[side][name].append(path)
+        taken |= {path for unit in chosen for _, path in unit.photos}
+        small = {name: len(photos[name]) for name, paths in sides[side].items() if not paths}
+        if small and side == "val":
+            raise ValueError(_too_few(small, group_by))
+    sides = {side: {n: sorted(paths) for n, paths in some.items()} for side, some in sides.items()}
+    train = {name: [p for p in paths if p not in taken] for name, paths in photos.items()}
+    return {"train": train} | sides
 
 
-def drop_leaks(train: ByClass, val: ByClass, digests: Digests, problems: list[Problem]) -> ByClass:
-    """The training photos without those that also stand among the validation photos."""
-    known = {}
-    for name, paths in val.items():
-        known |= {digests[path]: f"{name}/{os.path.basename(path)}" for path in paths}
-    known.pop(None, None)
-    kept = {}
-    for name, paths in train.items():
-        leaks = [path for path in paths if digests[path] in known]
-        problems += [Problem("leak", path, f"there {known[digests[path]]}") for path in leaks]
-        kept[name] = [path for path in paths if digests[path] not in known]
-    return kept
+def _too_few(small: Mapping[str, int], group_by: str) -> str:
+    (name, count), *_ = small.items()
+    if group_by in (NEAR, NONE):
+        what, more = "photos that can be used and are not the same", "photos"
+    else:
+        what, more = f"groups of photos (--group-by {printable(group_by)})", "groups"
+        count = f"its {count} photos stand in one"
+    return (
+        f"class {printable(name)!r} has too few {what}: {count}, where one to train on and one to "
+        f"validate on are needed{_also(small)}: add {more}, or take the "
+        f"{'folders' if len(small) > 1 else 'folder'} out"
+    )

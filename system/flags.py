@@ -145,6 +145,18 @@ def block_list(text: str) -> str:
     )
 
 
+def grouping(text: str) -> str:
+    """Returns `text`, one of a few words or a regular expression."""
+    try:
+        re.compile(given(text))
+    except re.error as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither near-copies, folder, time or none nor a regular expression: "
+            f"{error}"
+        ) from None
+    return text
+
+
 class Help(argparse.HelpFormatter):
     """Help of 98 columns in any terminal."""
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import vit_model
 from system import flags
-from system.flags import Parser, block_list, number, numbers, on_off
+from system.flags import Parser, block_list, grouping, number, numbers, on_off
 from training.flags import parse_args
 from vit.mlps import parse_blocks
 
@@ -62,7 +62,7 @@ def takes_value(action):
 
 def takes_any_name(action):
     """Whether the parser takes every text: its command refuses what makes no sense."""
-    return takes_value(action) and action.type in (None, str) and not action.choices
+    return takes_value(action) and action.type in (None, str, grouping) and not action.choices
 
 
 def name_of(action):
@@ -147,6 +147,8 @@ NAMES = {
     ("train", "--val-path"): (["--val-path", "nowhere"], "nowhere does not exist: --val-path"),
     ("train", "--model-name"): (["--model", "vit_tinny"], "unknown model 'vit_tinny'"),
     ("train", "--weights"): (["--weights", "nowhere.pth"], "nowhere.pth"),
+    ("train", "--test-path"): (["--test-path", "nowhere"], "nowhere does not exist: --test-path"),
+    ("train", "--group-by"): (["--group-by", "(x"], "--group-by: '(x' is neither near-copies"),
     ("train", "--device"): (["--device", "abacus"], "--device 'abacus'"),
     ("train", "--output"): (["--output", "file/run"], "--output file/run: "),
     ("train", "--resume"): (["--resume", "nowhere"], "nowhere holds no last.pth"),

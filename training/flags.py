@@ -279,7 +279,7 @@ class Options(DataAndModel):
     @property
     def data_roots(self) -> list[str]:
         """The folders of photos, into which nothing is ever written."""
-        return [path for path in (self.data_path, self.val_path) if path]
+        return [path for path in (self.data_path, self.val_path, self.test_path) if path]
 
     def to_dict(self) -> dict:
         """Plain Python, as args.json and last.pth keep it."""

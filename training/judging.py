@@ -2,7 +2,8 @@
 
 A folder of their own (val/, --val-path) goes before everything. Else the photos are those of the
 run's split.json beside the weights, or, away from it, those that the seed and share kept among the
-metrics choose again. Only where nothing tells, --val-split and --seed choose.
+metrics choose again, with the grouping that stands beside them. Only where nothing tells, flags
+choose.
 """
 
 import os
@@ -13,6 +14,7 @@ import torch
 
 from formats.opening import weights_in
 from imaging.digests import TrainedOn
+from imaging.grouping import NONE
 from imaging.preprocess import eval_transform
 from imaging.scanning import find_sides, scan_classes
 from imaging.splitting import DataSplit, Samples
@@ -27,19 +29,22 @@ from training.flags import Options
 from utils import evaluate
 
 BATCH = 32  # where --batch-size gives no number
-CHOICE = ("val_split", "seed")  # what a split follows from, beside the names of the photos
+# What a split follows from, beside the photos; a run that says nothing of the last two had neither.
+CHOICE = {"val_split": None, "seed": None, "test_split": 0.0, "group_by": NONE}
 
 
-def judged(options: Options, metrics: dict | None, load: Callable[[Options], DataSplit]):
+def judged(options: Options, said: dict, load: Callable[[Options], DataSplit]):
     """Returns the split whose validation photos --eval judges.
 
-    metrics: what the weights file says of its run. load: checks and splits as options say.
+    said: what the weights file says of its run, `WeightsFile.meta`. load: checks and
+        splits as options say.
     Raises ValueError where a typed flag would choose other photos than the run did.
     """
-    root, folder = find_sides(options.data_path, options.val_path, [])
+    root, folder, _ = find_sides(options.data_path, options.val_path, [], options.test_path)
     if folder is not None:
         return load(options)
-    chosen = {name: (metrics or {}).get(name) for name in CHOICE}
+    told = (said.get("metrics") or {}) | {n: said[n] for n in ("group_by",) if n in said}
+    chosen = {name: told.get(name, usual) for name, usual in CHOICE.items()}
     if split := run_split(options):
         if not split.val.paths:
             raise ValueError(
@@ -54,7 +59,7 @@ def judged(options: Options, metrics: dict | None, load: Callable[[Options], Dat
     _refuse_others(options, chosen, "it keeps")
     share, seed = chosen["val_split"], int(chosen["seed"])
     print(f"validation photos: as in the run of {options.weights} (share {share:g}, seed {seed})")
-    return load(options.settled(val_split=share, seed=seed))
+    return load(options.settled(**chosen | {"seed": seed}))
 
 
 def judge(
@@ -132,7 +137,7 @@ def _refuse_others(options: Options, chosen: dict, where: str) -> None:
     for name in CHOICE:
         if name in options.given and getattr(options, name) != chosen[name]:
             raise ValueError(
-                f"{flag_of(name)} {getattr(options, name):g} would judge photos that "
+                f"{flag_of(name)} {printable(str(getattr(options, name)))} would judge photos that "
                 f"{options.weights} was trained on: {where} those that its run kept for "
                 f"validation; leave the flag out, or name other photos with --val-path"
             )
@@ -145,7 +150,7 @@ def _told(split: DataSplit, root: str, options: Options) -> list[str]:
     gone = len(split.val.paths) - len(pairs)
     split.val.paths[:], split.val.labels[:] = ([*part] for part in zip(*pairs, strict=True))
     trained = found & {*split.train.paths}
-    others = found - trained - {*split.val.paths}
+    others = found.difference(*(samples.paths for samples in split.sides.values()))
     lines = [
         f"{printable(options.data_path)}: judged are the {counted(len(pairs), 'photo')} that the "
         f"run of {options.weights} kept for validation; it was trained on {len(trained)}"

@@ -6,6 +6,7 @@ from system.flags import (
     Given,
     Section,
     block_list,
+    grouping,
     number,
     number_or,
     numbers,
@@ -34,12 +35,18 @@ class DataAndModel(Given):
 
     data_path: str = DATA.row(
         "flower_photos",
-        "a folder per class, or train/ and val/ inside; 'sample' draws the sample flowers",
+        "a folder per class, or train/, val/ and test/ inside; 'sample' draws the sample flowers",
         metavar="DIR",
         **FREE,
     )
     val_path: str | None = DATA.row(
         None, "validation photos in a folder of their own", metavar="DIR", **FREE
+    )
+    test_path: str | None = DATA.row(
+        None,
+        "photos in a folder of their own that are judged once, at the end",
+        metavar="DIR",
+        **FREE,
     )
     val_split: float = DATA.row(
         0.2,
@@ -47,6 +54,22 @@ class DataAndModel(Given):
         type=number(float, 0, 0.9, open_low=True),
         metavar="SHARE",
         needs=needs.SPLIT,
+    )
+    test_split: float = DATA.row(
+        0.0,
+        "share of each class kept for a test at the end; 0 for none",
+        type=number(float, 0, 0.9),
+        metavar="SHARE",
+        needs=needs.TEST_SPLIT,
+        idle=(0.0,),
+    )
+    group_by: str | None = DATA.row(
+        None,
+        "photos that every split keeps together: near-copies, folder (in a class folder), time "
+        "(bursts), what a regular expression finds in file names, or none but exact copies "
+        "(default: near-copies, of at most 20,000 photos)",
+        type=grouping,
+        metavar="HOW|REGEX",
     )
     download: bool = DATA.row(
         False,

@@ -64,6 +64,10 @@ def _splits(options: Options, known: Known) -> bool:
     return not options.val_path and not known.get("val_folder")
 
 
+def _splits_test(options: Options, known: Known) -> bool:
+    return not options.test_path and not known.get("test_folder")
+
+
 KAN = {"needs": Need("--mlp kan or gkan, or weights of a KAN-ViT", _is_kan)}
 RANK = {"needs": Need("--mlp kan, or weights of such a model", _has_rank), "idle": ("full",)}
 GROUPS = {"needs": Need("--mlp gkan, or weights of such a model", _has_groups)}
@@ -73,6 +77,7 @@ SPLINES = Need(
 )
 BLOCKS = Need("blocks that train: --freeze-layers false, or --mlp kan", _blocks_train)
 SPLIT = Need("data without a folder for validation (val/ or --val-path)", _splits)
+TEST_SPLIT = Need("data without a folder for testing (test/ or --test-path)", _splits_test)
 LORA = Need("--adapt lora", _has_lora)
 FROZEN = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _is_frozen)
 ADAPT = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _can_adapt)
@@ -114,6 +119,11 @@ def _of_weights(options: Options) -> str | None:
     """Data, weights and memory."""
     if options.download and options.data_path == "sample":
         return "--download and --data-path sample exclude each other: they are other photos"
+    if options.val_split + options.test_split >= 1:
+        return (
+            f"--val-split {options.val_split:g} and --test-split {options.test_split:g} leave no "
+            f"photos to train on"
+        )
     if options.batch_size == "auto" and options.fsdp:
         return "--batch-size auto tries the whole model on one device: with --fsdp give N"
     if options.kan_reg and options.fsdp:

@@ -83,8 +83,9 @@ def read_split(folder: Path, data_path: str, classes: list[str]) -> DataSplit:
 
 def moved(data: DataSplit, begun: Options, now: Options) -> DataSplit:
     """Returns the split of a run that `begun` chose with its photos where its folders lie `now`."""
-    # A folder of validation photos may lie in the other one: it is asked first.
-    moves = (begun.val_path, now.val_path), (begun.data_path, now.data_path)
+    # A folder of photos to judge may lie in the other one: it is asked first.
+    names = ("test_path", "val_path", "data_path")
+    moves = [(getattr(begun, name), getattr(now, name)) for name in names]
     return data.moved([(old, new) for old, new in moves if old])
 
 
@@ -218,7 +219,9 @@ def check_still_there(data: DataSplit, options: Options) -> None:
     gone = [path for path in paths if not Path(path).exists()]
     if not gone:
         return
-    flags = "--data-path" + (" and --val-path" if options.val_path else "")
+    given = {"--data-path": options.data_path, "--val-path": options.val_path}
+    given |= {"--test-path": options.test_path}
+    flags = " and ".join(flag for flag, path in given.items() if path)
     roots = " and ".join(map(printable, options.data_roots))
     raise FileNotFoundError(
         f"{len(gone)} of the run's {len(paths)} photos are gone from {roots}, for instance "

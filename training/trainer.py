@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from formats.adapter_file import ADAPTER, part_of, save_adapter
 from formats.checkpoints import checkpoint_facts, load_checkpoint, save_checkpoint
+from imaging.grouping import NONE
 from my_dataset import Batch, PhotoLoader, in_step
 from parallel.sharding import load_model_state, whole
 from reporting.metrics import balanced_accuracy
@@ -63,8 +64,13 @@ class Trainer:
     def checkpoint(self) -> dict:
         """Returns what predicting needs: weights, sizes, classes, preprocessing, metrics."""
         run, history = self.run, self.position.history
-        metrics = (history[-1] if history else self.position.best) | run.data.choice
-        return {"model": self._whole(self.evaluated.state_dict())} | checkpoint_facts(
+        chosen = dict(run.data.choice)
+        group_by = chosen.pop("group_by", NONE)
+        metrics = (history[-1] if history else self.position.best) | chosen
+        return {
+            "group_by": group_by,
+            "model": self._whole(self.evaluated.state_dict()),
+        } | checkpoint_facts(
             run.model,
             run.data.classes,
             run.preprocess,

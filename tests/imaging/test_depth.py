@@ -295,7 +295,7 @@ def test_the_range_of_a_data_set_follows_from_its_lowest_and_highest_number(
 
 
 def test_8_bit_data_sets_have_no_ranges(tmp_path):
-    split = prepare_data(data(tmp_path, np.uint8, 255, "png"))
+    split = prepare_data(data(tmp_path, np.uint8, 255, "png"), group_by="none")
     assert split.ranges == {}
     assert len(split.report.lines()) == 1
 

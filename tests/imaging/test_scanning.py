@@ -190,28 +190,71 @@ def test_path_too_long_for_the_system_does_not_stop_the_scan(tmp_path):
 # --- layouts ---
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "Val"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
 def test_train_and_validation_folders_are_recognised(tmp_path, name):
     touch(tmp_path, "train/a/1.jpg", f"{name}/a/1.jpg")
     sides = find_sides(str(tmp_path), None, [])
-    assert sides == (str(tmp_path / "train"), str(tmp_path / name))
+    assert sides == (str(tmp_path / "train"), str(tmp_path / name), None)
 
 
-def test_validation_goes_before_test_and_what_is_left_over_is_named(tmp_path):
-    touch(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "test/a/1.jpg", "roses/1.jpg")
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training", "TESTING")])
+def test_a_test_folder_is_for_testing_with_a_validation_folder_and_without(tmp_path, train, test):
+    touch(tmp_path, f"{train}/a/1.jpg", f"{test}/a/1.jpg")
+    assert find_sides(str(tmp_path), None, []) == (
+        str(tmp_path / train),
+        None,
+        str(tmp_path / test),
+    )
+    touch(tmp_path, "val/a/1.jpg", "roses/1.jpg")
     problems = []
-    sides = find_sides(str(tmp_path), None, problems)
-    assert sides == (str(tmp_path / "train"), str(tmp_path / "val"))
-    named = [Path(problem.path).name for problem in problems if problem.kind == "not a class"]
-    assert named == ["roses", "test"]
+    assert find_sides(str(tmp_path), None, problems) == tuple(
+        str(tmp_path / name) for name in (train, "val", test)
+    )
+    assert [Path(problem.path).name for problem in problems] == ["roses"]
+
+
+def test_a_test_folder_can_still_be_validated_on(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "test/a/1.jpg")
+    train, test = str(tmp_path / "train"), str(tmp_path / "test")
+    assert find_sides(str(tmp_path), test, []) == (train, test, None)
+
+
+def test_an_unlabelled_test_folder_is_named_and_ignored(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "Testing/1.jpg", "Testing/2.jpg")
+    problems = []
+    assert find_sides(str(tmp_path), None, problems) == (str(tmp_path / "train"), None, None)
+    assert [(p.kind, Path(p.path).name, p.detail) for p in problems] == [
+        ("unlabelled", "Testing", "its photos: 2")
+    ]
+
+
+def test_separate_test_folder_is_taken(tmp_path):
+    touch(tmp_path, "data/a/1.jpg", "mine/a/1.jpg", "split/train/a/1.jpg", "split/test/a/1.jpg")
+    data, mine = str(tmp_path / "data"), str(tmp_path / "mine")
+    assert find_sides(data, None, [], mine) == (data, None, mine)
+    train = str(tmp_path / "split" / "train")
+    assert find_sides(str(tmp_path / "split"), None, [], mine) == (train, None, mine)
+    with pytest.raises(ValueError, match="--test-path is --val-path itself"):
+        find_sides(data, mine, [], mine)
+    with pytest.raises(ValueError, match="--test-path is --data-path itself"):
+        find_sides(data, None, [], data)
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: --test-path"):
+        find_sides(data, None, [], str(tmp_path / "nowhere"))
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    touch(tmp_path, "train/1.jpg", "bus/1.jpg", "mine/train/1.jpg")
+    assert find_sides(str(tmp_path), None, []).train == str(tmp_path)
+    mine = str(tmp_path / "mine")
+    assert find_sides(str(tmp_path), None, [], mine) == (str(tmp_path), None, mine)
 
 
 def test_separate_validation_folder_is_taken(tmp_path):
     touch(tmp_path, "data/a/1.jpg", "mine/a/1.jpg", "split/train/a/1.jpg", "split/val/a/1.jpg")
     mine = str(tmp_path / "mine")
-    assert find_sides(str(tmp_path / "data"), mine, []) == (str(tmp_path / "data"), mine)
+    assert find_sides(str(tmp_path / "data"), mine, []) == (str(tmp_path / "data"), mine, None)
     train = str(tmp_path / "split" / "train")
-    assert find_sides(str(tmp_path / "split"), mine, []) == (train, mine)
+    assert find_sides(str(tmp_path / "split"), mine, []) == (train, mine, None)
 
 
 @pytest.mark.parametrize("names", [["train"], ["test", "val"]])

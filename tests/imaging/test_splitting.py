@@ -143,9 +143,7 @@ def test_only_files_of_equal_size_are_hashed(make_photos, tmp_path, monkeypatch)
     shutil.copy(root / "roses" / "roses_00.jpg", root / "roses" / "copy.jpg")
     sizes = [path.stat().st_size for path in root.rglob("*.jpg")]
     hashed = []
-    monkeypatch.setattr(
-        "imaging.splitting.file_digest", lambda path: hashed.append(path) or b"same"
-    )
+    monkeypatch.setattr("imaging.checking.file_digest", lambda path: hashed.append(path) or b"same")
     prepare_data(root)
     assert len(hashed) == sum(sizes.count(size) > 1 for size in sizes)
 

@@ -20,6 +20,7 @@ KAN, VIT, GKAN = {"mlp": "kan"}, {"mlp": "mlp"}, {"mlp": "gkan"}
 # words, and what is known, with which it is taken.
 TABLE = {
     ("train", "val_split"): (["0.3"], {"val_folder": "val"}, "val/ or --val-path", ["0.3"], {}),
+    ("train", "test_split"): (["0.3"], {"test_folder": "t"}, "test/ or --test-path", ["0.3"], {}),
     ("train", "allow_partial"): ([], {}, "--weights FILE", [*FILE], {}),
     ("train", "freeze_layers"): (["true"], {}, "--weights FILE", ["true", *FILE], {}),
     **{
@@ -53,6 +54,7 @@ TABLE = {
 }  # fmt: skip
 # What switches a flag off, which needs nothing.
 OFF = {
+    "test_split": "0",
     "freeze_layers": "false",
     "kan_rank": "full",
     "kan_reg": "0",
