@@ -141,11 +141,11 @@ class Folds:
             "epoch": fold.position.best["epoch"],
             "among": epochs_to_choose(fold),
         }
-        self.run.world.wait()
         if self.run.world.first:
             save_checkpoint(fold.folder / ANSWERS, answers)
             for name in ["last.pth"] if self.run.options.ensemble else ["last.pth", "best.pth"]:
                 (fold.folder / name).unlink(missing_ok=True)
+        self.run.world.wait()  # until all can read them
         return 0
 
     def _run(self, k: int, trained: list[int]) -> Run:

@@ -114,11 +114,12 @@ def photos_trained_on(data: DataSplit, before: str, options: Options) -> str:
 
     before: of those that the one in --weights was trained on; says so where they are judged.
     """
-    judged = data.val.paths + (data.test.paths if data.test else [])
+    judged = data.train.paths if options.folds else data.val.paths
+    judged = judged + (data.test.paths if data.test else [])
     if known := sum(TrainedOn(before).among(judged, options.workers)):
         print(
             f"note: the model in {options.weights} was trained on {known} of the {len(judged)} "
-            f"photos that judge this run: their accuracy will be too good; --val-path names others"
+            f"photos that judge this run: the accuracy will be too good; take other weights"
         )
     return joined(before, digests(data.train.paths, options.workers) if options.epochs else "")
 
