@@ -86,6 +86,7 @@ def rollout(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return to_patches(total, model)
 
 
+@torch.no_grad()
 def gradient_attention(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Gradient-weighted attention relevance for `targets`, (B, P), not negative.
 
@@ -100,10 +101,10 @@ def gradient_attention(model: nn.Module, images: Tensor, targets: Tensor) -> Ten
     total = torch.eye(tokens, device=images.device).expand(batch, -1, -1)
     each = zip(model.blocks, record.qkv, record.places, gradients, strict=True)
     for block, qkv, places, gradient in each:
-        _, _, v = block.attn.split(qkv.detach())
+        _, _, v = block.attn.split(qkv)
         to_output = gradient.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2)
         to_attention = to_output @ v.transpose(-2, -1)  # (B, H, N, D) -> (B, H, N, N)
-        weighted = to_attention * attention_weights(qkv.detach(), block.attn, places)
+        weighted = to_attention * attention_weights(qkv, block.attn, places)
         total = total + weighted.clamp_min(0).mean(1) @ total
     return to_patches(total, model)
 

@@ -198,6 +198,7 @@ def test_photos_are_explained(family, splines):
         same(attn.proj(attn.norm(mixed)), out[0], 1e-4)
     maps = {name: method(model, IMAGES, targets) for name, method in attention_maps.METHODS.items()}
     assert all(found.shape == (3, 16) and found.isfinite().all() for found in maps.values())
+    assert not any(found.requires_grad for found in maps.values())
     assert (maps["roll-out"].sum(1) <= 1 + 1e-5).all()
     if splines == "none":
         with torch.no_grad():
