@@ -207,6 +207,13 @@ def test_photos_are_explained(family, splines):
         same(added, (logits - empty).gather(1, targets[:, None])[:, 0], 0.1)
 
 
+def test_explanations_of_a_mean_start_from_all_patches():
+    model, relevance = model_of("BEiT"), torch.rand(2, 17, 17)
+    same(attention_maps.to_patches(relevance, model), relevance[:, 1:, 1:].mean(1))
+    relevance = relevance[:, :16, :16]
+    same(attention_maps.to_patches(relevance, model_of("SigLIP")), relevance.mean(1))
+
+
 @pytest.mark.parametrize("family", EACH)
 @pytest.mark.parametrize("splines", ["none", "kan", "gkan", "all maps"])
 @torch.no_grad()
