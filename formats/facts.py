@@ -202,8 +202,8 @@ def _follow(fact: Fact, value: Any, whence: str, has_head: bool, decided: Decide
     """Takes a value that is told, or returns in words that our model cannot follow it."""
     value = _lower(value)
     taken = (*fact.takes, *(() if has_head else fact.headless))
-    oblong = fact.square and _is_oblong(value)
-    if oblong or (fact.takes and not _is_among(value, taken)):
+    shapeless = fact.square and (_is_oblong(value) or not _is_count(_side(value)))
+    if shapeless or (fact.takes and not _is_among(value, taken)):
         return f"{fact.name}: {_short(value)} ({whence}), which is not supported"
     decided.told[fact.name] = f"{_short(value)} ({whence})"
     if fact.seen:
@@ -238,6 +238,11 @@ def _side(value: Any) -> Any:
     """Returns the one side of what is stated as one, or as two that are equal."""
     sides = [*value.values()] if isinstance(value, Mapping) else value
     return sides[0] if isinstance(sides, list | tuple) and sides else value
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is a whole number above zero."""
+    return type(value) in (int, float) and value > 0 and value == value // 1 < 1e6
 
 
 def _is_oblong(value: Any) -> bool:

@@ -134,12 +134,9 @@ def _of_source(source: Source) -> Preparation | None:
 def _of_open_clip(told: dict[str, Any], name: str) -> Preparation:
     """Reads an open_clip_config.json: nothing is cut off beyond the square."""
     left: list[str] = []
-    stated = told.get("resize_mode", "shortest")
-    mode = OPEN_CLIP.get(stated) if isinstance(stated, str) else None
-    if mode is None:
-        left.append(f"resize_mode {stated!r:.40} in {name}")
+    mode = _mode(OPEN_CLIP, told, "resize_mode", left, name)
     how = _interpolation(told.get("interpolation", "bicubic"), left, name)
-    return Preparation(mode or "crop", 1.0, how, None, name, tuple(left))
+    return Preparation(mode, 1.0, how, None, name, tuple(left))
 
 
 def _of_timm(told: dict[str, Any], name: str) -> Preparation:
@@ -149,14 +146,21 @@ def _of_timm(told: dict[str, Any], name: str) -> Preparation:
     if not isinstance(share, int | float) or not 0 < share <= 1:
         left.append(f"crop_pct {share!r:.40} in {name}")
         share = 0.875
-    mode = MODES.get(told.get("crop_mode") or "center")
-    if mode is None:
-        left.append(f"crop_mode {told['crop_mode']!r:.40} in {name}")
+    mode = _mode(MODES, told, "crop_mode", left, name)
     how = _interpolation(told.get("interpolation") or "bicubic", left, name)
     size = told.get("input_size")
     side = size[-1] if isinstance(size, list | tuple) and size else None
     side = side if type(side) is int and side > 0 else None
-    return Preparation(mode or "crop", share, how, side, name, tuple(left), down=True)
+    return Preparation(mode, share, how, side, name, tuple(left), down=True)
+
+
+def _mode(meanings: Mapping[str, str], told: dict, key: str, left: list[str], name: str) -> str:
+    """Returns the resize mode that a word means, a crop where none is said; others are left."""
+    stated = told.get(key) or next(iter(meanings))
+    if isinstance(stated, str) and stated in meanings:
+        return meanings[stated]
+    left.append(f"{key} {stated!r:.40} in {name}")
+    return "crop"
 
 
 def _interpolation(stated: Any, left: list[str], name: str) -> str:
@@ -220,8 +224,9 @@ def normalisation(path: Path, format_name, sizes, facts: Decided, model) -> tupl
     if "mean" in facts.values and "std" in facts.values:
         said = {key: facts.values[key] for key in ("mean", "std")}
         preprocess = Preprocess.from_dict(said)
-        whence = re.search(r"\((.*)\)$", facts.told["mean"])[1]
-        return preprocess.mean, preprocess.std, f"{whence} says so"
+        whence = facts.told["mean"].rpartition(" (")[2].removesuffix(")")
+        why = whence if whence.startswith("its name") else f"{whence} says so"
+        return preprocess.mean, preprocess.std, why
     if format_name in ("OpenCLIP", "Hugging Face CLIP"):
         return *CLIP, "it is in the format of a CLIP"
     if format_name == "Hugging Face SigLIP":

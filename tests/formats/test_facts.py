@@ -430,3 +430,9 @@ def test_names_in_the_current_folder_are_said_to_be_from_there(tmp_path, monkeyp
     assert head_classes(weights, None, ["apple", "pear"], names_here=True) == here
     other = head_classes(weights, None, ["cats", "dogs"], names_here=True)
     assert other[0] == ["cats", "dogs"]
+
+
+@pytest.mark.parametrize("size", ["large", [[64]], {"shortest_edge": "a"}, 0, -1, True, 1e300])
+def test_a_side_that_is_no_number_is_refused(tmp_path, size):
+    with pytest.raises(ValueError, match="sides of the image: "):
+        read_weights(as_hub(vit().state_dict(), tmp_path, image_size=size))

@@ -220,3 +220,18 @@ def test_training_prepares_photos_as_the_weights_file_says_unless_flags_do(
     kept, out = chosen("--resize-mode", "pad")
     assert (kept["resize_mode"], kept["resize"], kept["interpolation"]) == ("pad", None, "bicubic")
     assert "photos: long side to 64 pixels, bicubic (--resize-mode)" in out
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"crop_mode": [1], "interpolation": {"a": 1}},
+        {"preprocess_cfg": {"resize_mode": {"a": 1}, "interpolation": ["b"]}},
+        {"do_resize": True, "size": {"height": "a", "width": "a"}, "resample": [3]},
+        {"crop_pct": True, "input_size": [[1]], "crop_mode": 7},
+        {"image_processor_type": [1, 2], "size": "large"},
+    ],
+)
+def test_configs_that_hold_nonsense_are_followed_by_nothing(tmp_path, config):
+    path = as_hub(vit().state_dict(), tmp_path, **config)
+    assert read_weights(path).preparation.img_size == 64
