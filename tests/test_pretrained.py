@@ -490,7 +490,8 @@ def test_weights_of_our_own_training_in_progress_load(tmp_path):
     payload = torch.load(checkpoint(vit(), tmp_path / "last.pth"), weights_only=True)
     extras = {"optimizer": {"state": {0: torch.ones(3)}}, "ema": {"x": torch.ones(3)}, "rng": {}}
     torch.save(payload | extras, tmp_path / "last.pth")
-    assert load_model(tmp_path / "last.pth").weights.meta.keys() == {"epoch", "metrics", "version"}
+    kept = {"epoch", "metrics", "version", "temperature", "trained_on"}
+    assert load_model(tmp_path / "last.pth").weights.meta.keys() == kept
 
 
 def test_kan_state_dict_without_a_config_is_recognised_from_its_shapes(tmp_path, images):
