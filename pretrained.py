@@ -33,6 +33,7 @@ from splines.layer import SplineLayer
 from system.files import parse_json, read_text
 from system.flags import REQUIRED, Given, Section, existing, needs_flag, number, parse
 from system.terminal import command, counted, run_cli, table
+from vit import catalogue
 from vit_model import VARIANTS, VisionTransformer, create_model
 
 CLASS_INDICES = "class_indices.json"  # what train.py leaves in the current folder
@@ -304,6 +305,12 @@ def model_table() -> str:
             )
         )
     return "\n".join(table(rows, "<>>><<"))
+
+
+def hub_table() -> str:
+    """Returns the table of models to be fetched from the hub by name, and how."""
+    how = "By name from the hub (pip install huggingface_hub): --weights hf-hub:timm/NAME"
+    return "\n".join([how, *table(catalogue.rows(), "<>><<")])
 
 
 def describe(weights: WeightsFile) -> list[str]:

@@ -25,7 +25,7 @@ from imaging.scanning import find_sides
 from imaging.splitting import DataSplit, prepare_data
 from parallel.launch import join_launch
 from parallel.world import World
-from pretrained import load_model, model_table
+from pretrained import hub_table, load_model, model_table
 from system.devices import default_workers, make_deterministic, pick_device, seed_everything
 from system.downloads import fetch_flower_photos
 from system.files import write_json, write_text
@@ -79,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
     with join_launch() as world:
         options = world.first_does(parse_args, args)
         if options.list_models:
-            print(model_table())
+            print(model_table(), hub_table(), sep="\n\n")
             return 0
         if options.workers is None:
             options = options.settled(workers=default_workers(world.local_size))

@@ -175,7 +175,7 @@ def sample(data: DataSplit, seed: int) -> tuple[Samples, list[list[int]]]:
             return photos, grouped_folds(*photos, data.groups, count, seed, root=data.root)
         except ValueError as error:
             refusal = error
-    raise ValueError(f"--weights {AUTO} needs three photos of each class or more: {refusal}")
+    raise ValueError(f"--weights {AUTO} needs two training photos of each class or more: {refusal}")
 
 
 def try_weights(

@@ -34,7 +34,7 @@ FAMILIES = (
         },
         "dinov3-license",
         "most photos, the head alone; fine differences",
-        "Meta's own: https://ai.meta.com/resources/models-and-libraries/dinov3-license",
+        "a licence of Meta's own: https://ai.meta.com/resources/models-and-libraries/dinov3-license",
     ),
     Family(
         "DINOv2",
@@ -119,9 +119,8 @@ def rows() -> list[tuple[str, ...]]:
     """The families as a table: name, parameters, image size, licence, what it is good for."""
     table = [("name on the hub", "params", "image", "licence", "good for")]
     for family in FAMILIES:
-        told = family.licence + (f" ({family.terms})" if "http" not in family.terms else "")
-        told = told.removesuffix(" ()")
+        terms = f" ({family.terms.partition(':')[0]})" if family.terms else ""
         for name, (millions, size) in family.models.items():
-            cells = f"hf-hub:{OWNER}/{name}", f"{millions:.1f} M", str(size), told
-            table.append((*cells, f"{family.title}: {family.good_for}"))
+            cells = name, f"{millions:.1f} M", str(size), family.licence
+            table.append((*cells, f"{family.title}{terms}: {family.good_for}"))
     return table

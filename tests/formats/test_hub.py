@@ -111,7 +111,7 @@ def test_a_sharded_model_comes_with_its_shards(server, tmp_path):
     assert len(files) > 4
     server.repos["someone/small"] = files
     assert sorted(os.listdir(find_weights(NAME).parent)) == sorted(files)
-    # SHARDS
+    assert_same(NAME, model)
     del files[next(name for name in files if "-of-" in name)]
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(ValueError, match=r"lacks model-0.*, which its model.safetensors.index"):
@@ -304,7 +304,7 @@ def test_every_command_takes_a_name(server, small, call, make_photos, tmp_path):
 def test_the_licence_of_a_listed_family_is_said_when_it_is_fetched(server, small, capsys):
     name = "vit_small_patch16_dinov3.lvd1689m"
     server.repos[f"timm/{name}"] = server.repos["someone/small"]
-    for said in (f"DINOv3 has the licence dinov3-license (Meta's own: {'https://'}", None):
+    for said in (f"DINOv3 has the licence dinov3-license (a licence of Meta's own: {'https://'}", None):
         find_weights(name)  # as --list-models has it, without a prefix
         err = capsys.readouterr().err
         assert said in err if said else not err
@@ -314,6 +314,16 @@ def test_a_name_leads_to_places_here():
     assert str(place_of("hf-hub:timm/vit_x.y@main")) == "vit_x.y"
     assert str(place_of("weights/best.pth")) == "weights/best.pth"
     assert "vit_small_patch16_dinov3.lvd1689m" in near_weights("vit_small_dinov3")
+
+
+def test_list_models_tells_licences_and_what_families_are_good_for(call):
+    status, out, err = call(train.main, "--list-models")
+    assert (status, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "cc-by-nc-4.0" in rows["vit_base_patch16_224.mae"]
+    assert "never the head alone" in rows["vit_base_patch16_224.mae"]
+    assert "dinov3-license" in rows["vit_small_patch16_dinov3.lvd1689m"]
+    assert catalogue.BY_NAME.keys() <= rows.keys()
 
 
 def test_the_listed_models_are_those_of_timm():
