@@ -1,6 +1,7 @@
 """The parts of a `Trainer`, made from a `Run`: loaders, optimiser, loss, what is computed once."""
 
 import math
+import time
 
 import torch
 from torch import nn
@@ -207,7 +208,9 @@ def fill_both(
         trained = ranked.features.ordered(train.batch_size, train.sampler)
         place["progress"](len(train.sampler))
     else:
+        start = time.perf_counter()
         trained = feature_cache.fill(run.model, skip, train, views=views, amp_dtype=kind, **place)
+        run.photo_seconds = (time.perf_counter() - start) / (views * len(train.sampler))
     # Validation keeps full precision, as prediction has it.
     judged = trained
     if not once:

@@ -12,7 +12,7 @@ from reporting.plots import image_grid, plot_confusion, plot_curves
 from system.flags import flag_of
 from system.fonts import font_advice
 from system.terminal import command, counted, printable
-from training import feature_cache
+from training import advice, feature_cache
 from training.assembly import photo_loaders
 from training.conclusion import RESULTS, Answers, Conclusion, said
 from training.folds import TABLE
@@ -73,9 +73,9 @@ def tell(run: Run, found: Conclusion, matrix) -> None:
     folder, classes = run.folder, run.data.classes
     confused = most_confused(matrix, classes, 3)
     print(*said(found, run.position.best), sep="\n")
-    advice = font_advice(classes)
-    if advice:
-        print(advice)
+    about_fonts = font_advice(classes)
+    if about_fonts:
+        print(about_fonts)
     if confused:
         pairs = "; ".join(
             f"{true} taken for {said} {counted(n, 'time')}" for true, said, n in confused
@@ -150,4 +150,5 @@ def commands(run: Run) -> list[tuple[str, str]]:
     return [
         ("predict", command("python", "predict.py", "PHOTO", "--weights", weights)),
         ("look closer", command("tensorboard", "--logdir", folder)),
+        *advice.next_form(run),
     ]

@@ -43,6 +43,7 @@ class Run:
     world: the processes that train together; all do the same, the first alone prints and writes.
     state: what last.pth holds of a run that goes on.
     backbone: `adapter_file.record_of` the weights with --save-adapter, else None.
+    photo_seconds: what the frozen layers took for a photo, where they ran once.
     trained_on: the digests of the photos that the model has been trained on, also before.
     epochs_of_folds: how many epochs the folds found right for all photos, once they have.
     ranked: the `ranking.Ranked` of --weights auto, whose features may serve.
@@ -61,6 +62,7 @@ class Run:
     state: dict | None = None
     position: Position = field(default_factory=Position)
     backbone: dict | None = None
+    photo_seconds: float | None = None
     trained_on: str = ""
     epochs_of_folds: int | None = None
     ranked: Any = None

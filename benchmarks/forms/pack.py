@@ -7,6 +7,7 @@ Photos are what prediction sees, the centre square of the shorter side, kept as 
 folder of class folders, or has train/ and test/ (and validation/, which trains).
 """
 
+import functools
 import io
 import json
 from dataclasses import dataclass
@@ -95,13 +96,16 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 class Pack:
-    """A pack that was written: `sets` by name, and `weights` for `load_into`, in float32."""
+    """A pack that was written: `sets` by name, and `weights` for `load_into`, in float32.
+
+    Photos are decoded when they are first asked for.
+    """
 
     def __init__(self, path: str | Path) -> None:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.sets = {name: _set(name, names, tensors) for name, names in about["sets"].items()}
+        self._classes, self._tensors = about["sets"], tensors
         state = {
             name.removeprefix("weights/"): value.float()
             for name, value in tensors.items()
@@ -110,6 +114,10 @@ class Pack:
         told = (about[key] for key in ("family", "mean", "std", "config"))
         family, mean, std, config = told
         self.weights = WeightsFile(str(path), "ours", family, "", mean, std, config, state)
+
+    @functools.cached_property
+    def sets(self) -> dict[str, PhotoSet]:
+        return {name: _set(name, names, self._tensors) for name, names in self._classes.items()}
 
 
 def _set(name: str, classes: list[str], tensors: dict[str, Tensor]) -> PhotoSet:

@@ -172,3 +172,41 @@ def test_what_to_type_next_survives_pasting(name, tmp_path, monkeypatch, make_ph
         run_folder.check_output(name, [])
     said = str(end.value).split("continue it with ")[1].split(", or give another")[0]
     assert (tmp_path / shlex.split(said)[1]).samefile(tmp_path / name)
+
+
+def finished(*words, mlp="mlp", adapt="none", photo_seconds=0.03):
+    run = run_of(*words)
+    run.model = SimpleNamespace(sizes=SimpleNamespace(mlp=mlp, adapt=adapt))
+    run.data.train = SimpleNamespace(paths=["photo"] * 200)
+    run.photo_seconds = photo_seconds
+    return run
+
+
+def test_a_head_alone_is_followed_by_the_form_that_won_and_its_time_here():
+    run = finished(*FILE, "--data-path", "my photos", "--img-size", "96", "--epochs", "10")
+    [(worth, line)] = advice.next_form(run)
+    assert "in about 3 min" in worth  # 200 photos, 10 epochs, three times what looking at one takes
+    words = shlex.split(line)
+    assert words[:2] == ["python", "train.py"]
+    options = parse_args(words[2:])
+    assert (options.data_path, options.weights, options.img_size) == ("my photos", __file__, 96)
+    assert {*advice.NEXT_FLAGS} <= {*words}
+
+
+def test_no_time_is_told_where_the_frozen_layers_did_not_run_once():
+    [(worth, _)] = advice.next_form(finished(*FILE, photo_seconds=None))
+    assert " min" not in worth
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        ([], {}),
+        ([*FILE, "--freeze-layers", "false"], {}),
+        ([*FILE, "--adapt", "bias"], {}),
+        ([*FILE, "--adapt", "lora"], {"adapt": "lora"}),
+        ([*FILE, "--mlp", "gkan"], {"mlp": "gkan"}),
+    ],
+)
+def test_nothing_follows_what_is_more_than_a_head_alone(words, model):
+    assert advice.next_form(finished(*words, **model)) == []
