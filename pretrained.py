@@ -3,6 +3,7 @@
     python pretrained.py FILE                     # describe a file
     python pretrained.py FILE --save OUT.pth      # write it in our format, or as OUT.safetensors
     python pretrained.py FILE --save OUT --merge  # with its adapters (LoRA) merged
+    python pretrained.py --rank FILE NAME --data-path DIR    # which suits these photos?
 
     weights = read_weights("deit_tiny_patch16_224.safetensors")
     model = create_model(**weights.config | {"num_classes": 5, "mlp": "kan", "kan_rank": 16})
@@ -13,6 +14,8 @@ Files are read in `formats/`: `opening` (bytes to tensors), `naming` (others' na
 `reading` (what a file holds), `fitting` and `resizing` (into a model).
 """
 
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,7 +34,7 @@ from imaging.digests import DIGEST
 from imaging.preprocess import Preprocess
 from splines.layer import SplineLayer
 from system.files import parse_json, read_text
-from system.flags import REQUIRED, Given, Section, existing, needs_flag, number, parse
+from system.flags import Given, Section, existing, needs_flag, number, parse
 from system.terminal import command, counted, run_cli, table
 from vit import catalogue
 from vit_model import VARIANTS, VisionTransformer, create_model
@@ -355,17 +358,18 @@ def _some(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + rest
 
 
-FILE, OUTPUT = Section(""), Section("output")
+FILE, OUTPUT, RANKING = Section(""), Section("output"), Section("comparing")
 
 
 @dataclass(frozen=True)
 class Options(Given):
     """What a command line of pretrained.py says, a row for each flag: see `system.flags`."""
 
-    file: str = FILE.row(
-        REQUIRED,
+    file: str | None = FILE.row(
+        None,
         "weights of any supported format, or a name to download them by",
         "file",
+        kind="optional",
         type=weights_name,
         metavar="FILE|NAME",
     )
@@ -390,14 +394,40 @@ class Options(Given):
         metavar="FILE",
     )
 
+    rank: list[str] | None = RANKING.row(
+        None,
+        "which of these suits the photos of --data-path best: a linear map of each one's features, "
+        "judged by cross-validation on training photos (train.py --weights auto)",
+        kind="list",
+        type=weights_name,
+        metavar="FILE|NAME",
+    )
+    data_path: str | None = RANKING.row(
+        None,
+        "folder of class folders",
+        type=existing,
+        metavar="DIR",
+        needs=needs_flag("rank", "--rank FILE ..."),
+    )
+
     def check(self) -> None:
+        if bool(self.file) == bool(self.rank):
+            raise ValueError("name one FILE, or several: --rank FILE ... --data-path DIR")
+        if self.rank and not self.data_path:
+            raise ValueError("--rank needs --data-path DIR")
+        if self.rank and (self.save or self.num_heads):
+            raise ValueError("--rank compares files; --save and --num-heads are for one FILE")
+        if odd := [name for name in self.rank or () if "," in name]:
+            raise ValueError(f"--rank {odd[0]}: a name without a comma is needed; rename the file")
         if self.class_indices and not self.save:
             raise ValueError("--class-indices needs --save OUT")
 
 
-def main() -> None:
+def main() -> int:
     about = "Describes and converts weights files."
     options = parse(Options, prog="pretrained.py", description=about)
+    if options.rank:
+        return rank(options.rank, options.data_path)
     weights = read_weights(find_weights(options.file), num_heads=options.num_heads)
     weights = weights.merged() if options.merge else weights
     print(*describe(weights), sep="\n")
@@ -407,6 +437,14 @@ def main() -> None:
         loaded = LoadedModel(_build(weights), classes, weights.preparation, weights, whence)
         save_weights(options.save, loaded)
         print(f"wrote {options.save}")
+    return 0
+
+
+def rank(names: Sequence[str], data_path: str) -> int:
+    """Has train.py compare weights on the photos of a folder, and train nothing."""
+    script = Path(__file__).with_name("train.py")
+    flags = ["--weights", f"auto:{','.join(names)}", "--data-path", data_path, "--dry-run"]
+    return subprocess.call([sys.executable, script, *flags])
 
 
 if __name__ == "__main__":

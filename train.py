@@ -195,10 +195,10 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
         state["trainable"],
         teacher,
         world,
-        state,
-        Position.of(state, device, world),
-        state.get("backbone"),
-        world.first_does(photos_trained_on, data, before, saved),
+        state=state,
+        position=Position.of(state, device, world),
+        backbone=state.get("backbone"),
+        trained_on=world.first_does(photos_trained_on, data, before, saved),
     )
 
 

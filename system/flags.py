@@ -229,7 +229,8 @@ class Row:
 
     names: as typed, by default --NAME; without hyphens, an argument of that place. kind: "value",
     "switch" (on if it stands there), "pair" (--x and --no-x), "maybe" (its value may be left out,
-    which means true; `off` names its opposite) or "list". facts: what a command asks of its rows.
+    which means true; `off` names its opposite), "list" or "optional" (an argument that may be left
+    out, None then). facts: what a command asks of its rows.
     needs: what the flag has no effect without, unless its value is one of `idle`, which switch off
     what the flag is for.
     """
@@ -336,7 +337,7 @@ def _add(group, named: Field, row: Row) -> None:
     help = _told(named, row)
     names = row.names or (flag_of(named.name),)
     if not names[0].startswith("-"):
-        group.add_argument(named.name, help=help, **_list_of(row), **row.parse)
+        group.add_argument(named.name, help=help, **_count_of(row), **row.parse)
         return
     common = {"dest": named.name, "default": argparse.SUPPRESS, "help": help}
     if row.kind == "switch":
@@ -352,11 +353,12 @@ def _add(group, named: Field, row: Row) -> None:
             same = f"the same as {names[0]} false (default: as there)"
             group.add_argument(row.off, action="store_false", **common | {"help": same})
     else:
-        group.add_argument(*names, **row.parse, **common)
+        group.add_argument(*names, **_count_of(row), **row.parse, **common)
 
 
-def _list_of(row: Row) -> dict:
-    return {"nargs": "+"} if row.kind == "list" else {}
+def _count_of(row: Row) -> dict:
+    counts = {"list": {"nargs": "+"}, "optional": {"nargs": "?", "default": None}}
+    return counts.get(row.kind, {})
 
 
 def _told(named: Field, row: Row) -> str:

@@ -184,7 +184,7 @@ class Killed(BaseException):
         (trainer.Trainer, "keep_best", 2),
         (trainer.Trainer, "save", 1),
         (trainer.Trainer, "save", 2),
-        (trainer.Trainer, "validate_best", 1),
+        (trainer.Trainer, "load_best", 1),
         (train, "write_results", 1),
     ],
 )

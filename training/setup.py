@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Run:
     teacher: Teacher | None = None
     world: World = ALONE
     state: dict | None = None
+    _: KW_ONLY
     position: Position = field(default_factory=Position)
     backbone: dict | None = None
     photo_seconds: float | None = None
