@@ -40,6 +40,7 @@ ALIKE, DETAILS_ALIKE, TOGETHER = 0.95, 0.75, 1.8  # correlations of copies, and 
 # From this many photos on only alike cells are compared, of about so many photos.
 MANY, CELL, PROBED = 10_000, 256, 16
 PAIRS_AT_ONCE = 256
+FOUND_AT_ONCE = 4_000_000  # candidates in memory before all but the strongest go
 
 
 class Candidates(NamedTuple):
@@ -120,14 +121,17 @@ def candidates(pictures: Tensor, quiet: bool) -> Candidates:
     plain = torch.cat([spectra(block) for block in blocks])
     # Half precision: of a million photos these take 0.8 GB.
     cropped = torch.cat([torch.stack([spectra(b, c) for c in CROPS], 1).half() for b in blocks])
-    found = [
-        part
-        for asked, members in tqdm(
-            list(compared(plain)), "comparing photos", unit="", leave=False, disable=quiet or None
-        )
-        for part in alike(cropped, plain, asked, members)
-    ]
-    return strongest(Candidates(*map(np.concatenate, zip(*found, strict=True))))
+    found: list[Candidates] = []
+    kept = new = 0
+    for asked, members in tqdm(
+        list(compared(plain)), "comparing photos", unit="", leave=False, disable=quiet or None
+    ):
+        found += alike(cropped, plain, asked, members)
+        new += len(found[-1].first)
+        if new > max(kept, FOUND_AT_ONCE):  # of a million photos there may be hundreds of millions
+            found, new = [strongest(joined(found))], 0
+            kept = len(found[0].first)
+    return once(strongest(joined(found)))
 
 
 def compared(plain: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -161,8 +165,8 @@ def compared(plain: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
                 yield part, those
 
 
-def alike(cropped: Tensor, plain: Tensor, asked: Tensor, members: Tensor) -> Iterator[tuple]:
-    """Yields the columns of `Candidates` for queries among some photos."""
+def alike(cropped: Tensor, plain: Tensor, asked: Tensor, members: Tensor) -> Iterator[Candidates]:
+    """Yields what queries find among some photos."""
     count = len(plain)
     photo, mirrored = asked % count, asked >= count
     queries = cropped[photo].float()  # (Q, crops, D)
@@ -176,16 +180,26 @@ def alike(cropped: Tensor, plain: Tensor, asked: Tensor, members: Tensor) -> Ite
     other = first != second
     rows, columns, first, second = (values[other] for values in (rows, columns, first, second))
     crop = cosine[:, rows, columns].argmax(0).numpy() if len(rows) else rows
-    yield first, second, crop, mirrored[rows].numpy(), best[rows, columns].numpy()
+    similar = best[rows, columns].numpy()
+    yield Candidates(first, second, crop, mirrored[rows].numpy(), similar)
+
+
+def joined(found: list[Candidates]) -> Candidates:
+    return Candidates(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def strongest(found: Candidates) -> Candidates:
-    """Each pair once, in the direction in which it is more alike; of a photo the first few."""
+    """Of each photo the PER_PHOTO that are most alike."""
     order = np.lexsort((-found.cosine, found.first))
     first = found.first[order]
     place = np.arange(len(first)) - np.searchsorted(first, first)
     order = order[place < PER_PHOTO]
-    order = order[np.argsort(-found.cosine[order], kind="stable")]
+    return Candidates(*(values[order] for values in found))
+
+
+def once(found: Candidates) -> Candidates:
+    """Each pair once, in the direction in which it is more alike."""
+    order = np.argsort(-found.cosine, kind="stable")
     low, high = (f(found.first[order], found.second[order]) for f in (np.minimum, np.maximum))
-    _, once = np.unique(np.stack([low, high]), axis=1, return_index=True)
-    return Candidates(*(values[order[once]] for values in found))
+    _, chosen = np.unique(low * (high.max(initial=0) + 1) + high, return_index=True)
+    return Candidates(*(values[order[chosen]] for values in found))
