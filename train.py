@@ -198,7 +198,7 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
         state=state,
         position=Position.of(state, device, world),
         backbone=state.get("backbone"),
-        trained_on=world.first_does(photos_trained_on, data, before, saved),
+        trained_on=world.first_does(photos_trained_on, data, before, saved, True),
     )
 
 

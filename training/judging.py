@@ -121,16 +121,18 @@ def _caveat(metrics: dict, data: DataSplit) -> str:
 def run_split(options: Options) -> DataSplit | None:
     """Returns the split of the run whose folder holds the weights, if these are its data.
 
-    They are when half of its validation photos are there, also at another place.
+    They are when half of its validation photos are there, also at another place; of a run that
+    kept none, half of those that it trained on.
     """
     values = json_if_any(weights_in(Path(options.weights)).with_name("split.json"))
     try:
         split = DataSplit.from_dict(values, options.data_path) if values else None
     except ValueError:  # somebody else's file of that name
         return None
-    if split is None or 2 * sum(map(os.path.exists, split.val.paths)) < len(split.val.paths):
+    if split is None:
         return None
-    return split
+    listed = split.val.paths or split.train.paths
+    return split if 2 * sum(map(os.path.exists, listed)) >= len(listed) else None
 
 
 def _refuse_others(options: Options, chosen: dict, where: str) -> None:

@@ -112,14 +112,16 @@ class Run:
         return self.position.epoch >= self.epochs or patience
 
 
-def photos_trained_on(data: DataSplit, before: str, options: Options) -> str:
+def photos_trained_on(data: DataSplit, before: str, options: Options, resumed: bool = False) -> str:
     """Returns the digests of the photos that a run's model will have been trained on.
 
     before: of those that the one in --weights was trained on; says so where they are judged.
+    resumed: before is of the run itself, whose folds train on what others judge: nothing is said.
     """
     judged = data.train.paths if options.folds else data.val.paths
     judged = judged + (data.test.paths if data.test else [])
-    if known := sum(TrainedOn(before).among(judged, options.workers)):
+    known = 0 if resumed else sum(TrainedOn(before).among(judged, options.workers))
+    if known:
         print(
             f"note: the model in {options.weights} was trained on {known} of the {len(judged)} "
             f"photos that judge this run: the accuracy will be too good; take other weights"

@@ -146,6 +146,30 @@ def test_a_model_trained_further_on_its_validation_photos_says_so(data, call):
     assert len(best()["trained_on"]) == 16 * (16 + int(told[1]))
 
 
+def test_resumed_folds_do_not_say_that_the_first_weights_knew_their_photos(data, call):
+    run(call, data, "--epochs", "1", "--folds", "2")
+    status, out, err = call(train.main, "--resume", "run")
+    assert status == 0, err
+    assert "is finished" in out
+    assert "photos that judge this run" not in out
+
+
+def test_eval_of_a_model_of_folds_judges_other_photos_and_refuses_its_own(data, call):
+    run(call, data, "--epochs", "1", "--folds", "2")
+    Path("others").mkdir()
+    for photo in sorted(Path(data).rglob("*.*")):
+        into = Path("others", photo.relative_to(data)).with_stem(f"new_{photo.stem}")
+        into.parent.mkdir(parents=True, exist_ok=True)
+        into.write_bytes(photo.read_bytes() + b"0")
+    judge = "--weights", "run/best.pth", "--eval"
+    status, out, err = call(train.main, "--data-path", "others", *judge)
+    assert status == 0, err
+    assert "validation photos of others" in out
+    status, _, err = call(train.main, "--data-path", data, *judge)
+    assert status == 2
+    assert "judged in folds" in err
+
+
 SLOW = pytest.mark.slow
 
 
