@@ -45,11 +45,13 @@ def _rope(facts: Decided, sizes: Mapping[str, Any]) -> str:
     if rotary is True:
         return kind
     placeless = not sizes["pos_embed"] and sizes["rel_pos"] == "none"
-    if placeless and "rotary positions" in facts.assumed:
+    eva02 = sizes["swiglu"] == "unpacked" and sizes["norm"] == "layer"  # rotary beside learned ones
+    if (placeless or eva02) and "rotary positions" in facts.assumed:
+        sign = "no positions among its tensors" if placeless else "the gates of EVA-02"
         raise ValueError(
-            "has no positions among its tensors, so they are rotary, and nothing tells which; name "
-            "it as timm names such a model (vit_small_patch16_dinov3.safetensors), or put its "
-            "config.json beside it"
+            f"has {sign}, so its positions are rotary, and nothing tells which; name it as timm "
+            f"names such a model (vit_small_patch16_dinov3.safetensors), or put its config.json "
+            f"beside it"
         )
     return "none"
 

@@ -152,11 +152,25 @@ def test_heads_of_every_model_of_timm_are_known_by_its_size_or_name():
             assert heads == model.blocks[0].attn.num_heads, name
 
 
-def test_rotary_files_that_nothing_describes_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "sign"),
+    [
+        ("vit_small_patch16_dinov3", "no positions"),
+        ("eva02_base_patch14_224", "the gates of EVA-02"),
+    ],
+)
+def test_rotary_files_that_nothing_describes_are_refused(tmp_path, name, sign):
     path = tmp_path / "mine.pth"
-    torch.save(built("vit_small_patch16_dinov3").state_dict(), path)
-    with pytest.raises(ValueError, match=r"mine\.pth has no positions .*config\.json beside it"):
+    torch.save(built(name).state_dict(), path)
+    with pytest.raises(ValueError, match=rf"mine\.pth has {sign} .*config\.json beside it"):
         read_weights(path)
+
+
+def test_gates_without_rotary_positions_need_no_name(tmp_path):
+    path = tmp_path / "mine.pth"
+    theirs = built("aimv2_large_patch14_224")
+    torch.save(theirs.state_dict(), path)
+    assert read_weights(path).config["swiglu"] == "unpacked"
 
 
 SIZES = {
