@@ -28,6 +28,7 @@ from system.terminal import counted, printable
 from training.flags import Options
 from utils import evaluate
 
+SOME = 20  # training photos that tell whether data are a run's own
 BATCH = 32  # where --batch-size gives no number
 # What a split follows from, beside the photos; a run that says nothing of the last two had neither.
 CHOICE = {"val_split": None, "seed": None, "test_split": 0.0, "group_by": NONE}
@@ -91,7 +92,7 @@ def judge(
         f"{options.weights} on {counted(result.samples, 'validation photo')} of "
         f"{printable(options.data_path)}: "
         f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}; {told.words}"
-        f"{_caveat(loaded.weights.meta.get('metrics') or {}, data)}"
+        f"{_caveat(loaded.weights.meta, data)}"
     )
 
 
@@ -110,10 +111,13 @@ def _unseen(options: Options, loaded: LoadedModel, judged: Samples) -> Samples:
     return Samples(*([*part] for part in zip(*pairs, strict=True)))
 
 
-def _caveat(metrics: dict, data: DataSplit) -> str:
+def _caveat(meta: dict, data: DataSplit) -> str:
     """What makes the accuracy too good, where the run chose its epoch by these photos."""
+    metrics = meta.get("metrics") or {}
     among = metrics.get("chosen_among") or 0
     own = all(metrics.get(key) == data.choice.get(key, "") for key in ("val_split", "seed"))
+    # Other data may be split by the same numbers: the run's own has photos that it trained on.
+    own = own and any(TrainedOn(meta.get("trained_on", "")).among(data.train.paths[:SOME]))
     told = f"; the run's epoch was chosen among {among} by them, so it is optimistic"
     return told if own and among > 1 else ""
 

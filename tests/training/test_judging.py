@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from conftest import draw_class_photo
 
 import train
+from imaging.digests import digests
+from training import judging
 
 FAST = ["--model", "vit_micro_patch8_64", "--img-size", "16", "--workers", "0", "--amp", "off"]
 
@@ -146,3 +149,18 @@ def test_classes_with_too_few_photos_are_named_together(data, call):
     assert status == 2
     assert "class 'birds' has too few photos" in err
     assert "the same goes for 'fish'" in err
+
+
+def test_other_data_that_is_split_by_the_same_numbers_did_not_choose_the_epoch(tmp_path):
+    ours, theirs = tmp_path / "ours.jpg", tmp_path / "theirs.jpg"
+    ours.write_bytes(b"ours")
+    theirs.write_bytes(b"theirs")
+    choice = {"val_split": 0.2, "seed": 1}
+    meta = {"metrics": choice | {"chosen_among": 4}, "trained_on": digests([str(ours)])}
+
+    def caveat(path):
+        data = SimpleNamespace(choice=choice, train=SimpleNamespace(paths=[str(path)]))
+        return judging._caveat(meta, data)
+
+    assert "chosen among 4 by them" in caveat(ours)
+    assert caveat(theirs) == ""
