@@ -23,6 +23,7 @@ from torch import Tensor
 
 from formats.plain_values import STAND_INS, Bag, plain
 from system.files import json_if_any
+from system.terminal import command
 
 # Where training scripts keep the weights inside a checkpoint; the first that is there wins.
 # Averaged weights come first: they are what such scripts evaluate.
@@ -105,13 +106,16 @@ def open_pickle(path: str | Path) -> Any:
 def members_of(path: Path) -> list[Path]:
     """Returns the models in the folder of a run that kept those of its folds; [] of any other.
 
-    Raises ValueError where one of them is gone.
+    Raises ValueError where one of them is gone, or is still to come.
     """
     if (path / "best.pth").exists() or not (path / "fold1" / "best.pth").is_file():
         return []
     results = json_if_any(path / "results.json")  # a run that is not finished has none
     folds = results.get("folds") if isinstance(results, dict) else None
-    members = [path / f"fold{k + 1}" / "best.pth" for k in range(len(folds or ()))]
+    if not folds:
+        resume = command("python", "train.py", "--resume", path)
+        raise ValueError(f"{path} is a run whose folds are not all trained: {resume}")
+    members = [path / f"fold{k + 1}" / "best.pth" for k in range(len(folds))]
     for member in members:
         if not member.is_file():
             raise ValueError(f"{path} holds an ensemble that is not whole: {member} is gone")

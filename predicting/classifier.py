@@ -134,7 +134,7 @@ def _whole(path: Path) -> Path | None:
     run = path.parent.parent
     if not re.fullmatch(r"fold\d+", path.parent.name) or not (run / "last.pth").exists():
         return path
-    return run if members_of(run) else None
+    return run if (run / "results.json").exists() and members_of(run) else None
 
 
 def open_classifier(

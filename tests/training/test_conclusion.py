@@ -325,6 +325,9 @@ def test_an_ensemble_answers_the_mean_of_its_models_and_others_refuse_it(data, c
     Path("run/fold2/best.pth").unlink()
     status, _, err = call(predict.main, data, "--weights", "run")
     assert (status, "fold2/best.pth is gone" in err) == (2, True)
+    Path("run/results.json").unlink()  # as in a run that was killed within its folds
+    status, _, err = call(predict.main, data, "--weights", "run")
+    assert (status, "train.py --resume run" in err, len(err.splitlines())) == (2, True, 1)
 
 
 @pytest.mark.parametrize(
