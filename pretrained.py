@@ -407,14 +407,14 @@ class Options(Given):
         "folder of class folders",
         type=existing,
         metavar="DIR",
-        needs=needs_flag("rank", "--rank FILE ..."),
     )
 
     def check(self) -> None:
         if bool(self.file) == bool(self.rank):
             raise ValueError("name one FILE, or several: --rank FILE ... --data-path DIR")
-        if self.rank and not self.data_path:
-            raise ValueError("--rank needs --data-path DIR")
+        if bool(self.rank) != bool(self.data_path):
+            both = "--rank FILE ...", "--data-path DIR"
+            raise ValueError(" needs ".join(both if self.rank else reversed(both)))
         if self.rank and (self.save or self.num_heads):
             raise ValueError("--rank compares files; --save and --num-heads are for one FILE")
         if odd := [name for name in self.rank or () if "," in name]:

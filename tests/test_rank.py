@@ -39,8 +39,8 @@ def test_files_are_ranked_on_the_photos_of_a_folder(files, make_photos, capfd, m
     [
         ([], "name one FILE, or several: --rank FILE"),
         (["one.pth", "--rank", "two.pth", "--data-path", "empty"], "name one FILE, or several"),
-        (["--rank", "one.pth", "two.pth"], "--rank needs --data-path DIR"),
-        (["one.pth", "--data-path", "empty"], "--data-path needs --rank FILE"),
+        (["--rank", "one.pth", "two.pth"], "--rank FILE ... needs --data-path DIR"),
+        (["one.pth", "--data-path", "empty"], "--data-path DIR needs --rank FILE"),
         (["--rank", "a,b.pth", "--data-path", "empty"], "a name without a comma is needed"),
         (["--rank", "one.pth", "--data-path", "nowhere"], "nowhere does not exist"),
         (["--rank", "none.pth", "--data-path", "empty"], "none.pth does not exist"),

@@ -162,7 +162,7 @@ def test_heads_of_every_model_of_timm_are_known_by_its_size_or_name():
 def test_rotary_files_that_nothing_describes_are_refused(tmp_path, name, sign):
     path = tmp_path / "mine.pth"
     torch.save(built(name).state_dict(), path)
-    with pytest.raises(ValueError, match=rf"mine\.pth has {sign} .*config\.json beside it"):
+    with pytest.raises(ValueError, match=rf"mine\.pth has {sign}.*config\.json beside it"):
         read_weights(path)
 
 
