@@ -4,7 +4,7 @@ A photo's fingerprint is itself, grey and 32 pixels wide and high. Two that may 
 spectra (the lowest cosines of the picture, which resizing and encoding leave alone), where one of
 both is also taken as cropped in a few ways and as mirrored; such fingerprints are laid over each
 other and compared (`aligning`). Many photos are first sorted into cells of alike spectra, so that
-a million are compared in minutes.
+the work grows with their number and not with its square.
 
 Shapes: N photos, S = 32 the side of a fingerprint, D = 63 numbers of a spectrum.
 """
@@ -128,7 +128,7 @@ def candidates(pictures: Tensor, quiet: bool) -> Candidates:
     ):
         found += alike(cropped, plain, asked, members)
         new += len(found[-1].first)
-        if new > max(kept, FOUND_AT_ONCE):  # of a million photos there may be hundreds of millions
+        if new > max(kept, FOUND_AT_ONCE):  # many alike photos have more than memory holds
             found, new = [strongest(joined(found))], 0
             kept = len(found[0].first)
     return once(strongest(joined(found)))

@@ -267,7 +267,7 @@ def _settled(group_by: str | None, files: Files) -> tuple[str, list[str]]:
         return group_by or NEAR, []
     return NONE, [
         f"more than {MOST_COMPARED:,} photos: near copies were not looked for; --group-by {NEAR} "
-        f"does it, which takes minutes for a million"
+        f"does it, which takes half a minute and 2.6 GB for 100,000"
     ]
 
 
