@@ -8,6 +8,7 @@ judged. best.pth takes both, results.json says all of it.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -53,11 +54,11 @@ class Answers:
         """Probabilities (N, K): the mean of the models', each at a temperature."""
         return np.mean([at_temperature(one, temperature) for one in self.raw], axis=0)
 
-    @property
+    @cached_property
     def probabilities(self) -> np.ndarray:
         return self.at(self.temperature)
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         return self.probabilities.argmax(1)
 
