@@ -1,7 +1,6 @@
 """Each photo decoded once before any training: can it be used, and is it another one's copy?"""
 
 import datetime
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from multiprocessing.pool import ThreadPool
@@ -15,6 +14,7 @@ from imaging.colour import Profile, odd_profile
 from imaging.data_report import TINY_PIXELS, Problem
 from imaging.decoding import decode, explain, refuse_costly, with_photo
 from imaging.depth import Range, Wide, data_ranges, measure, misfit, range_lines
+from imaging.digests import file_digest
 from imaging.near_copies import ENOUGH_PIXELS, fingerprint
 from imaging.scanning import File
 from system.terminal import counted, printable
@@ -154,8 +154,3 @@ def time_taken(image: Image.Image) -> float | None:
         return moment.replace(tzinfo=datetime.UTC).timestamp()
     except Exception:  # parsed from untrusted bytes, or not there
         return None
-
-
-def file_digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

@@ -12,17 +12,18 @@ from multiprocessing.pool import ThreadPool
 DIGEST = 16  # letters, two a byte: of a million photos, no two will share one by chance
 
 
+def file_digest(path: str | os.PathLike, size: int = 16) -> bytes:
+    """Returns the digest of a file's bytes, `size` bytes; OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=size)).digest()
+
+
 def digest_of(path: str | os.PathLike) -> str:
-    """Returns the digest of a file's bytes; "" where it cannot be read."""
+    """Returns the digest of a file as models keep it; "" where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, _hasher).hexdigest()
+        return file_digest(path, DIGEST // 2).hex()
     except OSError:
         return ""
-
-
-def _hasher():
-    return hashlib.blake2b(digest_size=DIGEST // 2)
 
 
 def digests(paths: Sequence[str], workers: int = 1) -> str:
