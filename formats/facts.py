@@ -73,13 +73,15 @@ def _collect(stated: Mapping, above: str, said: dict, depth: int) -> None:
 class Decided:
     """values: of fields (num_heads, mean ...). told, assumed: facts in words, with whence.
 
-    names: of the model, as stated. ignored: keys that no table names, by place. not_followed: in
-    words, what our model cannot do. seen: parts that are stated to be there or not, by fact.
+    whence: the place alone, of facts that a file states. names: of the model, as stated. ignored:
+    keys that no table names, by place. not_followed: in words, what our model cannot do. seen:
+    parts that are stated to be there or not, by fact.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
     assumed: dict[str, str] = field(default_factory=dict)
+    whence: dict[str, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     not_followed: list[str] = field(default_factory=list)
     seen: dict[str, bool] = field(default_factory=dict)
@@ -206,6 +208,7 @@ def _follow(fact: Fact, value: Any, whence: str, has_head: bool, decided: Decide
     if shapeless or (fact.takes and not _is_among(value, taken)):
         return f"{fact.name}: {_short(value)} ({whence}), which is not supported"
     decided.told[fact.name] = f"{_short(value)} ({whence})"
+    decided.whence[fact.name] = whence
     if fact.seen:
         decided.seen[fact.name] = not _is_among(value, NO)
     if fact.sets and not (fact.takes and _is_among(value, fact.headless)):

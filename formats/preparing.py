@@ -224,7 +224,7 @@ def normalisation(path: Path, format_name, sizes, facts: Decided, model) -> tupl
     if "mean" in facts.values and "std" in facts.values:
         said = {key: facts.values[key] for key in ("mean", "std")}
         preprocess = Preprocess.from_dict(said)
-        whence = facts.told["mean"].rpartition(" (")[2].removesuffix(")")
+        whence = facts.whence["mean"]
         why = whence if whence.startswith("its name") else f"{whence} says so"
         return preprocess.mean, preprocess.std, why
     if format_name in ("OpenCLIP", "Hugging Face CLIP"):
