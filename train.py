@@ -70,6 +70,7 @@ from training.setup import (
     photos_trained_on,
     settle,
     try_batch_sizes,
+    with_photos,
 )
 from vit_model import create_model
 
@@ -133,9 +134,9 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     teacher = options.teacher and load_teacher(options.teacher)
     data = data or world.first_does(load_data, options)
     model, pretrained = build_model(options, weights, data.classes)
-    preprocess = choose_preprocess(options, model, weights, data.ranges)
-    if teacher:
-        teacher = Teacher(teacher.on_data(data.classes), preprocess, data.classes)
+    preprocess, lines = choose_preprocess(options, model, weights, data.ranges)
+    print(*lines, sep="\n", end="\n" * bool(lines))
+    teacher = teacher and Teacher(teacher.on_data(data.classes), preprocess, data.classes)
     trainable = freeze(model, pretrained if options.frozen else (), options.adapt == "bias")
 
     photos, chosen = len(data.train.paths), {}
@@ -183,7 +184,9 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
     if saved.teacher:
         teacher = load_teacher(saved.teacher).on_data(data.classes)
         teacher = Teacher(teacher, preprocess, data.classes).to(device)
-    before = state.get("trained_on", "")
+    known = state.get("trained_on")
+    if known is None or not begun.epochs:  # an older run, or one that has trained nothing
+        known = world.first_does(with_photos, known or "", data, saved)
     return Run(
         saved,
         state["args"].get("reasons", {}),
@@ -198,7 +201,7 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
         state=state,
         position=Position.of(state, device, world),
         backbone=state.get("backbone"),
-        trained_on=world.first_does(photos_trained_on, data, before, saved, True),
+        trained_on=known,
     )
 
 

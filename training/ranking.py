@@ -5,8 +5,6 @@ comes out is judged by cross-validation (`probe`). Validation and test photos ar
 What ran serves the training of the head after it.
 """
 
-import contextlib
-import io
 import os
 import tempfile
 import time
@@ -194,8 +192,7 @@ def try_weights(
     plain = options.settled(mlp="mlp", adapt="none")  # what starts without losing anything
     model = create_model(**model_config(plain, weights, len(data.classes)))
     load_into(model, weights)
-    with contextlib.redirect_stdout(io.StringIO()):  # told of the one that is chosen
-        preprocess = choose_preprocess(options, model, weights, data.ranges)
+    preprocess, _ = choose_preprocess(options, model, weights, data.ranges)
     started = time.perf_counter()
     features = run_once(name, model.to(device), preprocess, photos, options, device, world)
     middle = time.perf_counter()

@@ -112,20 +112,24 @@ class Run:
         return self.position.epoch >= self.epochs or patience
 
 
-def photos_trained_on(data: DataSplit, before: str, options: Options, resumed: bool = False) -> str:
-    """Returns the digests of the photos that a run's model will have been trained on.
+def photos_trained_on(data: DataSplit, before: str, options: Options) -> str:
+    """Returns the digests of the photos that a new run's model will have been trained on.
 
     before: of those that the one in --weights was trained on; says so where they are judged.
-    resumed: before is of the run itself, whose folds train on what others judge: nothing is said.
     """
     judged = data.train.paths if options.folds else data.val.paths
     judged = judged + (data.test.paths if data.test else [])
-    known = 0 if resumed else sum(TrainedOn(before).among(judged, options.workers))
+    known = sum(TrainedOn(before).among(judged, options.workers))
     if known:
         print(
             f"note: the model in {options.weights} was trained on {known} of the {len(judged)} "
             f"photos that judge this run: the accuracy will be too good; take other weights"
         )
+    return with_photos(before, data, options)
+
+
+def with_photos(before: str, data: DataSplit, options: Options) -> str:
+    """Returns digests with those of the photos that a run trains on, if it trains at all."""
     return joined(before, digests(data.train.paths, options.workers) if options.epochs else "")
 
 
@@ -207,11 +211,11 @@ def choose_preprocess(
     model: VisionTransformer,
     weights: WeightsFile | None,
     ranges: Mapping[str, Range],
-) -> Preprocess:
+) -> tuple[Preprocess, list[str]]:
     """Returns how photos are prepared: as the flags say, else the weights, else the model's own.
 
-    A crop keeps its share of the photo at another size. ranges: of the data set, see
-    `depth.Reading`. What the report on the weights has not told is printed.
+    And a line on each thing that the report on the weights has not told. A crop keeps its share of
+    the photo at another size. ranges: of the data set, see `depth.Reading`.
     """
     if weights is not None:
         told, why, photos_from = weights.preparation, weights.family_reason, weights.photos_from
@@ -226,11 +230,12 @@ def choose_preprocess(
     if options.resize_mode:
         chosen = replace(chosen, resize_mode=options.resize_mode, resize=None)
         photos_from = "--resize-mode"
+    lines = []
     if weights is None or options.mean or options.std:
-        print(f"normalisation: mean {_short(chosen.mean)}, std {_short(chosen.std)} ({why})")
+        lines += [f"normalisation: mean {_short(chosen.mean)}, std {_short(chosen.std)} ({why})"]
     if weights is None or chosen.words != told.words:
-        print(f"photos: {chosen.words} ({photos_from})")
-    return chosen
+        lines += [f"photos: {chosen.words} ({photos_from})"]
+    return chosen, lines
 
 
 def _short(values) -> str:
