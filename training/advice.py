@@ -123,9 +123,10 @@ def next_form(run: Run) -> list[tuple[str, str]]:
         return []
     if run.model.sizes.adapt != "none" or options.adapt != "none":
         return []
-    names = ("data_path", "val_path", "test_path", "test_split", "weights", "img_size")
-    typed = [(name, getattr(options, name)) for name in names]
-    words = [word for name, value in typed if value for word in (flag_of(name), value)]
+    names = "data_path", "val_path", "test_path", "test_split", "weights", "img_size", "epochs"
+    values = {name: getattr(options, name) for name in names}
+    told = {name: value for name, value in values.items() if value != getattr(Options, name)}
+    words = [word for name, value in told.items() for word in (flag_of(name), value)]
     line = command("python", "train.py", *words, *NEXT_FLAGS)
     worth = f"{NEXT_WORTH} (docs/results.md)"
     if run.photo_seconds:

@@ -193,6 +193,12 @@ def test_a_head_alone_is_followed_by_the_form_that_won_and_its_time_here():
     assert {*advice.NEXT_FLAGS} <= {*words}
 
 
+def test_the_time_told_is_that_of_the_command():
+    [(worth, line)] = advice.next_form(finished(*FILE, "--epochs", "30"))
+    assert "in about 9 min" in worth
+    assert "--epochs 30" in line
+
+
 def test_no_time_is_told_where_the_frozen_layers_did_not_run_once():
     [(worth, _)] = advice.next_form(finished(*FILE, photo_seconds=None))
     assert " min" not in worth
