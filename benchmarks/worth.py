@@ -219,13 +219,16 @@ def recommended(stage: Stage, done: dict[str, dict], rates: dict[str, float]) ->
     return BASE_NAME if stage.forms[0] == BASE_NAME else min(forms, key=loss)
 
 
-def show(stage: Stage, pack: Pack, done: dict[str, dict]) -> str:
-    """Returns the stage's tables, one for each number of photos, or what is still missing."""
+def show(stage: Stage, pack: Pack, done: dict[str, dict], ours: str | None = None) -> str:
+    """Returns the stage's tables, one for each number of photos, or what is still missing.
+
+    ours: the form that differences are of, by default the one that is recommended.
+    """
     missing = len(set(pending(stage, done)))
     if missing:
         return f"{stage.words}: at least {missing} runs are still to be made"
     rates = {form: search(form, stage.search, done)[1] for form in stage.forms}
-    ours = recommended(stage, done, rates)
+    ours = ours or recommended(stage, done, rates)
     same = {name for name in stage.sets if pack.sets[name].test.any()}
     parts = [f"{stage.words}; differences are of {ours!r}, points of accuracy and nats"]
     for photos in stage.photos:
@@ -275,6 +278,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the same as --stage quick")
     parser.add_argument("--stage", choices=STAGES, default="quick")
     parser.add_argument("--show", action="store_true", help="print the table of runs that are made")
+    parser.add_argument("--ours", choices=NAMES, help="take differences of this form")
     parser.add_argument("--file", type=Path, default=Path("worth.pack"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cpu")
@@ -293,7 +297,7 @@ def main() -> None:
         return
     if not args.show:
         run(stage, pack, args)
-    print(show(stage, pack, finished(args.results)))
+    print(show(stage, pack, finished(args.results), args.ours))
 
 
 def run(stage: Stage, pack: Pack, args: argparse.Namespace) -> None:
