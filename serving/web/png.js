@@ -1,0 +1,210 @@
+// PNG to pixels, as Pillow and imaging/depth.py read it.
+//
+// A browser would give the same for most, but not for 16 bits, half transparent colours and files
+// that state a gamma: it lays pictures out for a screen.
+
+import { blank, roundEven } from "./resize.js";
+import { PhotoError } from "./words_of_photos.js";
+
+const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // by colour type (PNG specification, 11.2.2)
+const DEPTHS = { 0: [1, 2, 4, 8, 16], 2: [8, 16], 3: [1, 2, 4, 8], 4: [8, 16], 6: [8, 16] };
+const GREY = [0, 4];
+// Where the passes of an interlaced picture start, and their steps (8.2).
+const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]]; // prettier-ignore
+
+/** The parts of a PNG: header, data and what else is wanted of it. */
+export function chunksOf(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const found = { IDAT: [] };
+  for (let at = 8; at + 12 <= bytes.length; ) {
+    const [length, name] = [view.getUint32(at), String.fromCharCode(...bytes.subarray(at + 4, at + 8))];
+    const body = bytes.subarray(at + 8, at + 8 + length);
+    if (name === "IDAT") found.IDAT.push(body);
+    else if (name === "IEND") break;
+    else found[name] ??= body;
+    at += 12 + length;
+  }
+  if (!found.IHDR || found.IHDR.length < 13) throw new PhotoError("damaged");
+  const head = new DataView(found.IHDR.buffer, found.IHDR.byteOffset);
+  const [width, height] = [head.getUint32(0), head.getUint32(4)];
+  const [depth, type, , , interlaced] = found.IHDR.subarray(8, 13);
+  if (!DEPTHS[type]?.includes(depth) || !width || !height) throw new PhotoError("damaged");
+  return { ...found, width, height, depth, type, interlaced };
+}
+
+/** The profile of an iCCP chunk: name, zero, method, deflated bytes. */
+export async function profileOf({ iCCP: chunk }) {
+  if (!chunk) return null;
+  try {
+    return await inflated([chunk.subarray(chunk.indexOf(0) + 2)], 2 ** 24, true);
+  } catch {
+    return null;
+  }
+}
+
+/** Deflated parts as bytes: `length` of them, or where `less` says so, as many as there are. */
+async function inflated(parts, length, less = false) {
+  const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
+  const [reader, result] = [stream.getReader(), new Uint8Array(less ? Math.min(length, 2 ** 24) : length)];
+  let filled = 0;
+  while (filled < length) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    result.set(value.subarray(0, length - filled), filled);
+    filled += value.length;
+  }
+  reader.cancel().catch(() => {}); // bytes after the end count for nothing
+  if (filled < length && !less) throw new PhotoError("truncated");
+  return result.subarray(0, Math.min(filled, length));
+}
+
+/**
+ * The pixels {width, height, data} with alpha in the fourth byte, of 8 bits.
+ *
+ * opaque: whether no pixel can be transparent. grey: whether the colours are greys.
+ */
+export async function decodePng(chunks, preprocess) {
+  const { width, height, depth, type, interlaced } = chunks;
+  const passes = interlaced ? PASSES : [[0, 0, 1, 1]];
+  const bits = depth * CHANNELS[type];
+  const laid = passes.map(([left, top, across, down]) => {
+    const size = { width: Math.ceil((width - left) / across), height: Math.ceil((height - top) / down) };
+    size.stride = size.width > 0 ? Math.ceil((size.width * bits) / 8) : 0;
+    size.bytes = size.stride && size.height > 0 ? (size.stride + 1) * size.height : 0;
+    return { left, top, across, down, ...size };
+  });
+  const total = laid.reduce((sum, pass) => sum + pass.bytes, 0);
+  const raw = await inflated(chunks.IDAT, total).catch((error) => {
+    throw error instanceof PhotoError ? error : new PhotoError("truncated");
+  });
+  const samples = depth === 16 ? new Uint16Array(width * height * CHANNELS[type]) : null;
+  const values = samples || new Uint8Array(width * height * CHANNELS[type]);
+  let at = 0;
+  for (const pass of laid) {
+    if (!pass.bytes) continue;
+    const part = raw.subarray(at, (at += pass.bytes));
+    unfilter(part, pass, Math.max(1, bits >> 3));
+    spread(part, pass, values, width, depth, CHANNELS[type]);
+  }
+  return { ...coloured(values, chunks, preprocess), grey: GREY.includes(type) };
+}
+
+/** Undoes the filters of rows (9.2), in place. */
+function unfilter(rows, { stride, height }, step) {
+  for (let y = 0, start = 0; y < height; y++, start += stride + 1) {
+    const kind = rows[start];
+    if (kind > 4) throw new PhotoError("damaged");
+    const above = start - stride - 1;
+    for (let x = 1; kind && x <= stride; x++) {
+      const left = x > step ? rows[start + x - step] : 0;
+      const up = y ? rows[above + x] : 0;
+      if (kind === 1) rows[start + x] += left;
+      else if (kind === 2) rows[start + x] += up;
+      else if (kind === 3) rows[start + x] += (left + up) >> 1;
+      else rows[start + x] += paeth(left, up, y && x > step ? rows[above + x - step] : 0);
+    }
+  }
+}
+
+function paeth(left, up, corner) {
+  const guess = left + up - corner;
+  const [a, b, c] = [Math.abs(guess - left), Math.abs(guess - up), Math.abs(guess - corner)];
+  return a <= b && a <= c ? left : b <= c ? up : corner;
+}
+
+/** The numbers of one pass, at their places in the picture. */
+function spread(rows, { left, top, across, down, width, height, stride }, values, whole, depth, count) {
+  const mask = 2 ** Math.min(depth, 8) - 1;
+  for (let y = 0; y < height; y++) {
+    const start = y * (stride + 1) + 1;
+    for (let x = 0; x < width; x++) {
+      const to = ((top + y * down) * whole + left + x * across) * count;
+      for (let c = 0; c < count; c++) {
+        const n = x * count + c;
+        if (depth === 16) values[to + c] = (rows[start + 2 * n] << 8) | rows[start + 2 * n + 1];
+        else if (depth === 8) values[to + c] = rows[start + n];
+        else values[to + c] = (rows[start + ((n * depth) >> 3)] >> (8 - depth - ((n * depth) & 7))) & mask;
+      }
+    }
+  }
+}
+
+function coloured(values, chunks, { ranges }) {
+  const { width, height, depth, type, tRNS } = chunks;
+  const picture = blank(width, height);
+  const scaled = depth === 16 ? depthOf(values, type, ranges) : null;
+  const full = depth === 16 ? 255 : 255 / (2 ** depth - 1);
+  const narrow = scaled?.colours || ((value) => value * full);
+  const [colours, alpha] = [CHANNELS[type] > 2 ? 3 : 1, type === 4 || type === 6];
+  const see = tRNS && seeThrough(chunks, Boolean(scaled?.all));
+  for (let from = 0, to = 0; to < picture.data.length; from += CHANNELS[type], to += 4) {
+    if (type === 3) {
+      const colour = 3 * values[from];
+      for (let c = 0; c < 3; c++) picture.data[to + c] = chunks.PLTE?.[colour + c] ?? 0;
+      picture.data[to + 3] = tRNS?.[values[from]] ?? 255;
+      continue;
+    }
+    for (let c = 0; c < 3; c++) picture.data[to + c] = narrow(values[from + (colours === 3 ? c : 0)]);
+    picture.data[to + 3] = alpha ? (scaled ? scaled.alpha : narrow)(values[from + colours]) : 255;
+    if (see && see(picture.data, to)) picture.data[to + 3] = 0;
+  }
+  return { ...picture, opaque: !alpha && !tRNS };
+}
+
+/** Whether a pixel has the one colour that tRNS makes transparent, compared as Pillow does. */
+function seeThrough({ tRNS, type, depth }, wide) {
+  if ((type === 0 && depth === 16) || wide || type === 3) return null;
+  const told = [0, 2, 4].map((at) => tRNS[at + 1] + (type === 2 ? 0 : 256 * tRNS[at]));
+  const one = depth === 1 && type === 0 ? 255 * Number(told[0] > 0) : told[0];
+  if (type === 0) return (data, at) => data[at] === one;
+  return (data, at) => data[at] === told[0] && data[at + 1] === told[1] && data[at + 2] === told[2];
+}
+
+/**
+ * How numbers of 16 bits become bytes: depth.narrowed.
+ *
+ * Greys are scaled by the range of the data set, colours lose their lower bytes unless that range
+ * ends below 65535.
+ */
+function depthOf(values, type, ranges) {
+  const within = ranges?.["16-bit"];
+  const fewer = Boolean(within) && within[1] < 65535;
+  const upper = (value) => value >> 8;
+  if (type !== 0 && !fewer) return { colours: upper, alpha: upper };
+  if (within) checkRange(values, type, within);
+  const alphas = CHANNELS[type] % 2 === 0 ? values.filter((_, n) => (n + 1) % CHANNELS[type] === 0) : [];
+  const most = alphas.reduce((a, b) => Math.max(a, b), 0);
+  return {
+    colours: scaler(within || [0, 65535]),
+    alpha: scaler([0, fewer && most > within[1] ? 65535 : within?.[1] || 65535]),
+    all: type !== 0,
+  };
+}
+
+/** depth.misfit: the middle number must lie in the range of the data set. */
+function checkRange(values, type, [low, high]) {
+  const slack = 0.1 * (high - low);
+  const middle = type === 0 ? median(values) : 256 * (values.reduce((a, b) => Math.min(a, b)) >> 8);
+  if (middle < low - slack || middle > high + slack) throw new PhotoError("depth");
+}
+
+function median(values) {
+  const counts = new Uint32Array(65536);
+  for (const value of values) counts[value]++;
+  const place = (wanted) => {
+    let value = -1;
+    for (let seen = 0; seen <= wanted; ) seen += counts[++value];
+    return value;
+  };
+  return (place((values.length - 1) >> 1) + place(values.length >> 1)) / 2;
+}
+
+/** depth._scaled, in its floats of 32 bits. */
+function scaler([low, high]) {
+  const factor = Math.fround(255 / (high - low));
+  const table = Uint8Array.from({ length: 65536 }, (_, value) => {
+    const held = Math.fround(Math.min(Math.max(value, low), high) - Math.fround(low));
+    return roundEven(Math.fround(held * factor));
+  });
+  return (value) => table[value];
+}
