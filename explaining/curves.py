@@ -16,6 +16,7 @@ Letters in shape comments: N tokens, I inputs, O outputs, R rank, G groups, K ba
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,17 @@ def part_of(layer_name: str) -> str:
     return layer_name.rsplit(".", 1)[-1]
 
 
+class Place(NamedTuple):
+    """Where a curve sits: of which layer, on which input features, for which output or part."""
+
+    block: int
+    layer: str  # fc1, fc2, qkv or proj
+    first: int
+    last: int
+    part: int | None = None  # of a low rank
+    to: int | None = None  # the output feature that an edge leads to
+
+
 @dataclass(frozen=True)
 class Curve:
     """One learned spline of a model and what it added to a logit."""
@@ -55,20 +67,28 @@ class Curve:
     index: tuple[int, ...]  # (output, input), (component, input) or (group,)
     contribution: float
 
-    def describe(self, layer: nn.Module) -> str:
-        """Where the curve sits, for a reader: block, layer, features."""
-        part = {"fc1": "layer 1", "fc2": "layer 2"}.get(part_of(self.layer_name))
-        place = f"block {block_of(self.layer_name) + 1}, {part or part_of(self.layer_name)}"
+    def place(self, layer: nn.Module) -> "Place":
+        """Where the curve sits: block, layer, features."""
+        block, part = block_of(self.layer_name), part_of(self.layer_name)
         if isinstance(layer, GroupKANLinear):
             size = layer.in_features // layer.groups
             first = self.index[0] * size
-            if size == 1:
-                return f"{place}, feature {first}"
-            return f"{place}, features {first} to {first + size - 1}"
+            return Place(block, part, first, first + size - 1)
         target, source = self.index
         if layer.spline_rank is not None:
-            return f"{place}, feature {source}, part {target}"
-        return f"{place}, feature {source} → {target}"
+            return Place(block, part, source, source, part=target)
+        return Place(block, part, source, source, to=target)
+
+    def describe(self, layer: nn.Module) -> str:
+        """Where the curve sits, for a reader."""
+        place = self.place(layer)
+        name = {"fc1": "layer 1", "fc2": "layer 2"}.get(place.layer, place.layer)
+        features = f"feature {place.first}"
+        if place.last != place.first:
+            features = f"features {place.first} to {place.last}"
+        end = "" if place.part is None else f", part {place.part}"
+        end += "" if place.to is None else f" → {place.to}"
+        return f"block {place.block + 1}, {name}, {features}{end}"
 
 
 class LayerRecord:

@@ -1,52 +1,23 @@
 """One figure per photo that says why: where the model looked and which splines moved the answer.
 
-predict.py --explain writes these. The map of a photo is that of the method which did best in
-benchmarks/explain_faithfulness.py; the curves of a KAN-ViT are those of curves.py.
+predict.py --explain writes these. What they show is worked out in `story`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from explaining import attention_maps, curves
-from explaining.curves import Curve, LayerRecord
 from explaining.parts import told_apart
+from explaining.story import CURVES, DrawnCurve, Story, explain
 from imaging.preprocess import eval_transform
 from predicting.writers import Answer, Writer
 from system.files import FreshNames
 from system.fonts import legible, use_fonts
 
-METHOD = "gradient-weighted attention"
-CURVES = 6  # drawn per photo
 SAMPLE = 32  # photos whose values stand under the curves
 FOR, AGAINST, GREY = "#c0392b", "#1b6ca8", "#9aa5b1"
-
-
-@dataclass
-class DrawnCurve:
-    """A learned spline as it is drawn: its line, the values it met, where it acted most."""
-
-    curve: Curve
-    title: str
-    x: Tensor
-    y: Tensor
-    sample: Tensor  # what the curve was given in all photos
-    here: tuple[float, float]  # on the curve, where this photo's strongest token lies
-    patch: int | None  # that token's patch, None for the class token
-
-
-@dataclass
-class Story:
-    """What is drawn for one photo and one class."""
-
-    target: int
-    heat: Tensor  # (side, side), in [0, 1]
-    half: int  # so many patches carry half of the relevance
-    curves: list[DrawnCurve] = field(default_factory=list)
-    by_block: dict[int, float] = field(default_factory=dict)  # sum of all contributions
 
 
 class Figures(Writer):
@@ -97,84 +68,6 @@ def class_index(name: str | None, classes: Sequence[str]) -> int | None:
     near = get_close_matches(name, classes, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"it knows {', '.join(classes[:10])}"
     raise ValueError(f"--explain-class {name!r} is no class of this model; {hint}")
-
-
-def explain(model: nn.Module, images: Tensor, targets: Tensor) -> list[Story]:
-    """A Story for each of the images (B, 3, S, S) and its target class (B,)."""
-    stories = []
-    for image, target in zip(images, targets, strict=True):
-        patches = (
-            attention_maps.METHODS[METHOD](model, image[None], target[None])[0].clamp_min(0).cpu()
-        )
-        stories.append(Story(int(target), heat_map(patches), patches_for_half(patches)))
-    layers = curves.kan_layers(model)
-    if not layers:
-        return stories
-    for image, story in zip(images, stories, strict=True):
-        records = curves.trace(model, image, story.target)
-        story.by_block = totals_by_block(records)
-        for curve in curves.strongest(records, CURVES):
-            story.curves.append(
-                prepare(curve, layers[curve.layer_name], records, model.num_prefix_tokens)
-            )
-    add_samples(model, images, layers, [one for story in stories for one in story.curves])
-    return stories
-
-
-def heat_map(patches: Tensor) -> Tensor:
-    """Relevance of patches (P,) as a square with values in [0, 1]."""
-    side = round(len(patches) ** 0.5)
-    return (patches / patches.max().clamp_min(1e-12)).view(side, side)
-
-
-def patches_for_half(patches: Tensor) -> int:
-    """How many of the strongest patches together hold half of the relevance."""
-    shares = patches.sort(descending=True).values.cumsum(0) / patches.sum().clamp_min(1e-12)
-    return int((shares < 0.5).sum()) + 1
-
-
-def totals_by_block(records: dict[str, LayerRecord]) -> dict[int, float]:
-    totals: dict[int, float] = {}
-    for name, record in records.items():
-        block = curves.block_of(name)
-        totals[block] = totals.get(block, 0.0) + float(record.contributions.sum())
-    return totals
-
-
-def prepare(curve: Curve, layer: nn.Module, records, prefix_tokens: int) -> DrawnCurve:
-    """Everything that is drawn of `curve` but the values of other photos."""
-    x, y = curves.per_token(curve, layer, records[curve.layer_name])
-    token, feature = divmod(int(y.abs().argmax()), x.shape[1])
-    here = x[token, feature]
-    return DrawnCurve(
-        curve,
-        curve.describe(layer),
-        x=torch.empty(0),
-        y=torch.empty(0),
-        sample=torch.empty(0),
-        here=(float(here), float(curves.evaluate(curve, layer, here[None])[0])),
-        patch=token - prefix_tokens if token >= prefix_tokens else None,
-    )
-
-
-@torch.no_grad()
-def add_samples(
-    model, images: Tensor, layers: dict[str, nn.Module], drawn: list[DrawnCurve]
-) -> None:
-    """Fills in what each curve met in all the images, and its line over that range."""
-    met: list[list[Tensor]] = [[] for _ in drawn]
-    with curves.recording(layers) as records:
-        for chunk in images.split(curves.CHUNK):
-            model(chunk)
-            for one, values in zip(drawn, met, strict=True):
-                name = one.curve.layer_name
-                inputs = curves.acting_on(one.curve, layers[name], records[name].inputs)
-                values.append(inputs.flatten().float().cpu())
-    for one, values in zip(drawn, met, strict=True):
-        one.sample = torch.cat(values)
-        layer = layers[one.curve.layer_name]
-        line = torch.linspace(float(one.sample.min()), float(one.sample.max()), 200)
-        one.x, one.y = line, curves.evaluate(one.curve, layer, line.to(images.device)).cpu()
 
 
 def draw(answer: Answer, story: Story, classifier):

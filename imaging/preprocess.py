@@ -189,9 +189,29 @@ class Fit:
         (left, right), (top, bottom) = box
         return left, top, min(right, width), min(bottom, height)
 
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What the model sees, in shares of a photo's sides (left, top, right, bottom).
+
+        With pad it reaches beyond the photo.
+        """
+        if self.preprocess.resize_mode != "pad":
+            left, top, right, bottom = self.crop_box(width, height)
+            return left / width, top / height, right / width, bottom / height
+        size, ends = self.preprocess.img_size, []
+        for side in self.padded(width, height):
+            start = -((size - side) // 2) / side
+            ends.append((start, start + size / side))
+        (left, right), (top, bottom) = ends
+        return left, top, right, bottom
+
+    def padded(self, width: int, height: int) -> tuple[int, int]:
+        """The sides to which `pad` scales a photo."""
+        share = self.preprocess.short_side / max(width, height)
+        return max(1, round(share * width)), max(1, round(share * height))
+
     def pad(self, image: Image.Image) -> Image.Image:
-        size, share = self.preprocess.img_size, self.preprocess.short_side / max(image.size)
-        width, height = (max(1, round(share * side)) for side in image.size)
+        size = self.preprocess.img_size
+        width, height = self.padded(*image.size)
         square = Image.new("RGB", (size, size), self.preprocess.mean_colour)
         small = image.resize((width, height), self.filter)
         square.paste(small, ((size - width) // 2, (size - height) // 2))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import explain
-from explaining import attention_maps, curves, kan_vit, photo_figure, pruning
+from explaining import attention_maps, curves, kan_vit, photo_figure, pruning, story
 from imaging.preprocess import Preprocess
 from predicting.writers import Answer
 from pretrained import load_model
@@ -232,12 +232,12 @@ def test_the_class_to_explain_is_found_by_name_or_refused_with_the_nearest():
 
 
 def test_half_of_the_relevance_is_counted_from_the_strongest_patch():
-    assert photo_figure.patches_for_half(torch.tensor([0.1, 0.6, 0.1, 0.2])) == 1
-    assert photo_figure.patches_for_half(torch.full((16,), 1.0)) == 8
+    assert story.patches_for_half(torch.tensor([0.1, 0.6, 0.1, 0.2])) == 1
+    assert story.patches_for_half(torch.full((16,), 1.0)) == 8
 
 
 def test_a_map_has_its_patches_in_reading_order():
-    heat = photo_figure.heat_map(torch.tensor([0.0, 1.0, 2.0, 4.0]))
+    heat = story.heat_map(torch.tensor([0.0, 1.0, 2.0, 4.0]))
     assert heat.tolist() == [[0.0, 0.25], [0.5, 1.0]]
 
 

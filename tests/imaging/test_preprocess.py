@@ -221,3 +221,12 @@ def test_unknown_augmentation_is_refused():
         train_transform(Preprocess(), "wild")
     with pytest.raises(ValueError, match="between 0 and 1"):
         train_transform(Preprocess(), reprob=1.5)
+
+
+def test_the_view_is_what_the_model_sees_of_a_photo():
+    """In shares of the photo's sides: 60 x 40 pixels, of which 20 x 20 are wanted."""
+    crop = Fit(Preprocess(img_size=20, resize=40)).view(60, 40)
+    assert crop == pytest.approx((20 / 60, 10 / 40, 40 / 60, 30 / 40))
+    assert Fit(Preprocess(img_size=20, resize_mode="squash")).view(60, 40) == (0, 0, 1, 1)
+    pad = Fit(Preprocess(img_size=30, resize_mode="pad")).view(60, 40)
+    assert pad == pytest.approx((0, -5 / 20, 1, 25 / 20))  # 30 x 20 in the middle of 30 x 30
