@@ -36,7 +36,13 @@ from formats.onnx_files import (
 from formats.portable import norms_folded, portable
 from imaging.preprocess import eval_transform
 from imaging.sample_flowers import FLOWERS, draw_flower
-from predicting.classifier import Classifier, open_exported, photos_per_second, tempered
+from predicting.classifier import (
+    AtTemperature,
+    Classifier,
+    Looking,
+    open_exported,
+    photos_per_second,
+)
 from predicting.inputs import find_photos
 from predicting.predictor import Predictor
 from pretrained import LoadedModel, check_names, load_model, save_weights
@@ -46,6 +52,7 @@ from system.terminal import command, run_cli, table
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 FACTS = "facts.json"  # in a .pt2
+OUTPUTS = "logits", "features"  # of ONNX: what the head reads tells unlike photos and near ones
 PICTURES, BATCH = 48, 16  # on which the answers of 8 bits are compared
 MOST_CHANGED = 0.05  # the share of other answers from which on 8 bits are advised against
 TOLERANCE = 1e-4  # of logits; both sides compute in float32, in another order
@@ -183,9 +190,12 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
         save_weights(path, loaded)
         forward = Classifier.of(load_model(path)).forward
     else:
-        model = tempered(portable(loaded.model), loaded.temperature)
-        images = sample_images(loaded, 2)
-        data = (onnx_bytes if kind == "onnx" else pt2_bytes)(model, images, facts_of(loaded))
+        rest = portable(loaded.model), loaded.temperature
+        images, facts = sample_images(loaded, 2), facts_of(loaded)
+        if kind == "onnx":
+            data = onnx_bytes(Looking(*rest), images, facts, OUTPUTS)
+        else:
+            data = pt2_bytes(AtTemperature(*rest), images, facts)
         write_bytes(path, data)
         forward = pt2_forward(data) if kind == "pt2" else open_exported(str(path)).forward
     difference = largest_difference(loaded, forward)
@@ -200,8 +210,8 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
 
 def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
     """Writes ONNX with 8-bit weights and prints what that changes."""
-    model = tempered(norms_folded(portable(loaded.model)), loaded.temperature)
-    full = onnx_bytes(model, sample_images(loaded, 2), facts_of(loaded))
+    model = Looking(norms_folded(portable(loaded.model)), loaded.temperature)
+    full = onnx_bytes(model, sample_images(loaded, 2), facts_of(loaded), OUTPUTS)
     small = quantized(full)
     write_bytes(path, small)
     images = pictures(loaded)

@@ -23,8 +23,9 @@ import torch
 from formats.finding import weights_name
 from predicting.classifier import Classifier, newest_checkpoint, open_classifier
 from predicting.inputs import class_folders, find_photos
-from predicting.predictor import Predictor
+from predicting.predictor import UNKNOWN_SHARE, Predictor
 from predicting.writers import (
+    UNKNOWN,
     UNSURE,
     AnnotatedPictures,
     Answer,
@@ -89,6 +90,13 @@ class Options(Given):
     threshold: float = OUTPUT.row(
         0.0,
         f'below this probability the answer is "{UNSURE}"',
+        type=number(float, 0, 1),
+        metavar="P",
+    )
+    unknown: float = OUTPUT.row(
+        UNKNOWN_SHARE,
+        f'the share of photos like those of the training set that may be called "{UNKNOWN}", so '
+        "that unlike ones are (0: none); for models that train.py made",
         type=number(float, 0, 1),
         metavar="P",
     )
@@ -211,6 +219,7 @@ def main() -> int:
         tta=options.tta,
         topk=options.topk,
         threshold=options.threshold,
+        unknown=options.unknown,
     )
     found = predictor.answers(
         chain(first, photos), keep_image=bool(options.save or options.explain)

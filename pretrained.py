@@ -29,6 +29,7 @@ from formats.checkpoints import checkpoint_facts, save_checkpoint, save_safetens
 from formats.finding import fetch_weights as fetch_weights
 from formats.finding import find_weights, weights_name
 from formats.fitting import load_into
+from formats.known import Known
 from formats.reading import WeightsFile, read_weights
 from imaging.digests import DIGEST
 from imaging.preprocess import Preprocess
@@ -87,6 +88,7 @@ class LoadedModel:
             meta.get("metrics"),
             self.temperature,
             meta.get("trained_on", ""),
+            meta.get("known"),
         )
 
     @property
@@ -350,6 +352,9 @@ def describe(weights: WeightsFile) -> list[str]:
     told = {key: value for key, value in weights.meta.items() if key != "args"}
     if "trained_on" in told:
         told["trained_on"] = counted(len(told["trained_on"]) // DIGEST, "photo")
+    if "known" in told:
+        known = Known.from_dict(told["known"])
+        told["known"] = f"features of {counted(len(known.features), 'photo')}" if known else "none"
     return lines + [f"{key}: {value}" for key, value in told.items()]
 
 

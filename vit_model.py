@@ -270,6 +270,17 @@ class VisionTransformer(nn.Module):
         """Images (B, in_chans, S, S) -> normalised tokens (B, N, C), class token first."""
         return self.norm(self.forward_blocks(self.embed(x)))
 
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, in_chans, S, S) -> logits (B, num_classes), and what the heads read (B, F)."""
+        pooled = self.pool(self.forward_features(x))
+        return self.classify(pooled), pooled.flatten(1)
+
+    @property
+    def num_features(self) -> int:
+        """How many numbers the heads read: see `pool`."""
+        parts = {"token": self.readers, "token+avg": 2}.get(self.sizes.global_pool, 1)
+        return self.sizes.embed_dim * parts
+
     @property
     def readers(self) -> int:
         """How many special tokens heads read: the class token, and DeiT's other beside it."""

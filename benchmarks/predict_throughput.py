@@ -30,11 +30,11 @@ from system.devices import default_workers, pick_device
 PROGRAM = str(Path(predict.__file__).resolve())
 
 
-def bare_rate(forward, images: torch.Tensor, device: torch.device, photos: int) -> float:
+def bare_rate(model: predictor.Predictor, images: torch.Tensor, photos: int) -> float:
     """Photos per second of the model alone."""
     start = time.perf_counter()
     for _ in range(0, photos, len(images)):
-        predictor.probabilities(images, forward, device)
+        model.see(images)
     return photos / (time.perf_counter() - start)
 
 
@@ -59,7 +59,7 @@ def throughput(options: argparse.Namespace, photos: list[Photo]) -> None:
     bare, whole = [], []
     for turn in range(options.repeats + 1):
         rates = (
-            bare_rate(classifier.forward, images, device, len(photos)),
+            bare_rate(model, images, len(photos)),
             predict_rate(model, photos),
         )
         if turn:  # the first warms caches and threads

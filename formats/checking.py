@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from formats.checkpoints import LATER_FACTS
+from formats.known import Known
 from imaging.preprocess import Preprocess
 from system.terminal import counted
 from vit_model import VisionTransformer, create_model
@@ -89,7 +90,7 @@ def checked_metrics(metrics: object) -> None:
 
 
 def checked_later(told: Mapping) -> dict:
-    """Returns what files say since version 2, temperature and digests of photos, or what the
+    """Returns what files say of their model's probabilities and training photos, or what the
     silence of earlier ones means. Raises ValueError for other values."""
     found = {key: told.get(key, value) for key, value in LATER_FACTS.items()}
     temperature, digests = found["temperature"], found["trained_on"]
@@ -97,6 +98,7 @@ def checked_later(told: Mapping) -> dict:
         raise ValueError(f"has a `temperature` that is no number above 0: {temperature!r:.80}")
     if not isinstance(digests, str) or not re.fullmatch("([0-9a-f]{16})*", digests):
         raise ValueError(f"has a `trained_on` that holds no digests: {digests!r:.80}")
+    Known.from_dict(found["known"])
     return found
 
 

@@ -13,8 +13,8 @@ from system.files import atomic_file
 
 # 2: `temperature`, by which logits are divided before they become probabilities, and `trained_on`.
 CHECKPOINT_VERSION = 2
-# What files of earlier versions say, which have none of them.
-LATER_FACTS = {"temperature": 1.0, "trained_on": ""}
+# What files say that have none of them. `known` needs no version: who skips it errs in nothing.
+LATER_FACTS: dict = {"temperature": 1.0, "trained_on": "", "known": {}}
 
 
 def checkpoint_facts(
@@ -25,12 +25,13 @@ def checkpoint_facts(
     metrics: dict | None,
     temperature: float = 1.0,
     trained_on: str = "",
+    known: dict | None = None,
 ) -> dict:
     """Returns what stands beside the tensors in every file of ours, as plain Python.
 
     model: with `create_model(**model.config)` it can be built again. preprocess: a `Preprocess`.
     temperature: what logits are divided by before they become probabilities. trained_on: the
-    digests of the photos, see `imaging.digests`.
+    digests of the photos, see `imaging.digests`. known: `formats.known.Known.to_dict`.
     """
     return {
         "config": model.config,
@@ -40,6 +41,7 @@ def checkpoint_facts(
         "metrics": metrics or {},
         "temperature": temperature,
         "trained_on": trained_on,
+        "known": known or {},
         "version": CHECKPOINT_VERSION,
     }
 

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,8 +43,10 @@ def quietly():
         logging.disable(level)
 
 
-def onnx_bytes(model: nn.Module, images: Tensor, facts: dict) -> bytes:
-    """The model as one ONNX file, with its facts as metadata."""
+def onnx_bytes(
+    model: nn.Module, images: Tensor, facts: dict, outputs: Sequence[str] = ("logits",)
+) -> bytes:
+    """The model as one ONNX file, with its facts as metadata; outputs: the names of its own."""
     for package in ("onnx", "onnxscript"):
         needs(package)
     import onnx
@@ -55,7 +57,7 @@ def onnx_bytes(model: nn.Module, images: Tensor, facts: dict) -> bytes:
             (images,),
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
@@ -90,14 +92,22 @@ def onnx_session(source: str | bytes):
     return needs("onnxruntime").InferenceSession(source, providers=["CPUExecutionProvider"])
 
 
-def session_forward(session) -> Callable[[Tensor], Tensor]:
+def session_look(session) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """Returns what a session computes: images -> logits, and features where it has them."""
     name = session.get_inputs()[0].name
 
-    def forward(images: Tensor) -> Tensor:
+    def look(images: Tensor) -> tuple[Tensor, Tensor | None]:
         try:
-            return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+            logits, *features = session.run(None, {name: images.cpu().numpy()})
         except Exception as error:  # the runtime raises classes of its own
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"the exported model cannot be run ({reason})") from None
+        return torch.from_numpy(logits), torch.from_numpy(features[0]) if features else None
 
-    return forward
+    return look
+
+
+def session_forward(session) -> Callable[[Tensor], Tensor]:
+    """Returns what a session computes: images -> logits."""
+    look = session_look(session)
+    return lambda images: look(images)[0]

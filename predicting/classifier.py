@@ -5,7 +5,9 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,56 +19,83 @@ from formats.checking import (
     checked_preprocess,
 )
 from formats.checkpoints import check_version
-from formats.onnx_files import FACT_KEYS, onnx_session, session_forward
+from formats.known import Known, checked_known
+from formats.onnx_files import FACT_KEYS, onnx_session, session_look
 from formats.opening import members_of
 from imaging.digests import joined
 from imaging.preprocess import Preprocess
 from pretrained import LoadedModel, load_model
 from system.files import WEIGHTS_FOLDER, parse_json
-from vit_model import kind_of
+from vit_model import VisionTransformer, kind_of
 
 EXPORTED = (".onnx", ".pt2")
 
 
-class AtTemperature(nn.Module):
-    """A model whose logits are divided by a temperature, so that their softmax is to be believed.
+class Seen(NamedTuple):
+    """What a model makes of images (B, 3, H, W).
 
-    forward: images (B, 3, H, W) -> logits (B, K).
+    logits: (B, K), at the file's temperature, so that their softmax is to be believed. features:
+    (B, F), what the head reads; None of several models, and of files that do not give them.
+    strangeness: (B,), the share of photos like those of the training set that are as unlike it, see
+    `formats.known`; None where the file does not tell.
     """
 
-    def __init__(self, model: nn.Module, temperature: float) -> None:
+    logits: Tensor
+    features: Tensor | None = None
+    strangeness: Tensor | None = None
+
+
+class AtTemperature(nn.Module):
+    """A model whose logits are divided by a temperature: images (B, 3, H, W) -> logits (B, K)."""
+
+    def __init__(self, model: VisionTransformer, temperature: float) -> None:
         super().__init__()
         self.model, self.temperature = model, temperature
 
+    def cooled(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images) / self.temperature
+        return self.cooled(self.model(images))
 
 
-class Ensemble(nn.Module):
-    """Several models of the same classes, those of a run's folds (--ensemble), as one.
+class Looking(AtTemperature):
+    """The same with features: images (B, 3, H, W) -> logits (B, K), what the head reads (B, F)."""
 
-    forward: images (B, 3, H, W) -> the logarithm of their mean probabilities (B, K), whose softmax
-    is that mean.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.model.look(images)
+        return self.cooled(logits), features
+
+
+def seen_by(look: Callable[[Tensor], tuple], known: Known | None, images: Tensor) -> Seen:
+    """What a model makes of images; `look` gives logits and features, `known` says what is new."""
+    logits, features = look(images)
+    if known is None or features is None:
+        return Seen(logits, features)
+    return Seen(logits, features, known.strangeness(features))
+
+
+def seen_by_all(members: Sequence[Callable[[Tensor], Seen]], images: Tensor) -> Seen:
+    """What several models of the same classes, those of a run's folds (--ensemble), make of images.
+
+    The softmax of the logits is the mean of theirs, and the strangeness is their mean.
     """
-
-    def __init__(self, models: list[nn.Module]) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, images: Tensor) -> Tensor:
-        answers = [model(images).float().log_softmax(-1) for model in self.models]
-        return torch.stack(answers).logsumexp(0) - math.log(len(answers))
+    seen = [member(images) for member in members]
+    answers = torch.stack([one.logits.float().log_softmax(-1) for one in seen])
+    logits = answers.logsumexp(0) - math.log(len(seen))
+    told = [one.strangeness for one in seen if one.strangeness is not None]
+    return Seen(logits, None, torch.stack(told).mean(0) if len(told) == len(seen) else None)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """`forward` takes images (B, 3, H, W) and returns logits (B, K), at the file's temperature.
+    """`see` takes images (B, 3, H, W) and says what the model makes of them.
 
     facts: what the file says of the model, `config` and `metrics` among it. model: whose logits are
     those before the temperature.
     """
 
-    forward: Callable[[Tensor], Tensor]
+    see: Callable[[Tensor], Seen]
     classes: Sequence[str]
     preprocess: Preprocess
     facts: dict
@@ -78,8 +107,16 @@ class Classifier:
         """The classifier in a checkpoint."""
         model = loaded.model.eval()
         facts = loaded.weights.meta | {"config": model.config}
-        forward = tempered(model, loaded.temperature)
-        return cls(forward, loaded.classes, loaded.preprocess, facts, model, loaded.notes)
+        try:
+            known = checked_known(facts, model.num_features)
+        except ValueError as error:
+            raise ValueError(f"{loaded.weights.path} {error}") from None
+        see = partial(seen_by, Looking(model, loaded.temperature), known)
+        return cls(see, loaded.classes, loaded.preprocess, facts, model, loaded.notes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, K), at the file's temperature."""
+        return self.see(images).logits
 
     @property
     def answers(self) -> str:
@@ -89,7 +126,7 @@ class Classifier:
     def computing_with(self, forward: Callable[[Tensor], Tensor]) -> "Classifier":
         """The same classes and photos for another way to compute the logits."""
         model = forward if isinstance(forward, nn.Module) else None
-        return replace(self, forward=forward, model=model)
+        return replace(self, see=lambda images: Seen(forward(images)), model=model)
 
     @property
     def title(self) -> str:
@@ -110,11 +147,6 @@ def _share(metrics: dict, side: str) -> str:
     accuracy, *ends = (metrics.get(f"{side}_{name}") for name in ("acc", "low", "high"))
     told = "" if accuracy is None else f"{accuracy:.4f}"
     return f"{told} ({ends[0]:.3f} to {ends[1]:.3f})" if told and None not in ends else told
-
-
-def tempered(model: nn.Module, temperature: float) -> nn.Module:
-    """Returns the model at a temperature: itself where that changes nothing."""
-    return model if temperature == 1 else AtTemperature(model, temperature)
 
 
 def newest_checkpoint(folder: str | Path = WEIGHTS_FOLDER) -> str:
@@ -160,12 +192,11 @@ def open_ensemble(members: list[Path], device: torch.device) -> Classifier:
     for path, other in zip(members, loaded, strict=True):
         if (other.classes, other.preprocess) != (first.classes, first.preprocess):
             raise ValueError(f"{path} is of another run than {members[0]}: it has other classes")
-    models = [tempered(one.model.eval(), one.temperature) for one in loaded]
+    see = partial(seen_by_all, [Classifier.of(one).see for one in loaded])
     known = joined(*(one.weights.meta["trained_on"] for one in loaded))
     facts = first.weights.meta | {"config": first.model.config, "trained_on": known}
     notes = [f"an ensemble: the mean of {len(members)} models", *first.notes]
-    forward = Ensemble(models).eval()
-    return Classifier(forward, first.classes, first.preprocess, facts, notes=notes)
+    return Classifier(see, first.classes, first.preprocess, facts, notes=notes)
 
 
 def open_exported(path: str) -> Classifier:
@@ -197,7 +228,7 @@ def open_exported(path: str) -> Classifier:
 
 def _classifier(session, facts: dict) -> Classifier:
     """The classifier of a session; raises ValueError where its facts do not fit its tensors."""
-    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    (images,), (logits, *features) = session.get_inputs(), session.get_outputs()
     check_version(facts["version"])
     facts = facts | checked_later(facts)  # the graph divides by the temperature itself
     config = facts["config"]
@@ -209,7 +240,9 @@ def _classifier(session, facts: dict) -> Classifier:
     size = preprocess.img_size
     if images.shape[1:] != [3, size, size] or logits.shape[1:] != [len(classes)]:
         raise ValueError("its tensors have other sizes than its facts say")
-    return Classifier(session_forward(session), classes, preprocess, facts)
+    known = checked_known(facts, features[0].shape[1]) if features else None
+    see = partial(seen_by, session_look(session), known)
+    return Classifier(see, classes, preprocess, facts)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +27,12 @@ from imaging.decoding import decode as decode_opened
 from imaging.decoding import load_image
 from imaging.depth import Reading
 from imaging.preprocess import eval_transform
-from predicting.classifier import Classifier, open_classifier
+from predicting.classifier import Classifier, Seen, open_classifier
 from predicting.inputs import Photo, expand
 from predicting.writers import Answer, Score, as_record
 from system.devices import default_workers, pick_device
+
+UNKNOWN_SHARE = 0.05
 
 
 class Decoded(NamedTuple):
@@ -45,7 +47,8 @@ class Predictor:
     model: a file of any format, or a `Classifier`. class_indices: names for weights that hold none.
     device: auto, cpu, cuda, cuda:1, mps. batch_size: photos at a time; workers: threads that decode
     and, on a CPU, compute. tta: the mean of each photo and its mirror. topk: classes of an answer;
-    threshold: below this probability it is unsure.
+    threshold: below this probability it is unsure. unknown: the share of photos like those of the
+    training set that may be called unlike it; 0 for none.
     """
 
     def __init__(
@@ -59,13 +62,15 @@ class Predictor:
         tta: bool = False,
         topk: int = 5,
         threshold: float = 0.0,
+        unknown: float = UNKNOWN_SHARE,
     ) -> None:
         self.device = pick_device(device) if isinstance(device, str) else device
         if not isinstance(model, Classifier):
             model = open_classifier(str(model), class_indices, self.device)
         self.classifier, self.classes = model, model.classes
         self.batch_size, self.workers = batch_size, workers or default_workers()
-        self.tta, self.topk, self.threshold = tta, topk, threshold
+        self.tta, self.topk = tta, topk
+        self.threshold, self.unknown = threshold, unknown
 
     def __call__(self, photos) -> dict | list[dict]:
         """Returns the dict of one photo, or a list for several: a list of them, or a folder.
@@ -108,7 +113,7 @@ class Predictor:
     def answer_batch(self, batch: Sequence[Decoded]) -> Iterator[Answer]:
         """Yields an Answer for each photo of `batch`, in its order."""
         readable = [item.tensor for item in batch if item.tensor is not None]
-        rows = iter(self.probabilities(torch.stack(readable)) if readable else ())
+        rows = iter(rows_of(self.see(torch.stack(readable))) if readable else ())
         for photo, tensor, image in batch:
             truth = photo.truth
             label = None if truth is None else self.classes[truth]
@@ -116,20 +121,42 @@ class Predictor:
             if tensor is None:
                 yield Answer(photo.path, error=photo.error, **known)
                 continue
-            best = next(rows).topk(min(self.topk, len(self.classes)))
+            probabilities, features, strangeness = next(rows)
+            best = probabilities.topk(min(self.topk, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             top = [(index, self.classes[index], probability) for index, probability in pairs]
             if top[0][2] != top[0][2]:
                 error = "the model's output for this photo is not a number"
                 yield Answer(photo.path, error=error, **known)
             else:
-                unsure = top[0][2] < self.threshold
-                yield Answer(photo.path, top, unsure, image=image, **known)
+                yield Answer(
+                    photo.path,
+                    top,
+                    unsure=top[0][2] < self.threshold,
+                    unknown=strangeness is not None and bool(strangeness <= self.unknown),
+                    image=image,
+                    features=features,
+                    **known,
+                )
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> probabilities (B, K) on the CPU."""
-        classifier = self.classifier
-        return probabilities(images, classifier.forward, self.device, self.tta, classifier.answers)
+    def see(self, images: Tensor) -> Seen:
+        """What the model makes of images (B, 3, H, W), with probabilities in place of logits.
+
+        On the CPU; with `tta` the mean of each image and its mirror.
+        """
+        seen = [self._seen(images)]
+        if self.tta:
+            seen.append(self._seen(images.flip(-1)))
+        together = zip(*seen, strict=True)
+        return Seen(*(None if None in one else torch.stack(one).mean(0) for one in together))
+
+    @torch.inference_mode()
+    def _seen(self, images: Tensor) -> Seen:
+        seen = self.classifier.see(images.to(self.device))
+        logits = seen.logits.float()
+        softmax = self.classifier.answers == "softmax"  # else each class by itself
+        seen = seen._replace(logits=logits.softmax(-1) if softmax else logits.sigmoid())
+        return Seen(*(values if values is None else values.cpu() for values in seen))
 
     def score(self, photos: Iterable[Photo]) -> Score:
         """The score over photos in class folders."""
@@ -143,24 +170,9 @@ def _is_path(photo) -> bool:
     return isinstance(photo, str | os.PathLike)
 
 
-@torch.inference_mode()
-def probabilities(
-    images: Tensor, forward, device: torch.device, tta: bool = False, answers: str = "softmax"
-) -> Tensor:
-    """Images (B, 3, H, W) -> probabilities (B, K) on the CPU; `tta`: mean of image and mirror.
-
-    answers: "softmax" for one class of all, "sigmoid" for each class by itself.
-    """
-    images = images.to(device)
-
-    def answer(images: Tensor) -> Tensor:
-        logits = forward(images).float()
-        return logits.sigmoid() if answers == "sigmoid" else logits.softmax(-1)
-
-    result = answer(images)
-    if tta:
-        result = (result + answer(images.flip(-1))) / 2
-    return result.cpu()
+def rows_of(seen: Seen) -> Iterator[tuple]:
+    """Yields of each image its probabilities (K,), features (F,) and strangeness, or None."""
+    return zip(*(repeat(None) if values is None else values for values in seen), strict=False)
 
 
 # --- photos in order ----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from system.fonts import pil_font
 from system.terminal import bar, counted, display_width, listed, pad, printable
 
 UNSURE = "unsure"
+UNKNOWN = "unknown"  # unlike the photos that the model was trained on: `formats.known`
 LARGEST_MATRIX = 20  # classes; more do not fit a terminal, so the most frequent mistakes are listed
 
 
@@ -37,11 +38,21 @@ class Answer(NamedTuple):
     image: object = None  # the decoded photo, only where a writer draws on it
     label: str | None = None  # the name of that class
     folder: str = ""  # the photo's, where it is the name of no class
+    unknown: bool = False  # the photo is unlike those that the model was trained on
+    features: object = (
+        None  # (F,), what the model's head read; None where the file does not give it
+    )
+
+    @property
+    def doubt(self) -> str:
+        """Why not to act on the best class: "unknown" before "unsure"; "" where nothing speaks
+        against it."""
+        return UNKNOWN if self.unknown else UNSURE if self.unsure else ""
 
     @property
     def verdict(self) -> str:
-        """The class to act on: the best one's name, or "unsure"."""
-        return UNSURE if self.unsure else self.top[0][1]
+        """The class to act on: the best one's name, or why there is none."""
+        return self.doubt or self.top[0][1]
 
 
 class Writer:
@@ -68,7 +79,7 @@ class Table(Writer):
             print(f"error: {printable(answer.path)}: {printable(answer.error)}", file=sys.stderr)
             return
         names = [printable(name) for _, name, _ in answer.top]
-        verdict = f"  ({UNSURE})" if answer.unsure else ""
+        verdict = f"  ({answer.doubt})" if answer.doubt else ""
         if self.brief:
             pairs = list(zip(names, answer.top, strict=True))[: self.brief]
             told = ", ".join(f"{name} {p:.4f}" for name, (_, _, p) in pairs)
@@ -107,7 +118,8 @@ def as_record(answer: Answer) -> dict:
     ]
     if answer.label is not None:
         record["label"] = answer.label
-    return record | ({UNSURE: True} if answer.unsure else {})
+    doubts = {UNSURE: answer.unsure, UNKNOWN: answer.unknown}
+    return record | {word: True for word, holds in doubts.items() if holds}
 
 
 class CsvFile(Writer):
@@ -138,29 +150,29 @@ class CsvFile(Writer):
 
 
 class SortedCopies(Writer):
-    """Copies each photo into a folder named after its predicted class (or `unsure`)."""
+    """Copies each photo into a folder named after its predicted class, or why there is none."""
 
     def __init__(self, folder: str, classes: Sequence[str]):
         self.names = FreshNames(folder)
-        self.subfolders = self._subfolders([*classes, UNSURE])
+        *self.of_class, unsure, unknown = self._subfolders([*classes, UNSURE, UNKNOWN])
+        self.of_doubt = {UNSURE: unsure, UNKNOWN: unknown}
 
     @staticmethod
-    def _subfolders(classes: Sequence[str]) -> dict[str, str]:
-        """Class name -> folder name; classes that would share a folder get their number added."""
-        taken: set[str] = set()
-        folders = {}
-        for index, name in enumerate(classes):
+    def _subfolders(names: Sequence[str]) -> list[str]:
+        """The folders of classes; those that would share one get their number added."""
+        taken: dict[str, str] = {}
+        for index, name in enumerate(names):
             folder = folder_name(name)
             while folder.lower() in taken:
                 folder = f"{folder}_{index}"
-            taken.add(folder.lower())
-            folders.setdefault(name, folder)
-        return folders
+            taken[folder.lower()] = folder
+        return list(taken.values())
 
     def write(self, answer: Answer) -> None:
         if answer.error:
             return
-        subfolder = self.subfolders[answer.verdict]
+        doubt = answer.doubt
+        subfolder = self.of_doubt[doubt] if doubt else self.of_class[answer.top[0][0]]
         target = self.names.path(answer.path, Path(answer.path).suffix, subfolder)
         target.parent.mkdir(exist_ok=True)
         shutil.copy2(answer.path, target)
@@ -195,15 +207,20 @@ def annotate(answer: Answer, long_side: int):
     for row, (_, name, probability) in enumerate(answer.top):
         y = photo.height + 8 + row * line
         font = pil_font(18, text=name)
-        colour = "#1b6ca8" if row == 0 and not answer.unsure else "#9aa5b1"
+        colour = "#1b6ca8" if row == 0 and not answer.doubt else "#9aa5b1"
         draw.text((10, y), shorten(printable(name), font, left - 18), fill="#222222", font=font)
         draw.rectangle(
             (left, y + 4, left + (right - left) * probability, y + line - 8), fill=colour
         )
         draw.text((right + 8, y), f"{probability:.3f}", fill="#222222", font=pil_font(18))
-    if answer.unsure:
+    if answer.doubt:
         draw.text(
-            (10, 8), UNSURE, fill="#c0392b", font=pil_font(28), stroke_width=3, stroke_fill="white"
+            (10, 8),
+            answer.doubt,
+            fill="#c0392b",
+            font=pil_font(28),
+            stroke_width=3,
+            stroke_fill="white",
         )
     return canvas
 

@@ -250,23 +250,29 @@ def test_below_the_threshold_the_answer_is_unsure(monkeypatch, capsys, checkpoin
     assert "unsure" not in record
 
 
+def seeing(forward):
+    """A classifier of two classes whose logits a function gives."""
+    see = lambda images: classifier.Seen(forward(images))  # noqa: E731
+    return classifier.Classifier(see, ["a", "b"], Preprocess(2), {})
+
+
 def test_tta_averages_the_photo_and_its_mirror():
     def forward(x):  # the logits are the left and the right half's sums
         return torch.stack([x[..., :2].sum((1, 2, 3)), x[..., 2:].sum((1, 2, 3))], 1)
 
     images = torch.rand(3, 3, 4, 4)
-    plain = predictor.probabilities(images, forward, torch.device("cpu"))
-    mirrored = predictor.probabilities(images.flip(-1), forward, torch.device("cpu"))
-    both = predictor.probabilities(images, forward, torch.device("cpu"), tta=True)
+    plain, both = (
+        predictor.Predictor(seeing(forward), device="cpu", tta=tta) for tta in (False, True)
+    )
+    mirrored = plain.see(images.flip(-1)).logits
+    plain, both = (one.see(images).logits for one in (plain, both))
     assert torch.allclose(both, (plain + mirrored) / 2)
     assert torch.allclose(both, torch.full_like(both, 0.5))
 
 
 def test_an_output_that_is_not_a_number_is_an_error():
     batch = [predictor.Decoded(inputs.Photo("x.jpg"), torch.zeros(3, 2, 2))]
-    model = classifier.Classifier(
-        lambda images: torch.full((1, 2), torch.nan), ["a", "b"], Preprocess(2), {}
-    )
+    model = seeing(lambda images: torch.full((1, 2), torch.nan))
     (answer,) = predictor.Predictor(model, device="cpu").answer_batch(batch)
     assert "not a number" in answer.error
 
@@ -438,8 +444,9 @@ def test_class_names_become_harmless_folder_names(name):
 
 
 def test_classes_that_would_share_a_folder_get_their_own(tmp_path):
-    copies = writers.SortedCopies(str(tmp_path / "out"), ["a/b", "a:b", "A_B"])
-    assert len({folder.lower() for folder in copies.subfolders.values()}) == 4
+    copies = writers.SortedCopies(str(tmp_path / "out"), ["a/b", "a:b", "A_B", "unsure", "Unknown"])
+    folders = [*copies.of_class, *copies.of_doubt.values()]
+    assert len({folder.lower() for folder in folders}) == len(folders) == 7
 
 
 def test_annotated_pictures_show_the_photo_and_a_row_per_class(tmp_path):

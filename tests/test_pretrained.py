@@ -490,7 +490,7 @@ def test_weights_of_our_own_training_in_progress_load(tmp_path):
     payload = torch.load(checkpoint(vit(), tmp_path / "last.pth"), weights_only=True)
     extras = {"optimizer": {"state": {0: torch.ones(3)}}, "ema": {"x": torch.ones(3)}, "rng": {}}
     torch.save(payload | extras, tmp_path / "last.pth")
-    kept = {"epoch", "metrics", "version", "temperature", "trained_on"}
+    kept = {"epoch", "metrics", "version", "temperature", "trained_on", "known"}
     assert load_model(tmp_path / "last.pth").weights.meta.keys() == kept
 
 
