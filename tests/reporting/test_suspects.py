@@ -1,0 +1,99 @@
+"""suspects.py: the labels that confident learning calls wrong, against cleanlab and by hand."""
+
+import numpy as np
+import pytest
+from cleanlab.count import compute_confident_joint
+from cleanlab.filter import find_label_issues
+
+from reporting.suspects import confident_joint, rounded, suspects, wrong_labels
+
+
+def answers(photos, classes, seed, sure=2.0, noise=0.1):
+    """Out-of-fold probabilities of a fair model, and labels of which some are wrong."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(classes, size=photos)
+    logits = rng.normal(size=(photos, classes))
+    logits[np.arange(photos), true] += sure
+    shares = np.exp(logits)
+    labels = np.where(rng.random(photos) < noise, rng.integers(classes, size=photos), true)
+    return shares / shares.sum(1, keepdims=True), labels
+
+
+# Of two equal rests either may be rounded up: none of these has such.
+CASES = [(n, k, seed) for seed in range(4) for n, k in ((60, 3), (211, 5), (389, 13), (97, 17))]
+
+
+@pytest.mark.filterwarnings("ignore:May not flag all label issues")  # a class of one photo
+@pytest.mark.parametrize(("photos", "classes", "seed"), CASES)
+def test_joint_and_suspects_are_cleanlabs(photos, classes, seed):
+    likelihoods, labels = answers(photos, classes, seed, sure=1 + seed)
+    theirs = compute_confident_joint(labels, likelihoods, calibrate=False)
+    assert confident_joint(likelihoods, labels).tolist() == theirs.tolist()
+    ranked = find_label_issues(
+        labels,
+        likelihoods,
+        filter_by="prune_by_class",
+        return_indices_ranked_by="self_confidence",
+        n_jobs=1,
+    )
+    assert wrong_labels(likelihoods, labels).tolist() == ranked.tolist()
+
+
+def test_thresholds_and_counts_are_those_worked_out_by_hand():
+    likelihoods = np.array(
+        [[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.2, 0.8], [0.45, 0.55]]
+    )
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    # Means of the own label: 0.6 and 0.683. The last photo reaches neither.
+    assert confident_joint(likelihoods, labels).tolist() == [[2, 1], [0, 2]]
+    (one,) = suspects(likelihoods, labels)
+    assert one == (2, 0, 1, pytest.approx(0.9), ())
+
+
+def test_right_labels_are_no_suspects():
+    likelihoods = np.eye(3)[[0, 0, 1, 1, 2, 2]] * 0.8 + 0.2 / 3
+    assert suspects(likelihoods, [0, 0, 1, 1, 2, 2]) == []
+    assert suspects(np.zeros((0, 3)), []) == []
+
+
+def test_a_class_without_a_photo_and_one_that_is_never_believed_do_no_harm():
+    likelihoods, labels = answers(80, 4, seed=1)
+    labels[labels == 3] = 0
+    likelihoods[labels == 2, 2] = 0
+    found = {one.photo for one in suspects(likelihoods, labels)}
+    assert found < {*range(80)}
+    assert (labels[[i for i in range(80) if i not in found]] == 2).any()
+
+
+def test_copies_of_two_labels_come_first_the_less_believed_one_before_the_other():
+    likelihoods = np.array(
+        [[0.9, 0.05, 0.05], [0.3, 0.6, 0.1], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.1, 0.7],
+         [0.01, 0.98, 0.01], [0.9, 0.05, 0.05]]
+    )  # fmt: skip
+    labels = [0, 1, 1, 1, 2, 0, 0]
+    found = suspects(likelihoods, labels, copies=[[0, 2], [0, 6], [3, 4]])
+    assert [(one.photo, one.label, one.likely, one.copies) for one in found] == [
+        (2, 1, 0, (0,)),
+        (0, 0, 1, (2,)),
+        (4, 2, 1, (3,)),
+        (3, 1, 2, (4,)),
+        (5, 0, 1, ()),
+    ]
+    assert [one.score for one in found] == [1, 1, 1, 1, pytest.approx(0.99)]
+
+
+def test_among_more_copies_those_that_differ_from_most_are_the_suspects():
+    likelihoods = np.full((5, 3), 1 / 3)
+    found = suspects(likelihoods, [0, 0, 1, 0, 2], copies=[[0, 1, 2, 3, 4]])
+    assert [(one.photo, one.likely, one.copies) for one in found] == [
+        (2, 0, (0, 1, 3, 4)),
+        (4, 0, (0, 1, 2, 3)),
+    ]
+
+
+def test_rounding_keeps_the_sum():
+    assert rounded(np.array([1.4, 1.45, 1.15])).tolist() == [1, 2, 1]
+    assert rounded(np.array([0.6, 0.6, 1.8])).sum() == 3
+    for seed in range(50):
+        row = np.random.default_rng(seed).random(7)
+        assert rounded(row / row.sum() * 23).sum() == 23
