@@ -1,4 +1,4 @@
-"""Why one photo was answered so: where the model looked, which splines moved the answer; in numbers.
+"""Why one photo was answered so, in numbers: where the model looked, which splines moved it.
 
 The map of a photo is that of the method which did best in benchmarks/explain_faithfulness.py; the
 curves of a KAN-ViT are those of curves.py. `photo_figure` draws a story, serving/ sends it.

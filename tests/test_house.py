@@ -13,8 +13,8 @@ from conftest import ROOT
 LOWER = "system splines kan vit vit_model parallel imaging my_dataset formats pretrained utils"
 UPPER = "reporting training predicting explaining serving train predict explain export serve"
 ORDER = [*LOWER.split(), *UPPER.split()]
-DOORS = {"train", "predict", "explain", "export", "pretrained", "kan", "vit_model", "my_dataset"}
-DOORS |= {"utils"}
+DOORS = {"train", "predict", "explain", "export", "serve", "pretrained", "kan", "vit_model"}
+DOORS |= {"my_dataset", "utils"}
 ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks"}
 # A user works in this directory, where a folder of his must not hide one of ours.
 USERS_FOLDERS = (
