@@ -4,7 +4,7 @@
 // that state a gamma: it lays pictures out for a screen.
 
 import { blank, roundEven } from "./resize.js";
-import { PhotoError } from "./words_of_photos.js";
+import { Trouble } from "./trouble.js";
 
 const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // by colour type (PNG specification, 11.2.2)
 const DEPTHS = { 0: [1, 2, 4, 8, 16], 2: [8, 16], 3: [1, 2, 4, 8], 4: [8, 16], 6: [8, 16] };
@@ -12,24 +12,25 @@ const GREY = [0, 4];
 // Where the passes of an interlaced picture start, and their steps (8.2).
 const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]]; // prettier-ignore
 
-/** The parts of a PNG: header, data and what else is wanted of it. */
+/** The parts of a PNG: header, data and what else is wanted; `tagged`: all but the orientation. */
 export function chunksOf(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const found = { IDAT: [] };
+  const [found, kept] = [{ IDAT: [] }, [bytes.subarray(0, 8)]];
   for (let at = 8; at + 12 <= bytes.length; ) {
     const [length, name] = [view.getUint32(at), String.fromCharCode(...bytes.subarray(at + 4, at + 8))];
     const body = bytes.subarray(at + 8, at + 8 + length);
+    if (name !== "eXIf" && name !== "iTXt") kept.push(bytes.subarray(at, at + 12 + length));
     if (name === "IDAT") found.IDAT.push(body);
     else if (name === "IEND") break;
     else found[name] ??= body;
     at += 12 + length;
   }
-  if (!found.IHDR || found.IHDR.length < 13) throw new PhotoError("damaged");
+  if (!found.IHDR || found.IHDR.length < 13) throw new Trouble("photo", "the file is damaged");
   const head = new DataView(found.IHDR.buffer, found.IHDR.byteOffset);
   const [width, height] = [head.getUint32(0), head.getUint32(4)];
   const [depth, type, , , interlaced] = found.IHDR.subarray(8, 13);
-  if (!DEPTHS[type]?.includes(depth) || !width || !height) throw new PhotoError("damaged");
-  return { ...found, width, height, depth, type, interlaced };
+  if (!DEPTHS[type]?.includes(depth) || !width || !height) throw new Trouble("photo", "the file is damaged");
+  return { ...found, tagged: kept, width, height, depth, type, interlaced };
 }
 
 /** The profile of an iCCP chunk: name, zero, method, deflated bytes. */
@@ -54,7 +55,7 @@ async function inflated(parts, length, less = false) {
     filled += value.length;
   }
   reader.cancel().catch(() => {}); // bytes after the end count for nothing
-  if (filled < length && !less) throw new PhotoError("truncated");
+  if (filled < length && !less) throw new Trouble("photo", "the file is truncated");
   return result.subarray(0, Math.min(filled, length));
 }
 
@@ -75,7 +76,7 @@ export async function decodePng(chunks, preprocess) {
   });
   const total = laid.reduce((sum, pass) => sum + pass.bytes, 0);
   const raw = await inflated(chunks.IDAT, total).catch((error) => {
-    throw error instanceof PhotoError ? error : new PhotoError("truncated");
+    throw error instanceof Trouble ? error : new Trouble("photo", "the file is damaged");
   });
   const samples = depth === 16 ? new Uint16Array(width * height * CHANNELS[type]) : null;
   const values = samples || new Uint8Array(width * height * CHANNELS[type]);
@@ -93,7 +94,7 @@ export async function decodePng(chunks, preprocess) {
 function unfilter(rows, { stride, height }, step) {
   for (let y = 0, start = 0; y < height; y++, start += stride + 1) {
     const kind = rows[start];
-    if (kind > 4) throw new PhotoError("damaged");
+    if (kind > 4) throw new Trouble("photo", "the file is damaged");
     const above = start - stride - 1;
     for (let x = 1; kind && x <= stride; x++) {
       const left = x > step ? rows[start + x - step] : 0;
@@ -185,7 +186,10 @@ function depthOf(values, type, ranges) {
 function checkRange(values, type, [low, high]) {
   const slack = 0.1 * (high - low);
   const middle = type === 0 ? median(values) : 256 * (values.reduce((a, b) => Math.min(a, b)) >> 8);
-  if (middle < low - slack || middle > high + slack) throw new PhotoError("depth");
+  if (middle < low - slack || middle > high + slack) {
+    const reason = `its 16-bit numbers do not lie in ${low} to ${high}, the range of the data set`;
+    throw new Trouble("photo", reason);
+  }
 }
 
 function median(values) {
