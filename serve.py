@@ -165,7 +165,7 @@ def warnings(options: Options) -> list[str]:
     """Returns what whoever serves beyond this machine should know."""
     if is_loopback(options.host):
         return []
-    lines = [f"warning: everyone who reaches {options.host} can use this page"]
+    lines = [f"warning: --host {options.host} lets everyone on this network use this page"]
     if not options.cert:
         lines.append(
             "warning: without --cert, photos travel unencrypted and no browser opens the camera"

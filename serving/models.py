@@ -21,6 +21,7 @@ from predicting.predictor import Decoded, Predictor
 from predicting.writers import Answer
 from pretrained import check_names
 from system.terminal import printable
+from vit_model import kind_of
 
 SMALLEST = 4096  # numbers of a tensor that is worth a look whether another model has it, too
 OF_RUNS = {"best", "last"}  # what a run calls its files: there the folder's name tells more
@@ -82,14 +83,23 @@ class Served:
     @property
     def told(self) -> dict:
         """What a page may know of the model; no path of this machine."""
-        classifier = self.predictor.classifier
-        return {
+        classifier, config = self.predictor.classifier, self.predictor.classifier.facts["config"]
+        told = _accuracy(classifier.facts.get("metrics") or {})
+        return told | {
             "name": self.name,
-            "title": printable(classifier.title),
+            "title": printable(f"{config['name']}{kind_of(config, ', ')}"),
             "classes": [printable(name) for name in classifier.classes],
             "answers": classifier.answers,
             "explains": self.explains,
         }
+
+
+def _accuracy(metrics: dict) -> dict:
+    """The share of photos that it answered right, the test photos' where there are any."""
+    for side in ("test", "val"):
+        if (share := metrics.get(f"{side}_acc")) is not None:
+            return {"accuracy": {"on": side, "share": share}}
+    return {}
 
 
 def open_models(

@@ -2,7 +2,7 @@
 // so that another one, which runs a model in the browser itself, can take its place:
 //
 //   place                       where photos go: "server", or "here" (they stay on the device)
-//   models()                    -> [{name, title, classes, answers, explains}, ...]
+//   models()                    -> [{name, title, classes, answers, explains, accuracy?}, ...]
 //   predict(file, model)        -> {image, predictions: [{class, index, probability}], unsure?, unknown?}
 //   explain(file, model, index) -> why, for the class of that index; see serving/explanations.py
 //   preview(file)               -> a Blob that every browser shows

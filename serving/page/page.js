@@ -4,7 +4,7 @@ import { Camera, allowed } from "./camera.js";
 import { Card, troubleText } from "./card.js";
 import { element } from "./elements.js";
 import { engine } from "./engine.js";
-import { otherLanguage, say, switchLanguage, translate } from "./words.js";
+import { otherLanguage, percent, say, switchLanguage, translate } from "./words.js";
 
 const AT_ONCE = 3; // photos that are asked about at a time
 const NAMED = 12; // classes named in a sentence
@@ -166,10 +166,11 @@ function speak() {
 
 function about() {
   if (!model()) return;
-  const { title, classes, answers } = model();
+  const { title, classes, answers, accuracy } = model();
   const names = classes.slice(0, NAMED).join(", ") + (classes.length > NAMED ? " …" : "");
-  const each = answers === "sigmoid" ? ` ${say("each")}` : "";
-  at("about").textContent = `${title}. ${say("classes", classes.length, names)}${each}`;
+  const told = accuracy ? `, ${say("right", percent(accuracy.share), say(`${accuracy.on}photos`))}` : "";
+  const each = answers === "sigmoid" ? `${say("full")}${say("each")}` : "";
+  at("about").textContent = `${title}${told}${say("full")}${say("classes", classes.length, names)}${each}`;
 }
 
 function changeModel() {
