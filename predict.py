@@ -21,9 +21,11 @@ from pathlib import Path
 import torch
 
 from formats.finding import weights_name
+from formats.known import UNKNOWN_SHARE
 from predicting.classifier import Classifier, newest_checkpoint, open_classifier
+from predicting.embedding import ENDINGS, FeatureFile
 from predicting.inputs import class_folders, find_photos
-from predicting.predictor import UNKNOWN_SHARE, Predictor
+from predicting.predictor import Predictor
 from predicting.writers import (
     UNKNOWN,
     UNSURE,
@@ -41,6 +43,7 @@ from system.flags import DEVICES, REQUIRED, Given, Section, existing, needs_flag
 from system.terminal import run_cli
 
 TABLES = 8  # of more photos each gets a line
+FILES = "csv", "embed"  # flags that write one; the other outputs are folders
 
 PHOTOS, MODEL, OUTPUT = Section(""), Section("model"), Section("output")
 
@@ -102,6 +105,12 @@ class Options(Given):
     )
     json: bool = OUTPUT.row(False, "one JSON object per line, no tables", kind="switch")
     csv: str | None = OUTPUT.row(None, "also write a table for spreadsheets", metavar="FILE")
+    embed: str | None = OUTPUT.row(
+        None,
+        "also write what the model's head reads of each photo, its features, a row a photo: as "
+        ".npz (features, paths) or .csv",
+        metavar="FILE",
+    )
     save: str | None = OUTPUT.row(None, "also save each photo with its answer drawn", metavar="DIR")
     sort: str | None = OUTPUT.row(None, "also copy each photo into DIR/<its class>/", metavar="DIR")
     explain: str | None = OUTPUT.row(
@@ -113,6 +122,12 @@ class Options(Given):
         metavar="NAME",
         needs=needs_flag("explain", "--explain DIR"),
     )
+
+    def check(self) -> None:
+        if self.embed and Path(self.embed).suffix.lower() not in ENDINGS:
+            raise ValueError(
+                f"--embed {self.embed} must end in {' or '.join(ENDINGS)}: readers go by it"
+            )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Options:
@@ -152,6 +167,8 @@ def make_writers(
     writers: list = [JsonLines() if options.json else Table(brief=brief)]
     if options.csv:
         writers.append(CsvFile(options.csv, min(options.topk, len(classifier.classes))))
+    if options.embed:
+        writers.append(FeatureFile(options.embed, classifier))
     if options.save:
         writers.append(AnnotatedPictures(options.save))
     if options.sort:
@@ -173,19 +190,24 @@ def write_all(found: Iterable[Answer], writers: Sequence) -> tuple[int, int]:
             bar.update()
             total += 1
             failed += answer.error is not None
+        for writer in writers:
+            writer.finish()
     return total, failed
 
 
 def check_outputs(options: Options) -> None:
     """Raises ValueError where an output would lie among the photos: nothing is written there."""
     inputs = [Path(os.path.realpath(path)) for path in options.inputs]
-    table = options.csv and os.path.realpath(options.csv)
-    for flag in ("save", "sort", "explain", "csv"):
+    files: dict[str, str] = {}
+    for flag in ("csv", "embed", "save", "sort", "explain"):
         if not getattr(options, flag):
             continue
         output = Path(os.path.realpath(getattr(options, flag)))
-        if flag != "csv" and table == str(output):
-            raise ValueError(f"--csv {options.csv} would be a file and --{flag} a folder there")
+        if other := files.get(str(output)):
+            both = "the same file" if flag in FILES else "a file and a folder of one name"
+            raise ValueError(f"--{other} and --{flag} {getattr(options, flag)} would be {both}")
+        if flag in FILES:
+            files[str(output)] = flag
         if any(output.is_relative_to(path) or path.is_relative_to(output) for path in inputs):
             raise ValueError(
                 f"--{flag} {getattr(options, flag)} lies among the photos to predict; "

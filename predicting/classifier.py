@@ -92,7 +92,7 @@ class Classifier:
     """`see` takes images (B, 3, H, W) and says what the model makes of them.
 
     facts: what the file says of the model, `config` and `metrics` among it. model: whose logits are
-    those before the temperature.
+    those before the temperature. width: F of the features that `see` gives; 0 where it gives none.
     """
 
     see: Callable[[Tensor], Seen]
@@ -101,6 +101,7 @@ class Classifier:
     facts: dict
     model: nn.Module | None = None  # None for an exported file
     notes: Sequence[str] = ()  # what was assumed, and whence the names of nameless classes
+    width: int = 0
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> "Classifier":
@@ -112,7 +113,8 @@ class Classifier:
         except ValueError as error:
             raise ValueError(f"{loaded.weights.path} {error}") from None
         see = partial(seen_by, Looking(model, loaded.temperature), known)
-        return cls(see, loaded.classes, loaded.preprocess, facts, model, loaded.notes)
+        about = loaded.classes, loaded.preprocess, facts, model, loaded.notes
+        return cls(see, *about, width=model.num_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, K), at the file's temperature."""
@@ -126,7 +128,7 @@ class Classifier:
     def computing_with(self, forward: Callable[[Tensor], Tensor]) -> "Classifier":
         """The same classes and photos for another way to compute the logits."""
         model = forward if isinstance(forward, nn.Module) else None
-        return replace(self, see=lambda images: Seen(forward(images)), model=model)
+        return replace(self, see=lambda images: Seen(forward(images)), model=model, width=0)
 
     @property
     def title(self) -> str:
@@ -240,9 +242,12 @@ def _classifier(session, facts: dict) -> Classifier:
     size = preprocess.img_size
     if images.shape[1:] != [3, size, size] or logits.shape[1:] != [len(classes)]:
         raise ValueError("its tensors have other sizes than its facts say")
-    known = checked_known(facts, features[0].shape[1]) if features else None
+    width = features[0].shape[1] if features else 0
+    if not isinstance(width, int):
+        raise ValueError("its features have no fixed size")
+    known = checked_known(facts, width) if width else None
     see = partial(seen_by, session_look(session), known)
-    return Classifier(see, classes, preprocess, facts)
+    return Classifier(see, classes, preprocess, facts, width=width)
 
 
 @torch.inference_mode()

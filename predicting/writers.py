@@ -58,11 +58,16 @@ class Answer(NamedTuple):
 class Writer:
     """What predict.py hands its answers to."""
 
+    notes: Sequence[str] = ()  # what to tell before the first answer
+
     def write(self, answer: Answer) -> None:
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Called after the last answer, and not at all where something stopped before it."""
+
     def close(self) -> None:
-        """Called once, after the last answer."""
+        """Called once, at the end of whatever kind."""
 
 
 class Table(Writer):
