@@ -200,7 +200,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, explain=None) -> None:
         """What Python's server finds wrong with a request, in our form."""
-        self.close_connection = True
+        self.close_connection, self.request_version = True, self.protocol_version
         self.reply_json({"error": message or HTTPStatus(code).phrase}, HTTPStatus(code))
 
     def version_string(self) -> str:

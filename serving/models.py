@@ -113,8 +113,8 @@ def open_models(
     for path, name in zip(weights, names_of(weights), strict=True):
         classifier = open_classifier(path, class_indices, device)
         check_names(path, classifier.classes, class_indices)
-        if isinstance(classifier.forward, nn.Module):  # not an exported file
-            shelf.share(classifier.forward)
+        if classifier.model is not None:  # no exported file
+            shelf.share(classifier.model)
         models.append(Served(name, Predictor(classifier, device=device, **options), shelf))
     return models
 

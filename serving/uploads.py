@@ -1,7 +1,7 @@
 """A photo out of a request's body: the body itself, or the field `file` of a form."""
 
 from email.message import Message
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 
 MOST_PARTS = 100  # of a form
 
@@ -29,7 +29,7 @@ def _file_in(body: bytes, boundary: bytes) -> tuple[str | None, bytes]:
         head, found, content = part.partition(b"\r\n\r\n")
         if part.startswith(b"--") or not found:
             continue
-        headers = BytesHeaderParser().parsebytes(head.lstrip(b"\r\n"))
+        headers = HeaderParser().parsestr(head.decode("utf-8", "replace").lstrip("\r\n"))
         if headers.get_param("name", header="content-disposition") == "file":
             return own_name(headers.get_filename()), content
     raise BadUpload("the form has no field `file` with a photo: curl -F file=@photo.jpg")
@@ -37,7 +37,4 @@ def _file_in(body: bytes, boundary: bytes) -> tuple[str | None, bytes]:
 
 def own_name(name: str | None) -> str | None:
     """Returns a file's name without the folders that some programs send with it."""
-    if not name:
-        return None
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return text.replace("\\", "/").rsplit("/", 1)[-1] or None
+    return (name or "").replace("\\", "/").rsplit("/", 1)[-1] or None
