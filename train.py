@@ -19,6 +19,7 @@ import torch
 from formats.adapter_file import record_of
 from formats.finding import find_weights, is_name, near_weights
 from formats.reading import WeightsFile, read_weights
+from imaging.exclusion import Exclusion
 from imaging.preprocess import Preprocess
 from imaging.sample_flowers import draw_samples
 from imaging.scanning import find_sides
@@ -254,8 +255,10 @@ def load_weights(options: Options) -> WeightsFile | None:
     return weights.merged()  # adapters that the file has are part of what stays
 
 
-def load_data(options: Options) -> DataSplit:
-    """Scans, checks and splits the data, and prints what was found."""
+def load_data(options: Options, exclude: Exclusion | None = None) -> DataSplit:
+    """Scans, checks and splits the data, without what is excluded, and prints what was found."""
+    if options.exclude:
+        exclude = Exclusion.of_files(options.exclude)
     data = prepare_data(
         options.data_path,
         options.val_path,
@@ -266,6 +269,7 @@ def load_data(options: Options) -> DataSplit:
         test_path=options.test_path,
         test_split=options.test_split,
         group_by=options.group_by,
+        exclude=exclude,
     )
     if options.folds and not options.eval:
         data = pooled(data, options.folds, options.seed)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from imaging.checking import FINGERPRINT, TIME, Digests, Numbers, Seen, check_photos
 from imaging.data_report import DataReport, Problem
 from imaging.depth import Range
+from imaging.exclusion import Exclusion, without
 from imaging.grouping import NEAR, NONE, choose_units, groups_of, rank, units_of
 from imaging.grouping import TIME as BY_TIME
 from imaging.relations import (
@@ -53,7 +54,7 @@ class DataSplit:
     ranges: how the numbers of those are read that have more than 8 bits, see `depth.Reading`.
     choice: shares, seed and grouping that chose the photos not trained on; empty where folders did.
     test: photos that are judged once, at the end. groups: photos that belong together, by path the
-    name of their group; others stand alone.
+    name of their group; others stand alone. excluded: photos that a list left out.
     """
 
     root: str
@@ -65,6 +66,7 @@ class DataSplit:
     choice: dict[str, float | str] = field(default_factory=dict)
     test: Samples | None = None
     groups: dict[str, str] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
 
     @property
     def sides(self) -> dict[str, Samples]:
@@ -77,17 +79,18 @@ class DataSplit:
         return groups_of(paths, self.groups)
 
     def to_dict(self) -> dict:
-        """Plain Python: the classes, for each side the paths by class, and those of each group;
-        relative to root."""
+        """Plain Python: the classes, for each side the paths by class, those of each group, and
+        those left out by a list; relative to root."""
         sides = {}
         for name, samples in self.sides.items():
             sides[name] = {class_name: [] for class_name in self.classes}
             for path, label in zip(*samples, strict=True):
-                sides[name][self.classes[label]].append(_relative(path, self.root))
+                sides[name][self.classes[label]].append(relative(path, self.root))
         groups = defaultdict(list)
         for path, group in self.groups.items():
-            groups[group].append(_relative(path, self.root))
-        facts = {"choice": self.choice, "groups": list(groups.values())}
+            groups[group].append(relative(path, self.root))
+        excluded = [relative(path, self.root) for path in self.excluded]
+        facts = {"choice": self.choice, "groups": list(groups.values()), "excluded": excluded}
         return {"classes": list(self.classes), **sides, **facts}
 
     @classmethod
@@ -104,6 +107,7 @@ class DataSplit:
             together = [
                 [_below(root, _text(p)) for p in group] for group in values.get("groups", [])
             ]
+            excluded = [_below(root, _text(p)) for p in values.get("excluded", [])]
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a split as train.py writes it: {error!r:.200}") from error
         if len(set(classes)) < 2 or len(set(classes)) < len(classes):
@@ -115,6 +119,7 @@ class DataSplit:
         split = make_split(root, classes, train, val, test, problems=[])
         split.choice = choice
         split.groups = {path: group[0] for group in together for path in group}
+        split.excluded = excluded
         return split
 
     def moved(self, places: Sequence[tuple[str, str]]) -> "DataSplit":
@@ -123,8 +128,8 @@ class DataSplit:
         root = places[-1][1]
         sides = {name: samples.moved(places) for name, samples in self.sides.items()}
         groups = {_moved(p, places): _moved(name, places) for p, name in self.groups.items()}
-        report = replace(self.report, root=root)
-        return replace(self, root=root, **sides, groups=groups, report=report)
+        facts = {"groups": groups, "excluded": [_moved(p, places) for p in self.excluded]}
+        return replace(self, root=root, **sides, **facts, report=replace(self.report, root=root))
 
 
 def make_split(
@@ -173,7 +178,8 @@ def _choice(values) -> dict[str, float | str]:
     return values
 
 
-def _relative(path: str, root: str) -> str:
+def relative(path: str, root: str) -> str:
+    """Returns a path as split.json has it: below the data folder, with / between its parts."""
     try:
         return os.path.relpath(path, root).replace(os.sep, "/")
     except ValueError:  # Windows: on another drive
@@ -198,15 +204,15 @@ def prepare_data(
     test_path: str | None = None,
     test_split: float = 0.0,
     group_by: str | None = None,
+    exclude: Exclusion | None = None,
 ) -> DataSplit:
-    """Scans, checks and splits the photos of `data_path`.
+    """Scans, checks and splits the photos of `data_path`, without those that `exclude` lists.
 
     Folders for validation and for testing (`val_path` and `test_path`, or val and test beside train
     in `data_path`) are used as they are; without them, `val_split` and `test_split` of each class
-    are kept apart, chosen by `seed`, and what belongs together by `group_by` stays together (see
-    `relations.related`; None: near copies, unless the photos are many). `workers` threads decode.
-    Raises ValueError or OSError with a sentence, also where there are not `num_classes` class
-    folders.
+    are kept apart, chosen by `seed`; what belongs together by `group_by` (None: near copies, unless
+    the photos are many; see `relations.related`) stays together. `workers` threads decode. Raises
+    ValueError or OSError with a sentence, also where there are not `num_classes` classes.
     """
     if not 0 < val_split < 1:
         raise ValueError(f"--val-split must lie between 0 and 1, not {val_split}")
@@ -214,6 +220,7 @@ def prepare_data(
     problems: list[Problem] = []
     folders = find_sides(data_path, val_path, problems, test_path)
     files = _scanned(folders, num_classes, problems)
+    files, excluded, about = without(files, exclude, data_path)
     group_by, notes = _settled(group_by, files)
     sides, groups, seen = _compared(files, folders, group_by, workers, problems)
     shares = {"val": val_split} | ({"test": test_split} if test_split else {})
@@ -223,8 +230,9 @@ def prepare_data(
     require_photos(sides["train"], sides["val"])
     classes = sorted(files["train"])
     split = make_split(data_path, classes, **sides, problems=problems, numbers=seen.numbers)
-    split.report.notes += [*notes, *described(group_by, groups), *_on_folders(folders, data_path)]
-    split.groups, split.choice = groups, choice
+    notes += described(group_by, groups) + _on_folders(folders, data_path)
+    split.report.notes += about + notes
+    split.groups, split.choice, split.excluded = groups, choice, excluded
     return split
 
 

@@ -163,11 +163,16 @@ def read_csv(path: str | os.PathLike) -> Iterator[tuple[int, list[str]]]:
 
     Raises ValueError, naming the file, for what is no such text.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    yield from parse_csv(read_text(path), path)
+
+
+def parse_csv(text: str, name: object, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yields the rows of CSV as `read_csv` does those of the file `name`."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         yield from ((reader.line_num, cells) for cells in reader if cells)
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+        raise ValueError(f"{name}, line {reader.line_num}: {error}") from None
 
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
@@ -182,9 +187,17 @@ def write_table(path: str | os.PathLike, rows: list[list]) -> None:
     write_text(path, text.getvalue())
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet would run
+
+
 def safe_cell(text: str) -> str:
     """`text` for a spreadsheet: a leading ' stops what would otherwise run as a formula."""
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return "'" + text if text.startswith(FORMULA) else text
+
+
+def unsafe_cell(cell: str) -> str:
+    """The text of which `safe_cell` made a cell."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
 def json_if_any(path: Path) -> Any:

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from system.files import near_file
@@ -374,6 +374,9 @@ def _told(named: Field, row: Row) -> str:
 
 def gives(row: Row, value: object) -> bool:
     """Whether a flag gives `value` for some text: for what was saved and may have been edited."""
+    if row.kind == "list":
+        one = replace(row, kind="value")
+        return isinstance(value, list) and bool(value) and all(gives(one, part) for part in value)
     if row.kind in ("switch", "pair"):
         return isinstance(value, bool)
     if row.parser in {None, str, *FILES}:

@@ -14,6 +14,7 @@ import torch
 
 from formats.opening import weights_in
 from imaging.digests import TrainedOn
+from imaging.exclusion import Exclusion
 from imaging.grouping import NONE
 from imaging.preprocess import eval_transform
 from imaging.scanning import find_sides, scan_classes
@@ -34,26 +35,28 @@ BATCH = 32  # where --batch-size gives no number
 CHOICE = {"val_split": None, "seed": None, "test_split": 0.0, "group_by": NONE}
 
 
-def judged(options: Options, said: dict, load: Callable[[Options], DataSplit]):
+def judged(options: Options, said: dict, load: Callable[..., DataSplit]):
     """Returns the split whose validation photos --eval judges.
 
     said: what the weights file says of its run, `WeightsFile.meta`. load: checks and
-        splits as options say.
+        splits as options say, without what is excluded.
     Raises ValueError where a typed flag would choose other photos than the run did.
     """
     root, folder, _ = find_sides(options.data_path, options.val_path, [], options.test_path)
+    split = run_split(options)
+    excluded = Exclusion.of_paths(split.excluded) if split and split.excluded else None
     if folder is not None:
-        return load(options)
+        return load(options, excluded)
     told = (said.get("metrics") or {}) | {n: said[n] for n in ("group_by",) if n in said}
     chosen = {name: told.get(name, usual) for name, usual in CHOICE.items()}
-    if split := run_split(options):
+    if split:
         if not split.val.paths:
             raise ValueError(
                 f"{options.weights} was trained on all photos of {options.data_path}, and judged "
                 f"in folds: see out_of_fold.csv beside it, or name others with --val-path"
             )
         _refuse_others(options, chosen, "split.json beside it lists")
-        print(*_told(split, root, options), sep="\n")
+        print(*_without_listed(split, options), *_told(split, root, options), sep="\n")
         return split
     if None in chosen.values():
         return load(options)
@@ -149,6 +152,21 @@ def _refuse_others(options: Options, chosen: dict, where: str) -> None:
             )
 
 
+def _without_listed(split: DataSplit, options: Options) -> list[str]:
+    """Takes what --exclude lists out of the photos to judge; returns a line on it."""
+    if not options.exclude:
+        return []
+    exclusion = Exclusion.of_files(options.exclude)
+    paths = [path for samples in split.sides.values() for path in samples.paths]
+    listed, lost = exclusion.among([*split.excluded, *paths], options.data_path)
+    pairs = [pair for pair in zip(*split.val, strict=True) if pair[0] not in listed]
+    if not pairs:
+        raise ValueError(f"{exclusion.source} leaves no photo to judge")
+    split.excluded = sorted({*split.excluded, *listed} - {*split.train.paths})
+    split.val = Samples(*([*part] for part in zip(*pairs, strict=True)))
+    return [exclusion.told(len(listed), lost)]
+
+
 def _told(split: DataSplit, root: str, options: Options) -> list[str]:
     """Takes photos that are gone out of the split; says where every photo of the data went."""
     found = {file.path for files in scan_classes(root, []).values() for file in files}
@@ -156,11 +174,14 @@ def _told(split: DataSplit, root: str, options: Options) -> list[str]:
     gone = len(split.val.paths) - len(pairs)
     split.val.paths[:], split.val.labels[:] = ([*part] for part in zip(*pairs, strict=True))
     trained = found & {*split.train.paths}
-    others = found.difference(*(samples.paths for samples in split.sides.values()))
+    excluded = found & {*split.excluded}
+    others = found.difference(excluded, *(samples.paths for samples in split.sides.values()))
     lines = [
         f"{printable(options.data_path)}: judged are the {counted(len(pairs), 'photo')} that the "
         f"run of {options.weights} kept for validation; it was trained on {len(trained)}"
     ]
+    if excluded:
+        lines.append(f"left out by --exclude, now or in the run: {len(excluded)}")
     if others:
         some = printable(os.path.relpath(min(others), options.data_path))
         lines.append(f"left out by the run, or new since: {len(others)} (such as {some})")

@@ -6,6 +6,7 @@ from system.flags import (
     Given,
     Section,
     block_list,
+    existing,
     grouping,
     number,
     number_or,
@@ -70,6 +71,14 @@ class DataAndModel(Given):
         "(default: near-copies, of at most 20,000 photos)",
         type=grouping,
         metavar="HOW|REGEX",
+    )
+    exclude: list[str] | None = DATA.row(
+        None,
+        "leave out photos that a file lists: a path a line, or a suspects.csv; the photos stay "
+        "where they are",
+        kind="list",
+        type=existing,
+        metavar="FILE",
     )
     download: bool = DATA.row(
         False,
