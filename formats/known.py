@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNKNOWN_SHARE = 0.05  # of photos like those of the training set, called unknown by default
 NEAREST = 3  # photos, whose distances are averaged
 MOST_BYTES = 700_000  # of features, which base64 makes a third larger
 MOST_SCORES = 2_000

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from formats.known import UNKNOWN_SHARE
 from imaging.decoding import decode as decode_opened
 from imaging.decoding import load_image
 from imaging.depth import Reading
@@ -31,8 +32,6 @@ from predicting.classifier import Classifier, Seen, open_classifier
 from predicting.inputs import Photo, expand
 from predicting.writers import Answer, Score, as_record
 from system.devices import default_workers, pick_device
-
-UNKNOWN_SHARE = 0.05
 
 
 class Decoded(NamedTuple):

@@ -5,6 +5,7 @@ of the model which was trained without it) give a temperature, and the photos ke
 judged. best.pth takes both, results.json says all of it.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,16 @@ from functools import cached_property
 
 import numpy as np
 
+from formats.known import UNKNOWN_SHARE, Known
 from imaging.digests import DIGEST
 from imaging.splitting import Samples
 from reporting.calibration import at_temperature, calibration_error, fit_temperature
 from reporting.intervals import Accuracy, accuracy_of
 from reporting.metrics import balanced_accuracy
 from system.files import json_if_any, write_json
+from system.terminal import counted
 from training.assembly import judging_loader
+from training.known import remember
 from training.setup import Run
 from training.trainer import Trainer
 
@@ -83,7 +87,8 @@ class Conclusion:
     """What a run has come to.
 
     val: answers to validation photos; with folds to all photos, each out of its fold. among: the
-    epochs of which the best was taken. folds: the accuracy of each, if there are.
+    epochs of which the best was taken. folds: the accuracy of each, if there are. known: what tells
+    photos unlike those of the training set; None of an ensemble, whose models have one each.
     """
 
     val: Answers
@@ -91,6 +96,7 @@ class Conclusion:
     temperature: float
     among: int
     folds: Sequence[float] = ()
+    known: Known | None = None
 
     @classmethod
     def fitted(cls, val: Answers, test: Answers | None, among: int, folds=()) -> "Conclusion":
@@ -135,8 +141,7 @@ def conclude(trainer: Trainer) -> Conclusion:
     val = Answers.of(run, run.data.val, trainer.validate())
     test = answers_to_test(trainer) if run.data.test else None
     found = Conclusion.fitted(val, test, among=epochs_to_choose(run))
-    finish(trainer, checkpoint, found)
-    return found
+    return finish(trainer, checkpoint, found, remember(trainer, checkpoint))
 
 
 def epochs_to_choose(run: Run) -> int:
@@ -155,11 +160,12 @@ def judge_test(trainer: Trainer) -> tuple:
     return trainer.judge(loader, trainer.evaluated, "test")
 
 
-def finish(trainer: Trainer, checkpoint: dict, found: Conclusion) -> None:
-    """Writes a finished best.pth with what was found of it, and results.json."""
-    trainer.save_best(finished(checkpoint, found))
+def finish(trainer: Trainer, checkpoint: dict, found: Conclusion, known: Known) -> Conclusion:
+    """Writes a finished best.pth with what was found of it, and results.json; returns the whole."""
+    trainer.save_best(finished(checkpoint | {"known": known.to_dict()}, found))
     if trainer.run.world.first:
         write_results_json(trainer.run, found)
+    return replace(found, known=known)
 
 
 def finished(checkpoint: dict, found: Conclusion) -> dict:
@@ -241,4 +247,18 @@ def said(found: Conclusion, best: dict) -> list[str]:
         f"probabilities: temperature {found.temperature:.2f}; their error (ECE) on "
         f"{'test' if found.test else 'these'} photos {before:.3f} before, {after:.3f} with it"
     )
-    return lines
+    return lines + ([unlike(found.known)] if found.known else [])
+
+
+def unlike(known: Known) -> str:
+    """Returns the line on photos unlike those of the training set."""
+    judged = counted(len(known.scores), "photo")
+    if known.least > UNKNOWN_SHARE:
+        return (
+            f"unlike photos: {judged} to judge by are too few, so predict.py calls none unknown "
+            f"below --unknown {known.least:.2f} (of {math.ceil(1 / UNKNOWN_SHARE) - 1} on it does)"
+        )
+    return (
+        f"unlike photos: predict.py calls them unknown, and {UNKNOWN_SHARE:.0%} of photos like "
+        f"these (told by {len(known.features)}, judged by {len(known.scores)})"
+    )

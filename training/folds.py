@@ -28,10 +28,12 @@ from training.conclusion import (
     Conclusion,
     answers_to_test,
     epochs_to_choose,
+    finish,
     finished,
     judge_test,
     write_results_json,
 )
+from training.known import judged_scores, remember
 from training.position import Position
 from training.resuming import load_state
 from training.run_folder import first_log
@@ -130,23 +132,31 @@ class Folds:
             trainer = for_fold(whole, fold, stepper, trained, self.parts[k])
             if stopped_by := trainer.fit(log):
                 return stopped_by
-            trainer.load_best()
-            result, probabilities, indices = trainer.validate()
-        print(f"fold {k + 1}: accuracy {result.accuracy:.4f}")
-        answers = {
-            "probabilities": probabilities,
-            "indices": torch.tensor([self.parts[k][i] for i in indices]),
-            "loss": result.loss,
-            "accuracy": result.accuracy,
-            "epoch": fold.position.best["epoch"],
-            "among": epochs_to_choose(fold),
-        }
+            answers = self._answered(k, trainer)
+        print(f"fold {k + 1}: accuracy {answers['accuracy']:.4f}")
         if self.run.world.first:
             save_checkpoint(fold.folder / ANSWERS, answers)
             for name in ["last.pth"] if self.run.options.ensemble else ["last.pth", "best.pth"]:
                 (fold.folder / name).unlink(missing_ok=True)
         self.run.world.wait()  # until all can read them
         return 0
+
+    def _answered(self, k: int, trainer: Trainer) -> dict:
+        """Returns what the best model of a fold says of the photos that it was trained without."""
+        checkpoint = trainer.load_best()
+        result, probabilities, indices = trainer.validate()
+        if self.run.options.ensemble:  # which keeps this model
+            known = remember(trainer, checkpoint)
+            trainer.save_best(checkpoint | {"known": known.to_dict()})
+        return {
+            "probabilities": probabilities,
+            "indices": torch.tensor([self.parts[k][i] for i in indices]),
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "epoch": trainer.position.best["epoch"],
+            "among": epochs_to_choose(trainer.run),
+            "scores": judged_scores(trainer, checkpoint),
+        }
 
     def _run(self, k: int, trained: list[int]) -> Run:
         """Returns the run of a fold: new, or as its last.pth has it."""
@@ -193,7 +203,10 @@ class Folds:
         try:
             whole = found["probabilities"].shape == (len(found["indices"]), shape)
             numbers = [found[name] for name in ("loss", "accuracy", "epoch", "among")]
-            if not whole or not {*found["indices"].tolist()} <= {*self.parts[k]}:
+            scores = found.setdefault("scores", torch.empty(0))  # of earlier versions
+            if not (whole and scores.dim() == 1 and scores.isfinite().all()):
+                raise ValueError
+            if not {*found["indices"].tolist()} <= {*self.parts[k]}:
                 raise ValueError
             if not all(type(number) in (int, float) for number in numbers):
                 raise ValueError
@@ -223,13 +236,15 @@ class Folds:
             test = self._test_members(trainer) if run.data.test else None
             conclusion = Conclusion.fitted(val, test, among, accuracies)
             self._finish_members(conclusion)
+            if run.world.first:
+                write_results_json(run, conclusion)
         else:
             checkpoint = trainer.load_best()
             test = answers_to_test(trainer) if run.data.test else None
             conclusion = Conclusion.fitted(val, test, among, accuracies)
-            trainer.save_best(finished(checkpoint, conclusion))
+            known = remember(trainer, checkpoint, torch.cat([one["scores"] for one in found]))
+            conclusion = finish(trainer, checkpoint, conclusion, known)
         if run.world.first:
-            write_results_json(run, conclusion)
             self._write_table(conclusion)
         return conclusion
 

@@ -81,7 +81,7 @@ def tell(run: Run, found: Conclusion, matrix) -> None:
             f"{true} taken for {said} {counted(n, 'time')}" for true, said, n in confused
         )
         print(f"most confused: {printable(pairs)}")
-    models = "best.pth, last.pth, metrics.csv"
+    models = "best.pth, last.pth, features.npz, metrics.csv"
     if run.options.folds:
         models = f"{'fold<k>/' * run.options.ensemble}best.pth, {TABLE}"
     print(f"written to {folder}/: {models}, {RESULTS}, report.html and more")
