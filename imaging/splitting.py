@@ -209,10 +209,10 @@ def prepare_data(
     """Scans, checks and splits the photos of `data_path`, without those that `exclude` lists.
 
     Folders for validation and for testing (`val_path` and `test_path`, or val and test beside train
-    in `data_path`) are used as they are; without them, `val_split` and `test_split` of each class
-    are kept apart, chosen by `seed`; what belongs together by `group_by` (None: near copies, unless
-    the photos are many; see `relations.related`) stays together. `workers` threads decode. Raises
-    ValueError or OSError with a sentence, also where there are not `num_classes` classes.
+    in `data_path`) are used as they are; else `val_split` and `test_split` of each class are kept
+    apart, chosen by `seed`; what belongs together by `group_by` (`relations.related`; None: near
+    copies, unless the photos are many) stays together. `workers` threads decode. Raises ValueError
+    or OSError with a sentence, also where there are not `num_classes` classes.
     """
     if not 0 < val_split < 1:
         raise ValueError(f"--val-split must lie between 0 and 1, not {val_split}")
@@ -224,15 +224,13 @@ def prepare_data(
     group_by, notes = _settled(group_by, files)
     sides, groups, seen = _compared(files, folders, group_by, workers, problems)
     shares = {"val": val_split} | ({"test": test_split} if test_split else {})
-    sides, choice = split_sides(
-        sides, groups, seen, group_by, shares, seed, folders.train, problems
-    )
+    sides, facts = split_sides(sides, groups, seen, group_by, shares, seed, folders.train, problems)
     require_photos(sides["train"], sides["val"])
     classes = sorted(files["train"])
     split = make_split(data_path, classes, **sides, problems=problems, numbers=seen.numbers)
-    notes += described(group_by, groups) + _on_folders(folders, data_path)
-    split.report.notes += about + notes
-    split.groups, split.choice, split.excluded = groups, choice, excluded
+    split.report.notes += about + notes + described(group_by, groups)
+    split.report.notes += _on_folders(folders, data_path)
+    split.groups, split.choice, split.excluded = groups, facts, excluded
     return split
 
 
