@@ -1,6 +1,7 @@
 # make demo      train a small KAN-ViT on drawn flowers and predict one of them
 # make test      every test that a commit must pass, with the linter
 # make test-all  the long tests as well
+# make test-page     the page of serve.py in a Chromium that is here, or CHROMIUM=/path/to/it
 # make test-lowest   the tests with the oldest versions that the requirements allow
 # Each makes the environment in .venv first and skips what is done. Tests run in as many processes as
 # there are cores, each with one thread: two threads of torch wait for each other in every layer.
@@ -11,7 +12,7 @@ PY := $(BIN)/python
 DEMO := weights/demo
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
-.PHONY: help demo test test-all test-lowest lint clean
+.PHONY: help demo test test-all test-page test-lowest lint clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -55,6 +56,10 @@ test: lint
 
 test-all: lint .venv/installed-all
 	$(TEST) -m ""
+
+# In one process: the browser has threads of its own. -rs names what was skipped, and why.
+test-page: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m page -rs tests/serving
 
 # The oldest versions that the requirements allow, in an environment of its own (some GB).
 test-lowest:

@@ -19,6 +19,8 @@ export function explained(why, picture) {
 function looked(why, picture) {
   const map = element("div", { className: "map" }, picture);
   const heat = element("div", { className: "heat", ariaHidden: "true" }, heatMap(why.heat), ...marks(why));
+  // As large as it fits, in its own proportions: the overlay lies on it in shares of its sides.
+  picture.addEventListener("load", () => map.style.setProperty("--shape", picture.naturalWidth / picture.naturalHeight));
   const [left, top, right, bottom] = why.box;
   Object.assign(heat.style, {
     left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%`,
@@ -125,7 +127,7 @@ function nearest(near) {
   const photos = near.map(({ label, similarity, photo }) =>
     element(
       "figure", {},
-      element("img", { src: photo, alt: "" }),
+      photo && element("img", { src: photo, alt: "" }),
       element("figcaption", {}, named(label), element("small", { textContent: ` ${say("alike", percent(similarity, 0))}` })),
     ),
   );

@@ -1,0 +1,291 @@
+"""The page of serve.py in a real browser: `make test-page`.
+
+It takes the Chromium that CHROMIUM names or that is on the PATH; without one every test is skipped.
+"""
+
+import os
+import re
+import shutil
+
+import pytest
+from tiny_server import CLASSES, Client, opened, photo, serving, write_checkpoint
+
+from predict import Predictor
+
+pytestmark = pytest.mark.page
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+OURS, THEIRS = "classroom.test", "evil.test"  # names that the browser is told point here
+FLAGS = [
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    f"--host-resolver-rules=MAP {OURS} 127.0.0.1, MAP {THEIRS} 127.0.0.1",
+]
+SCRIPT = '<img src=x onerror="document.title=1">.jpg'
+
+
+def chromium() -> str:
+    """Returns the browser's path; skips where there is none."""
+    named = os.environ.get("CHROMIUM")
+    if (
+        found := shutil.which(named)
+        if named
+        else next(filter(None, map(shutil.which, NAMES)), None)
+    ):
+        return found
+    missing = f"CHROMIUM={named} is none" if named else "there is no Chromium on the PATH"
+    pytest.skip(f"{missing}: apt install chromium, or CHROMIUM=/path/to/it make test-page")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = chromium()
+    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    as_root = ["--no-sandbox"] * (getattr(os, "geteuid", lambda: 1)() == 0)
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *as_root])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    second = write_checkpoint(folder / "second" / "best.pth", 1, ["=1+1", "雏菊"], mlp="mlp")
+    return write_checkpoint(folder / "first" / "best.pth"), second
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints):
+    with serving(opened(*checkpoints), [OURS]) as client:
+        yield client
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Returns open_page(host, **settings of the browser): the page, watched for faults."""
+    contexts, faults = [], []
+
+    def open_page(host="localhost", width=1280, **settings):
+        size = {"width": width, "height": 800}
+        context = browser.new_context(**{"viewport": size, "locale": "en-US"} | settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"http://{host}:{server.port}/")
+        return page
+
+    asked = []
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults
+    ours = re.compile(rf"(http://(localhost|{OURS}|{THEIRS}):{server.port}/|blob:|data:)")
+    assert [url for url in asked if not ours.match(url)] == []
+
+
+def expect(*args, **kwargs):
+    from playwright.sync_api import expect
+
+    return expect(*args, **kwargs)
+
+
+def sent(content: bytes, name="photo.jpg", kind="image/jpeg") -> dict:
+    return {"name": name, "mimeType": kind, "buffer": content}
+
+
+def drop(page, content: bytes, name="photo.jpg", event="drop") -> None:
+    """Drops a file on the page, or pastes it, as a browser does."""
+    transfer = page.evaluate_handle(
+        """([bytes, name]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/jpeg" }));
+            return transfer;
+        }""",
+        [list(content), name],
+    )
+    page.evaluate(
+        """([event, data]) => document.body.dispatchEvent(event === "drop"
+            ? new DragEvent(event, { dataTransfer: data, bubbles: true })
+            : new ClipboardEvent(event, { clipboardData: data, bubbles: true }))""",
+        [event, transfer],
+    )
+
+
+def test_a_dropped_photo_is_answered_as_predict_py_does(open_page, checkpoints, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(photo(1))
+    expected = Predictor(str(checkpoints[0]))(tmp_path / "photo.jpg")["predictions"]
+    page = open_page()
+    expect(page.locator("#about")).to_contain_text("daisy, roses, tulips")
+    drop(page, photo(1))
+    expect(page.locator(".verdict")).to_have_text(expected[0]["class"])
+    rows = [row.inner_text().split() for row in page.locator(".bars li").all()]
+    assert rows == [[one["class"], f"{100 * one['probability']:.1f}%"] for one in expected]
+    said = f"photo.jpg: {expected[0]['class']}, {100 * expected[0]['probability']:.1f}%"
+    expect(page.locator("[aria-live]")).to_have_text(said)
+
+
+def test_where_it_looked_and_the_splines_are_shown(open_page):
+    page = open_page()
+    drop(page, photo(2))  # of one photo at once
+    expect(page.locator(".splines svg")).to_have_count(6)
+    heat, slider = page.locator(".heat"), page.get_by_label("strength of the overlay")
+    expect(heat).to_have_css("opacity", "0.65")
+    slider.fill("20")
+    expect(heat).to_have_css("opacity", "0.2")
+    picture, map_ = page.locator(".map").bounding_box(), heat.bounding_box()
+    assert map_["width"] == pytest.approx(map_["height"], rel=0.02)  # the model saw a square
+    assert picture["width"] >= map_["width"]
+    page.get_by_role("button", name="Hide photo.jpg").press("Enter")
+    expect(page.locator(".why")).to_have_count(0)
+    why = page.get_by_role("button", name="Why? photo.jpg")
+    expect(why).to_be_focused()
+    expect(why).to_have_attribute("aria-expanded", "false")
+
+
+def test_a_pasted_picture_is_answered(open_page):
+    page = open_page()
+    drop(page, photo(3), "image.png", "paste")
+    expect(page.locator(".verdict")).to_have_count(1)
+
+
+def test_the_language_is_the_browsers_and_can_be_switched(open_page):
+    page = open_page(locale="zh-TW")
+    expect(page.locator("h1")).to_have_text("模型看見了什麼？")
+    expect(page.locator("html")).to_have_attribute("lang", "zh-Hant")
+    page.set_input_files("#files", [sent(photo())])
+    expect(page.get_by_text("起作用的樣條")).to_be_visible()
+    page.get_by_role("button", name="English").click()
+    expect(page.get_by_text("The splines that mattered")).to_be_visible()
+    expect(page.locator("h1")).to_have_text("What does the model see?")
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("lang", "en")  # it is remembered
+
+
+def test_a_bad_file_is_told_and_the_next_photo_answered(open_page):
+    page = open_page()
+    page.set_input_files("#files", [sent(b"no photo", "notes.jpg"), sent(b"", "empty.jpg")])
+    expect(page.locator(".card .trouble")).to_have_count(2)
+    expect(page.locator(".card .trouble").first).to_contain_text(
+        "This is no photo that can be read"
+    )
+    page.set_input_files("#files", [sent(photo())])
+    expect(page.locator(".verdict")).to_have_count(1)
+
+
+def test_a_photo_that_the_browser_cannot_show_is_shown_all_the_same(open_page):
+    page = open_page()
+    page.set_input_files("#files", [sent(photo(kind="TIFF"), "scan.tif", "image/tiff")] * 2)
+    expect(page.locator(".verdict")).to_have_count(2)
+    picture = page.locator(".frame img").first
+    expect(picture).to_be_visible()
+    page.wait_for_timeout(300)
+    assert picture.evaluate("image => image.naturalWidth") == 90
+
+
+def test_a_name_that_is_a_script_is_a_name(open_page):
+    page = open_page()
+    drop(page, photo(), SCRIPT)
+    expect(page.locator(".file")).to_have_text(SCRIPT)
+    expect(page).to_have_title("What does the model see?")
+
+
+def test_nothing_sticks_out_at_the_width_of_a_phone(open_page):
+    for locale, scheme in (("en-US", "light"), ("zh-TW", "dark")):
+        page = open_page(width=360, locale=locale, color_scheme=scheme)
+        drop(page, photo(), f"{'long' * 30}.jpg")
+        expect(page.locator(".splines svg")).to_have_count(6)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        sizes = [
+            one.bounding_box() for one in page.locator("button:visible, .button:visible").all()
+        ]
+        assert min(size["height"] for size in sizes) >= 40  # for fingers
+
+
+def test_the_camera_is_answered_each_second(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Camera", exact=True).click()
+    expect(page.locator("#live-answer .verdict")).to_be_visible()
+    page.get_by_role("button", name="Keep this picture").click()
+    expect(page.locator(".card .verdict")).to_have_count(1)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#live")).to_be_hidden()
+    expect(page.get_by_role("button", name="Camera", exact=True)).to_be_focused()
+
+
+def test_where_the_browser_allows_no_camera_the_page_says_so(open_page):
+    page = open_page(OURS)
+    expect(page.get_by_role("button", name="Camera", exact=True)).to_be_hidden()
+    expect(page.get_by_text("over https only")).to_be_visible()
+    expect(page.locator("#shot")).to_have_attribute("capture", "environment")
+    page.set_input_files("#shot", [sent(photo())])
+    expect(page.locator(".verdict")).to_have_count(1)
+
+
+def test_photos_are_sorted_and_saved_as_a_table_that_runs_no_formula(open_page):
+    page = open_page()
+    page.locator("#model").select_option("second")
+    files = [sent(photo(number), f"={number}.jpg") for number in range(4)]
+    page.set_input_files("#files", [*files, sent(b"no photo", "bad.jpg")])
+    expect(page.locator(".verdict")).to_have_count(4)
+    expect(page.locator(".card .trouble")).to_have_count(1)
+    page.locator("#sort").select_option("sure")
+    shares = [
+        float(share.inner_text()[:-1]) for share in page.locator("li:first-child > .share").all()
+    ]
+    assert shares == sorted(shares, reverse=True)
+    page.locator("#sort").select_option("unsure")
+    shares = [
+        float(share.inner_text()[:-1]) for share in page.locator("li:first-child > .share").all()
+    ]
+    assert shares == sorted(shares)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    text = download.value.path().read_bytes().decode("utf-8-sig")
+    head, *rows = text.splitlines()
+    assert head == "image,answer,class_1,probability_1,class_2,probability_2,error"
+    assert [row.split(",")[0] for row in rows] == [
+        "'=0.jpg",
+        "'=1.jpg",
+        "'=2.jpg",
+        "'=3.jpg",
+        "bad.jpg",
+    ]
+    assert not re.search("(^|,)=", text, re.M)
+
+
+def test_another_model_answers_for_the_photos_that_are_there(open_page):
+    page = open_page()
+    page.set_input_files("#files", [sent(photo(1)), sent(photo(2))])
+    expect(page.locator(".bars li")).to_have_count(2 * len(CLASSES))
+    page.get_by_label("model").select_option("second")
+    expect(page.locator(".bars li")).to_have_count(2 * 2)
+    expect(page.locator("#about")).to_contain_text("雏菊")
+
+
+def test_the_keyboard_reaches_everything(open_page):
+    page = open_page()
+    page.set_input_files("#files", [sent(photo(1), "a.jpg"), sent(photo(2), "b.jpg")])
+    expect(page.locator(".verdict")).to_have_count(2)
+    page.locator("body").focus()
+    reached = []
+    for _ in range(11):
+        page.keyboard.press("Tab")
+        told = "e => e.ariaLabel || e.id || e.textContent"
+        reached.append(page.locator(":focus").evaluate(told))
+    places = ["model", "language", "files", "camera", "sort", "csv", "clear", "Why? b.jpg"]
+    assert [place for place in reached if place in places] == places
+    page.get_by_role("button", name="Remove b.jpg").press("Enter")
+    expect(page.get_by_role("button", name="Remove a.jpg")).to_be_focused()
+
+
+def test_pages_from_elsewhere_get_nothing(browser, server: Client):
+    """Neither a page with a name that was made to point here, nor one of another origin."""
+    context = browser.new_context()
+    page = context.new_page()
+    assert page.goto(f"http://{THEIRS}:{server.port}/").status == 403
+    ask = f"fetch('http://localhost:{server.port}/models').then(r => r.text(), e => 'refused')"
+    assert page.evaluate(ask) == "refused"
+    send = ask.replace("/models'", "/predict', {method: 'POST', body: 'x', mode: 'no-cors'}")
+    assert page.evaluate(send.replace("r.text()", "r.type")) in ("opaque", "refused")
+    context.close()
