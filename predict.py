@@ -157,11 +157,12 @@ def progress_bar():
 
 
 def make_writers(
-    options: Options, classifier: Classifier, device: torch.device, many: bool
+    options: Options, classifier: Classifier, device: torch.device, many: bool, weights: str
 ) -> list:
     """The writers that the options ask for; output folders are created and tried here.
 
-    many: so many photos that each gets a line: the best class, or as many as --topk says.
+    many: so many photos that each gets a line: the best class, or as many as --topk says. weights:
+    the file that the classifier is from.
     """
     brief = (options.topk if "topk" in options.given else 1) if many else 0
     writers: list = [JsonLines() if options.json else Table(brief=brief)]
@@ -176,7 +177,8 @@ def make_writers(
     if options.explain:
         from explaining.photo_figure import Figures  # needs matplotlib
 
-        writers.append(Figures(options.explain, classifier, options.explain_class, device))
+        wanted = options.explain, classifier, options.explain_class, device, weights
+        writers.append(Figures(*wanted))
     return writers
 
 
@@ -228,10 +230,11 @@ def main() -> int:
     score = Score(classifier.classes, classifier.facts.get("trained_on", ""))
     photos = find_photos(options.inputs, classifier.classes)
     first = list(islice(photos, TABLES + 1))
-    writers = [*make_writers(options, classifier, device, len(first) > TABLES), score]
+    writers = [*make_writers(options, classifier, device, len(first) > TABLES, weights), score]
     notes = sys.stderr if options.json else sys.stdout  # --json has standard output to itself
     title = f"{classifier.title} ({weights})"
-    print(title, *classifier.notes, sep="\n", end="\n\n", file=notes, flush=True)
+    told = [*classifier.notes, *(note for writer in writers for note in writer.notes)]
+    print(title, *told, sep="\n", end="\n\n", file=notes, flush=True)
 
     predictor = Predictor(
         classifier,

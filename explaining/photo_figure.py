@@ -1,6 +1,7 @@
 """One figure per photo that says why: where the model looked and which splines moved the answer.
 
-predict.py --explain writes these. What they show is worked out in `story`.
+predict.py --explain writes these. What they show is worked out in `story`; below stand the photos
+of the training set that are most like it, see `predicting.nearest`.
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,19 @@ from torch import Tensor
 
 from explaining.parts import told_apart
 from explaining.story import CURVES, DrawnCurve, Story, explain
+from imaging.decoding import load_image
+from imaging.digests import TrainedOn
 from imaging.preprocess import eval_transform
+from predicting.nearest import Near, Nearest
 from predicting.writers import Answer, Writer
+from reporting.palette import LIGHT
 from system.files import FreshNames
 from system.fonts import legible, use_fonts
 
 SAMPLE = 32  # photos whose values stand under the curves
-FOR, AGAINST, GREY = "#c0392b", "#1b6ca8", "#9aa5b1"
+THUMBNAIL = 240  # pixels of a training photo's longer side
+SAME = 0.9995  # the cosine from which on features are equal, as precisely as files keep them
+FOR, AGAINST, GREY = LIGHT.for_, LIGHT.against, LIGHT.other
 
 
 class Figures(Writer):
@@ -27,7 +34,14 @@ class Figures(Writer):
     spread; the figures of the last ones appear at the end.
     """
 
-    def __init__(self, folder: str, classifier, class_name: str | None, device: torch.device):
+    def __init__(
+        self,
+        folder: str,
+        classifier,
+        class_name: str | None,
+        device: torch.device,
+        weights: str | None = None,  # the file of the classifier, beside which a run has others
+    ):
         if classifier.model is None:
             raise ValueError(
                 "--explain needs one model's checkpoint: an exported file shows no attention, and "
@@ -39,6 +53,9 @@ class Figures(Writer):
         self.model = told_apart(classifier.model)
         self.transform = eval_transform(classifier.preprocess)
         self.waiting: list[Answer] = []
+        self.nearest = Nearest.beside(weights, classifier) if weights else Nearest()
+        self.notes = [self.nearest.note] * bool(self.nearest.note)
+        self.trained_on = TrainedOn(classifier.facts.get("trained_on", ""))
         use_fonts()
 
     def write(self, answer: Answer) -> None:
@@ -57,7 +74,8 @@ class Figures(Writer):
         targets = torch.tensor(top if self.target is None else [self.target] * len(top))
         stories = explain(self.model, images, targets.to(self.device))
         for answer, story in zip(self.waiting, stories, strict=True):
-            figure = draw(answer, story, self.classifier)
+            near = self.nearest.of(answer.features)
+            figure = draw(answer, story, self.classifier, near, answer.path in self.trained_on)
             figure.savefig(self.names.path(answer.path, ".png"), dpi=110)
         self.waiting.clear()
 
@@ -70,14 +88,18 @@ def class_index(name: str | None, classes: Sequence[str]) -> int | None:
     raise ValueError(f"--explain-class {name!r} is no class of this model; {hint}")
 
 
-def draw(answer: Answer, story: Story, classifier):
-    """The figure of one photo: the photo, where the model looked, its answer; below, the curves."""
+def draw(answer: Answer, story: Story, classifier, near: Sequence[Near] = (), own: bool = False):
+    """The figure of one photo: the photo, where the model looked, its answer; below, the curves.
+
+    near: the training photos most like it, last in the figure. own: whether it is one itself.
+    """
     from matplotlib.figure import Figure
 
     name = legible(classifier.classes[story.target])
-    height = 10.2 if story.curves else 4.2
-    figure = Figure(figsize=(11, height), layout="constrained")
-    top, *below = figure.subfigures(3, 1, height_ratios=[1.3, 1, 1]) if story.curves else [figure]
+    heights = [4.2, *[3.0] * 2 * bool(story.curves), *[2.5] * bool(near)]
+    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    top, below = parts[0], parts[1:3]
     axes = top.subplot_mosaic(
         [
             ["photo", "looked", "answer"],
@@ -101,6 +123,8 @@ def draw(answer: Answer, story: Story, classifier):
             for column, axes in enumerate(place.subplots(1, CURVES // 2)):
                 number = row * CURVES // 2 + column
                 draw_curve(axes, number + 1, story.curves[number], name)
+    if near:
+        draw_near(parts[-1], near, own)
     return figure
 
 
@@ -108,6 +132,37 @@ def draw_photo(axes, answer: Answer) -> None:
     axes.imshow(answer.image)
     axes.set_title("the photo", fontsize=10)
     axes.axis("off")
+
+
+def draw_near(place, near: Sequence[Near], own: bool) -> None:
+    """The nearest training photos with their classes, or their names where they are gone."""
+    told = "; this photo is one of them" if own else ""
+    place.suptitle(f"the training photos most like it, to the model{told}", fontsize=10)
+    for axes, one in zip(place.subplots(1, len(near), squeeze=False)[0], near, strict=True):
+        same = ", the same to the model" if one.similarity >= SAME else ""
+        axes.set_title(f"{legible(one.label)}  {one.similarity:.3f}{same}", fontsize=9)
+        axes.axis("off")
+        picture = thumbnail(one)
+        if picture is None:
+            words = f"(not there now)\n{shortened(legible(one.path))}"
+            axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, color=GREY)
+        else:
+            axes.imshow(picture)
+
+
+def thumbnail(near: Near):
+    """The photo, small, as a PIL image; None where it is gone or cannot be read."""
+    try:
+        picture = near.photo and load_image(near.photo, THUMBNAIL)
+    except (OSError, ValueError):
+        return None
+    if picture is not None:
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
+
+
+def shortened(path: str, most: int = 44) -> str:
+    return path if len(path) <= most else f"…{path[1 - most :]}"
 
 
 def model_view(answer: Answer, classifier) -> Tensor:
@@ -143,7 +198,8 @@ def draw_answers(axes, answer: Answer, story: Story) -> None:
         text = f"{legible(name)}  {probability:.3f}"
         axes.text(0, row - 0.22, text, va="bottom", fontsize=9)
     axes.set(xlim=(0, 1), ylim=(max(len(answer.top), 3) - 0.5, -0.8))
-    axes.set_title("what it answered", fontsize=10)
+    doubt = f": {answer.doubt}" if answer.doubt else ""
+    axes.set_title(f"what it answered{doubt}", fontsize=10)
     axes.axis("off")
 
 

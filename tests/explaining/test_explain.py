@@ -203,7 +203,7 @@ class FakeClassifier:
 
     def __init__(self, model):
         self.model = model
-        self.classes = NAMES
+        self.classes, self.facts = NAMES, {}
         self.preprocess = Preprocess(img_size=32)
 
 
