@@ -182,6 +182,8 @@ class SplineLayer(nn.Module):
 
         Exact where the new knots contain the old ones (grid_size a multiple of the old one), the
         best approximation elsewhere. New knots divide the old cells as evenly as the old ones did.
+        In the middle of training an optimiser is made anew, and no loss of before may be kept:
+        autograd holds the old shapes as long as one is.
         """
         require_whole(1, grid_size=grid_size)
         self._regrid(finer_knots(self.grid, self.spline_order, grid_size))

@@ -1,5 +1,7 @@
 """benchmarks/worth.py searches rates until none lies at an edge, and judges by other photos."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks import worth
+from benchmarks.forms import training
 from benchmarks.forms.pack import Pack, PhotoSet, write
 from benchmarks.forms.paired import difference
-from benchmarks.forms.table import FORMS
+from benchmarks.forms.table import BASE, FORMS, VARIANTS
 from benchmarks.forms.training import Job, drawn, sides, train
 from vit_model import create_model
 
@@ -110,3 +113,25 @@ def test_a_form_is_trained_from_a_pack_and_judged_photo_by_photo(pack, form):
     assert result == train(job, FORMS[form], pack, torch.device("cpu"), epochs=2) | {
         "train_seconds": result["train_seconds"]
     }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_another_training_than_its_base(pack, variant):
+    job = Job("", "colours", 1, 12, 1e-2, choosing=False)
+    form = VARIANTS[variant]  # in two epochs weak penalties would not be seen
+    form = replace(form, smooth=1e4 * form.smooth, decay=100 * form.decay)
+    losses = {train(job, one, pack, torch.device("cpu"), epochs=2)["loss"] for one in (BASE, form)}
+    assert len(losses) == 2
+
+
+def test_splines_refined_in_the_middle_have_more_cells_and_keep_their_form(pack, monkeypatch):
+    seen, judge = [], training.judge
+
+    def looked(rest, *others):
+        seen.extend(m.grid_size for m in rest.modules() if isinstance(m, training.SplineLayer))
+        return judge(rest, *others)
+
+    monkeypatch.setattr(training, "judge", looked)
+    job = Job("", "colours", 1, 12, 1e-2, choosing=False)
+    train(job, VARIANTS["3 cells, later 6"], pack, torch.device("cpu"), epochs=2)
+    assert set(seen) == {6}

@@ -134,6 +134,13 @@ def optimiser_of(model: VisionTransformer, form: Form, rate: float) -> torch.opt
     return optimiser
 
 
+def refine(model: nn.Module, cells: int) -> None:
+    """Gives every spline so many cells; the functions stay."""
+    for module in model.modules():
+        if isinstance(module, SplineLayer):
+            module.refine(cells)
+
+
 def roughness(model: nn.Module) -> Tensor:
     """Returns the mean squared second difference of the grouped splines' coefficients."""
     layers = [module for module in model.modules() if isinstance(module, GroupKANLinear)]
@@ -156,9 +163,8 @@ def train(job: Job, form: Form, pack: Pack, device: torch.device, epochs: int = 
     rest = rest_of(model, skip)
     inputs = views(model, skip, load, ours, device)
     labels = photos.labels[ours].to(device)
-    optimiser = optimiser_of(model, form, job.rate)
     start = time.process_time()
-    fit(rest, form, inputs, labels, optimiser, job.seed, epochs)
+    fit(model, rest, form, inputs, labels, job, epochs)
     seconds = time.process_time() - start
     judged = views(model, skip, load, theirs, device, mirrored=False)
     loss, right = judge(rest, judged, photos.labels[theirs].to(device))
@@ -197,27 +203,42 @@ def views(model, skip: int, load, places: Tensor, device, mirrored: bool = True)
     return lambda batch, flip: kept[int(flip)][batch]
 
 
-def fit(rest, form: Form, inputs, labels: Tensor, optimiser, seed: int, epochs: int) -> None:
+def stepping(model: VisionTransformer, form: Form, rate: float, per_epoch: int, epochs: int):
+    """Returns optimiser, schedule, and all parameters that train."""
+    optimiser = optimiser_of(model, form, rate)
+    scheduler = create_lr_scheduler(optimiser, epochs * per_epoch, per_epoch * form.everything, LRF)
+    return optimiser, scheduler, [p for g in optimiser.param_groups for p in g["params"]]
+
+
+def fit(model, rest, form: Form, inputs, labels: Tensor, job: Job, epochs: int) -> None:
     """Trains in batches; half of them, drawn by the seed, are mirrored."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * -(-len(labels) // BATCH)
-    scheduler = create_lr_scheduler(optimiser, steps, steps // epochs * form.everything, LRF)
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    torch.manual_seed(seed)  # of dropout
+    generator = torch.Generator().manual_seed(job.seed)
+    sizes = form, job.rate, -(-len(labels) // BATCH), epochs
+    optimiser, scheduler, parameters = stepping(model, *sizes)
+    torch.manual_seed(job.seed)  # of dropout
     rest.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if form.refined and epoch == epochs // 2:
+            done = scheduler.last_epoch
+            refine(model, form.refined)
+            optimiser, scheduler, parameters = stepping(model, *sizes)
+            optimiser.step()  # of no gradients yet: a schedule asks for one before its own
+            for _ in range(done):
+                scheduler.step()
         for batch in torch.randperm(len(labels), generator=generator).split(BATCH):
             flip = bool(torch.rand((), generator=generator) < 0.5)
-            with autocast(labels.device):
-                logits = rest(inputs(batch.to(labels.device), flip))
-            loss = F.cross_entropy(logits.float(), labels[batch])
-            if form.smooth:
-                loss = loss + form.smooth * roughness(rest)
-            loss.backward()
+            loss_of(rest, form, inputs(batch.to(labels.device), flip), labels[batch]).backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             optimiser.zero_grad()
             scheduler.step()
+
+
+def loss_of(rest, form: Form, images: Tensor, labels: Tensor) -> Tensor:
+    with autocast(labels.device):
+        logits = rest(images)
+    loss = F.cross_entropy(logits.float(), labels)
+    return loss + form.smooth * roughness(rest) if form.smooth else loss
 
 
 @torch.no_grad()
