@@ -49,6 +49,7 @@ def write_report(
     reading: Reading = Reading(),  # noqa: B008 (frozen)
     notes: Sequence[str] = (),
     calibration: Sequence[tuple[str, Sequence[Bin]]] = (),
+    suspects: str = "",
 ) -> Path:
     """Writes report.html into `run_dir` and returns its path; what is empty is left out.
 
@@ -57,6 +58,7 @@ def write_report(
     alone. mistakes: from `worst_mistakes`. settings: (flag, value, why). data_lines: what the check
     of the data set found. commands: (what it does, command line). reading: of the photos' numbers.
     notes: how far the accuracy is to be trusted. calibration: (at what temperature, its bins).
+    suspects: what suspects.html beside it shows.
     """
     letters = [title, *classes, *(m["path"] for m in mistakes), *data_lines]
     table = sorted(
@@ -67,6 +69,7 @@ def write_report(
         font=font_of(letters), curves=curves_of(rows), confusion=confusion_of(matrix, classes),
         notes=notes, calibration=calibration_of(calibration),
         table=table, mean=mean_of(table), mistakes=[shown(one, reading) for one in mistakes],
+        suspects=suspects,
     )  # fmt: skip
     path = Path(run_dir) / REPORT
     write_text(path, page)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from imaging.data_report import DataReport
 from my_dataset import Failed
@@ -123,16 +123,44 @@ def next_form(run: Run) -> list[tuple[str, str]]:
         return []
     if run.model.sizes.adapt != "none" or options.adapt != "none":
         return []
-    names = "data_path", "val_path", "test_path", "test_split", "weights", "img_size", "epochs"
-    values = {name: getattr(options, name) for name in names}
-    told = {name: value for name, value in values.items() if value != getattr(Options, name)}
-    words = [word for name, value in told.items() for word in (flag_of(name), value)]
+    names = {"data_path", "val_path", "test_path", "test_split", "exclude", "weights", "img_size"}
+    words = words_of(options, names | {"epochs"})
     line = command("python", "train.py", *words, *NEXT_FLAGS)
     worth = f"{NEXT_WORTH} (docs/results.md)"
     if run.photo_seconds:
         minutes = run.photo_seconds * options.epochs * len(run.data.train.paths) * STEP / 60
         worth += f", here in about {max(1, round(minutes))} min"
     return [(f"try next, {worth}", line)]
+
+
+# What a run that does the same again need not say, beside what was chosen for it.
+NOT_AGAIN = {"output", "resume", "workers", "save_steps", "cache_images", "download", "exclude"}
+
+
+def again(run: Run) -> list[str]:
+    """Returns the flags of a run with which another one does the same again."""
+    names = {named.name for named, _ in Options.rows()}
+    return words_of(run.options, names - NOT_AGAIN - run.reasons.keys())
+
+
+def words_of(options: Options, names: Collection[str]) -> list[str]:
+    """Returns the flags among `names`, in the order of the table, whose value is no default."""
+    words = []
+    for named, row in Options.rows():
+        value, flag = getattr(options, named.name), flag_of(named.name)
+        if named.name not in names or value == named.default:
+            continue
+        if row.kind == "switch":
+            words.append(flag)
+        elif row.kind == "list":
+            words += [flag, *value]
+        elif row.kind == "pair":
+            words.append(flag if value else flag_of(f"no_{named.name}"))
+        elif isinstance(value, tuple):
+            words.append(f"{flag}={','.join(map(str, value))}")  # may begin with a minus
+        else:
+            words += [flag, str(value).lower() if isinstance(value, bool) else value]
+    return words
 
 
 def on_nan(run: Run, error: FloatingPointError) -> str:

@@ -9,6 +9,7 @@ from reporting.calibration import reliability
 from reporting.metrics import class_lines, confusion_matrix, most_confused, worst_mistakes
 from reporting.page import write_report
 from reporting.plots import image_grid, plot_confusion, plot_curves
+from reporting.suspects_page import PAGE as SUSPECTS_PAGE
 from system.flags import flag_of
 from system.fonts import font_advice
 from system.terminal import command, counted, printable
@@ -18,6 +19,8 @@ from training.conclusion import RESULTS, Answers, Conclusion, said
 from training.folds import TABLE
 from training.run_folder import RunLog
 from training.setup import Run
+from training.suspects import TABLE as SUSPECTS
+from training.suspects import Suspects
 from vit_model import kind_of
 
 SAMPLES = 12
@@ -46,6 +49,9 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
     mistakes = worst_mistakes(val.paths, val.labels, val.probabilities, classes)
     draw_results(run, log, matrix, mistakes)
     judged = found.judged
+    suspects = Suspects.of(run, val) if run.options.folds else None
+    if suspects:
+        suspects.write()
     write_report(
         folder,
         title=f"{run.model.name} on {Path(run.options.data_path).name}",
@@ -61,14 +67,15 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
         mistakes=mistakes,
         settings=settings(run),
         data_lines=(folder / "data_report.txt").read_text("utf-8").splitlines()[:40],
-        commands=commands(run),
+        commands=commands(run, suspects),
         reading=run.preprocess.reading,
+        suspects=suspects.told if suspects else "",
     )
     feature_cache.remove(folder)
-    tell(run, found, matrix)
+    tell(run, found, matrix, suspects)
 
 
-def tell(run: Run, found: Conclusion, matrix) -> None:
+def tell(run: Run, found: Conclusion, matrix, suspects: Suspects | None) -> None:
     """Prints what a run has come to, where it lies and what to type next."""
     folder, classes = run.folder, run.data.classes
     confused = most_confused(matrix, classes, 3)
@@ -83,9 +90,11 @@ def tell(run: Run, found: Conclusion, matrix) -> None:
         print(f"most confused: {printable(pairs)}")
     models = "best.pth, last.pth, features.npz, metrics.csv"
     if run.options.folds:
-        models = f"{'fold<k>/' * run.options.ensemble}best.pth, {TABLE}"
+        models = f"{'fold<k>/' * run.options.ensemble}best.pth, {TABLE}, {SUSPECTS}"
     print(f"written to {folder}/: {models}, {RESULTS}, report.html and more")
-    for what, line in commands(run):
+    if suspects:
+        print(f"{suspects.told}: see {folder / SUSPECTS_PAGE}")
+    for what, line in commands(run, suspects):
         print(f"{what}: {line}")
 
 
@@ -143,12 +152,13 @@ def settings(run: Run) -> list[tuple[str, object, str]]:
     ]
 
 
-def commands(run: Run) -> list[tuple[str, str]]:
+def commands(run: Run, suspects: Suspects | None) -> list[tuple[str, str]]:
     """Returns (what it does, command line) for what a user does next."""
     folder = run.folder
     weights = folder if run.options.ensemble else folder / "best.pth"
     return [
         ("predict", command("python", "predict.py", "PHOTO", "--weights", weights)),
         ("look closer", command("tensorboard", "--logdir", folder)),
+        *(suspects.commands if suspects else ()),
         *advice.next_form(run),
     ]

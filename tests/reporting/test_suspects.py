@@ -5,7 +5,8 @@ import pytest
 from cleanlab.count import compute_confident_joint
 from cleanlab.filter import find_label_issues
 
-from reporting.suspects import confident_joint, rounded, suspects, wrong_labels
+from reporting.suspects import Suspect, confident_joint, rounded, suspects, wrong_labels
+from reporting.suspects_page import write_suspects_page
 
 
 def answers(photos, classes, seed, sure=2.0, noise=0.1):
@@ -98,3 +99,65 @@ def test_rounding_keeps_the_sum():
     for seed in range(50):
         row = np.random.default_rng(seed).random(7)
         assert rounded(row / row.sum() * 23).sum() == 23
+
+
+# --- the page ---
+
+
+CLASSES = ["雛菊 & <b>", "玫瑰"]
+
+
+def page(folder, found, paths, **more):
+    facts = {
+        "title": "Labels to check in <flowers>",
+        "told": "2 of 9 labels are likely wrong",
+        "found": found,
+        "paths": paths,
+        "labels": [one % 2 for one in range(len(paths))],
+        "probabilities": np.tile([0.25, 0.75], (len(paths), 1)),
+        "classes": CLASSES,
+        "command": "python train.py --exclude run/suspects.csv",
+    }
+    return write_suspects_page(folder, **(facts | more)).read_text("utf-8")
+
+
+@pytest.fixture
+def photos(make_photos, tmp_path):
+    root = make_photos(tmp_path / "data", ("a",), per_class=6)
+    return sorted(map(str, root.rglob("*.jpg")))
+
+
+def test_the_page_shows_each_suspect_with_label_likely_class_and_score(photos, tmp_path):
+    found = [Suspect(2, 0, 1, 0.987), Suspect(5, 1, 0, 0.5)]
+    text = page(tmp_path, found, photos)
+    assert text.count("data:image/jpeg") == 2
+    assert "label: <b><bdi>雛菊 &amp; &lt;b&gt;</bdi></b>" in text
+    assert "likely: <b><bdi>玫瑰</bdi></b><br>score 0.99" in text
+    assert "python train.py --exclude run/suspects.csv" in text
+    assert "<b>" not in text.partition("<title>")[2].partition("</title>")[0]
+    assert "http" not in text
+    assert "more stand in suspects.csv" not in text
+
+
+def test_copies_stand_side_by_side_once_with_what_the_model_gives_them(photos, tmp_path):
+    found = [Suspect(1, 1, 0, 1.0, (0,)), Suspect(0, 0, 1, 1.0, (1,)), Suspect(3, 1, 0, 0.9)]
+    text = page(tmp_path, found, photos)
+    assert text.count("data:image/jpeg") == 3
+    assert text.count('<div class="photos">') == 2  # a pair, and the others
+    pair = text.partition('<div class="pairs">')[2].partition("</section>")[0]
+    assert pair.index("a_01.jpg") < pair.index("a_00.jpg")
+    assert "the model gives it 75.0&nbsp;%" in pair
+    assert "the model gives it 25.0&nbsp;%" in pair
+
+
+def test_the_page_is_bounded_and_says_how_many_it_leaves_out(tmp_path):
+    paths = [f"gone/{number}.jpg" for number in range(130)]
+    text = page(tmp_path, [Suspect(n, n % 2, 1 - n % 2, 0.9) for n in range(130)], paths)
+    assert text.count("cannot be read any more") == 100
+    assert "30 more stand in suspects.csv" in text
+
+
+def test_a_page_without_suspects_says_so(tmp_path):
+    text = page(tmp_path, [], [], told="none of 9 labels looks wrong", command="")
+    assert "none of 9 labels looks wrong" in text
+    assert "<section>" not in text
