@@ -12,7 +12,6 @@ is called unknown at P, on average, however the scores are distributed.
 """
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,7 +63,9 @@ class Known:
 
     def judged_by(self, scores: Tensor) -> "Known":
         """The same photos, with the scores (S,) of others of their kind."""
-        scores = scores.float().sort().values
+        scores = (
+            scores[scores.isfinite()].float().sort().values
+        )  # of a spoilt model they may not be
         if len(scores) > MOST_SCORES:
             places = torch.linspace(0, len(scores) - 1, MOST_SCORES, dtype=torch.float64)
             scores = scores[places.round().long()]
@@ -85,7 +86,7 @@ class Known:
 
         groups: (N,), and own (R,) those of the known: photos of one group are not compared.
         """
-        found = [features.new_zeros(0, dtype=torch.float32)]
+        found = [torch.zeros(0)]
         for start in range(0, len(features), ROWS):
             some = slice(start, start + ROWS)
             likeness = F.normalize(features[some].cpu().float(), dim=1) @ self.directions.T
@@ -119,9 +120,11 @@ class Known:
 
         Raises ValueError, worded to follow a file's name, for anything else.
         """
-        if values == {}:
+        if isinstance(values, dict) and not values:
             return None
         try:
+            if not isinstance(values, dict):
+                raise TypeError
             told = values["features"], values["width"], values["scores"]
             return cls(*_checked(*told))
         except (KeyError, TypeError, ValueError):
@@ -137,7 +140,7 @@ def _checked(features: object, width: object, scores: object) -> tuple[Tensor, T
     data = base64.b64decode(features, validate=True)
     if width < 1 or not data or len(data) % width:
         raise ValueError
-    if not all(type(score) in (int, float) and math.isfinite(score) for score in scores):
+    if not all(type(score) in (int, float) and abs(score - 1) < 1.01 for score in scores):
         raise ValueError
     numbers = torch.frombuffer(bytearray(data), dtype=torch.int8)
     return numbers.view(-1, width), torch.tensor(sorted(scores), dtype=torch.float32)
