@@ -15,12 +15,13 @@ from imaging.decoding import PhotoError, load_image
 from imaging.preprocess import Preprocess, eval_transform
 from predicting.inputs import Photo
 from pretrained import LoadedModel
+from reporting.palette import LIGHT
 from system.fonts import use_fonts
 
 PHOTOS = 64  # looked at unless --photos says otherwise
 CURVES = 6  # drawn per layer
 VALUES = 1024  # inputs of each layer that are looked at
-GREY, LEARNED = "#9aa5b1", "#c0392b"
+GREY, LEARNED = LIGHT.other, LIGHT.for_
 
 
 @dataclass
@@ -162,7 +163,7 @@ def draw_block(block: int, layers: dict[str, nn.Module], surveys: dict[str, Laye
     figure = Figure(figsize=(15, 2.9 * len(names) + 0.6), layout="constrained")
     figure.suptitle(
         f"Block {block + 1}: the most used splines of each layer. "
-        "Red: learned; dashed: before training; grey: the values met.",
+        "Solid: learned; dashed: before training; grey: the values met.",
         fontsize=11,
     )
     rows = figure.subplots(len(names), CURVES, squeeze=False)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from formats.checkpoints import CHECKPOINT_VERSION, save_checkpoint
 from formats.opening import RawWeights
 from kan import KAN, KANLinear
+from reporting.palette import LIGHT
 
 # What may be named as the base function of a file's layers.
 ACTIVATIONS = {kind.__name__: kind for kind in (
@@ -220,7 +221,7 @@ def draw_small_curve(axes, x: float, y: float, width: float, inputs, values, alp
     box = axes.inset_axes(
         (x - width / 2, y - 0.14, width, 0.28), transform=axes.transData, alpha=alpha
     )
-    box.plot(inputs[order], values[order], color="#c0392b", alpha=alpha, linewidth=1.5)
+    box.plot(inputs[order], values[order], color=LIGHT.for_, alpha=alpha, linewidth=1.5)
     box.set(xticks=[], yticks=[])
     for spine in box.spines.values():
         spine.set_alpha(alpha)

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from imaging.digests import TrainedOn
 from reporting.intervals import wilson
 from reporting.metrics import confusion_lines, most_frequent
+from reporting.palette import LIGHT
 from system.files import FreshNames, folder_name, safe_cell
 from system.fonts import pil_font
 from system.terminal import bar, counted, display_width, listed, pad, printable
@@ -212,17 +213,17 @@ def annotate(answer: Answer, long_side: int):
     for row, (_, name, probability) in enumerate(answer.top):
         y = photo.height + 8 + row * line
         font = pil_font(18, text=name)
-        colour = "#1b6ca8" if row == 0 and not answer.doubt else "#9aa5b1"
-        draw.text((10, y), shorten(printable(name), font, left - 18), fill="#222222", font=font)
+        colour = LIGHT.accent if row == 0 and not answer.doubt else LIGHT.other
+        draw.text((10, y), shorten(printable(name), font, left - 18), fill=LIGHT.ink, font=font)
         draw.rectangle(
             (left, y + 4, left + (right - left) * probability, y + line - 8), fill=colour
         )
-        draw.text((right + 8, y), f"{probability:.3f}", fill="#222222", font=pil_font(18))
+        draw.text((right + 8, y), f"{probability:.3f}", fill=LIGHT.ink, font=pil_font(18))
     if answer.doubt:
         draw.text(
             (10, 8),
             answer.doubt,
-            fill="#c0392b",
+            fill=LIGHT.wrong,
             font=pil_font(28),
             stroke_width=3,
             stroke_fill="white",

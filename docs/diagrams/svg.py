@@ -4,10 +4,16 @@ A page is 440 units wide, so that its smallest letters are still read on a phone
 everything lies: `collisions` says what overlaps, which is how the layouts test themselves.
 """
 
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from itertools import combinations, pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from reporting.palette import DARK, LIGHT
 
 WIDTH = 440
 Point = tuple[float, float]
@@ -33,26 +39,27 @@ WIDTH_OF = {letter: width for width, letters in WIDTHS.items() for letter in let
 MONO_WIDTH = 0.6
 BOLD = 1.06
 
-STYLE = """
-  .paper { fill: #ffffff } .frame { stroke: #c5ced8 } .box { fill: #f3f7fb; stroke: #33475b }
-  .ink { fill: #17222d } .soft { fill: #5b6b7b } .line { stroke: #33475b } .head { fill: #33475b }
-  .ti { fill: #0b62a8 } .li { stroke: #0b62a8 } .tc { fill: #8b3fa8 } .lc { stroke: #8b3fa8 }
-  .to { fill: #17704a } .lo { stroke: #17704a } .tm { fill: #8a5a10 } .lm { stroke: #8a5a10 }
+COLOURS = """
+  .paper { fill: %(card)s } .frame { stroke: %(line)s } .box { fill: %(paper)s; stroke: %(soft)s }
+  .ink { fill: %(ink)s } .soft, .head { fill: %(soft)s } .line { stroke: %(soft)s }
+  .frame-in { stroke: %(soft)s } .bar { stroke: %(ink)s }
+  .ti { fill: %(against)s } .li { stroke: %(against)s }
+  .tc { fill: %(violet)s } .lc { stroke: %(violet)s }
+  .to { fill: %(accent)s } .lo { stroke: %(accent)s }
+  .tm { fill: %(for_)s } .lm { stroke: %(for_)s }
+  """
+SHAPES = """
   .paper, .frame, .box, .line, .li, .lc, .lo, .lm { stroke-width: 1.3 }
   .frame, .line, .li, .lc, .lo, .lm { fill: none }
-  .frame-in { fill: none; stroke: #33475b; stroke-width: 1.1 }
-  .bar { stroke: #17222d; stroke-width: 3 }
+  .frame-in { fill: none; stroke-width: 1.1 } .bar { stroke-width: 3 }
   text { font-family: Helvetica, Arial, "Liberation Sans", sans-serif }
   .mono { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace }
   .bold { font-weight: bold }
-  @media (prefers-color-scheme: dark) {
-    .paper { fill: #0f1620 } .frame { stroke: #3a4757 } .box { fill: #1a2532; stroke: #9fb3c8 }
-    .ink { fill: #e8eef5 } .soft { fill: #9fb0c0 } .line { stroke: #9fb3c8 } .head { fill: #9fb3c8 }
-    .frame-in { stroke: #9fb3c8 } .bar { stroke: #e8eef5 }
-    .ti { fill: #6db8f5 } .li { stroke: #6db8f5 } .tc { fill: #d79bf0 } .lc { stroke: #d79bf0 }
-    .to { fill: #63d3a1 } .lo { stroke: #63d3a1 } .tm { fill: #e5b363 } .lm { stroke: #e5b363 }
-  }
 """
+STYLE = (
+    f"{SHAPES}{COLOURS % asdict(LIGHT)}"
+    f"@media (prefers-color-scheme: dark) {{{COLOURS % asdict(DARK)}}}\n"
+)
 
 
 @dataclass(frozen=True)
