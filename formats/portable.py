@@ -184,17 +184,12 @@ def norms_folded(model: nn.Module) -> nn.Module:
 
     Rounding to 8 bits gives all channels of a map's input one step. Factors that differ much, and
     that the map undoes, would leave its smaller channels nothing; without factors all are alike.
-    Norms before anything else than linear maps stay, and norms without a shift.
+    Norms before anything else than linear maps stay, and norms without a shift; and the last one,
+    whose factors belong to what the head reads: those features are compared (`formats.known`).
     """
     model = copy.deepcopy(model)
     pairs = [(block.norm1, [block.attn.qkv]) for block in model.blocks]
     pairs += [(block.norm2, first_maps(block.mlp)) for block in model.blocks]
-    if isinstance(model.pre_logits, nn.Identity):
-        heads = [head for head in (model.head, model.head_dist) if head is not None]
-        if isinstance(model.fc_norm, nn.LayerNorm):
-            pairs.append((model.fc_norm, heads))
-        elif model.sizes.global_pool in ("token", "avg"):  # the mean of a product is one of means
-            pairs.append((model.norm, heads))
     for norm, maps in pairs:
         if type(norm) is nn.LayerNorm and all(type(one) is nn.Linear for one in maps):
             for one in maps:
