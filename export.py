@@ -88,6 +88,11 @@ class Options(Given):
         metavar="DIR",
         needs=needs_flag("int8", "--int8, whose accuracy it measures"),
     )
+    without_photos: bool = OUTPUT.row(
+        False,
+        "keep nothing of the training photos, neither their features nor digests (SECURITY.md)",
+        kind="switch",
+    )
     class_indices: str | None = CLASSES.row(
         None,
         "names for weights that hold none (default: numbers)",
@@ -242,6 +247,7 @@ def main() -> None:
     if path.exists() and checkpoint.exists() and path.samefile(checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
     loaded = load_model(options.checkpoint, class_indices=options.class_indices, merge=True)
+    loaded = loaded.without_photos() if options.without_photos else loaded
     check_names(options.checkpoint, loaded.classes, options.class_indices)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
     python pretrained.py FILE                     # describe a file
     python pretrained.py FILE --save OUT.pth      # write it in our format, or as OUT.safetensors
     python pretrained.py FILE --save OUT --merge  # with its adapters (LoRA) merged
+    python pretrained.py FILE --save OUT --without-photos    # nothing of the training photos in it
     python pretrained.py --rank FILE NAME --data-path DIR    # which suits these photos?
 
     weights = read_weights("deit_tiny_patch16_224.safetensors")
@@ -25,7 +26,12 @@ import torch
 from torch import Tensor
 
 import kan
-from formats.checkpoints import checkpoint_facts, save_checkpoint, save_safetensors
+from formats.checkpoints import (
+    LATER_FACTS,
+    checkpoint_facts,
+    save_checkpoint,
+    save_safetensors,
+)
 from formats.finding import fetch_weights as fetch_weights
 from formats.finding import find_weights, weights_name
 from formats.fitting import load_into
@@ -75,6 +81,11 @@ class LoadedModel:
         """The same model, with its classes named by those of the data where nothing else does."""
         names, whence = head_classes(self.weights, None, classes, names_here=True)
         return replace(self, classes=names, classes_from=whence)
+
+    def without_photos(self) -> "LoadedModel":
+        """The same model without what it keeps of its training photos: features and digests."""
+        told = {key: LATER_FACTS[key] for key in ("trained_on", "known")}
+        return replace(self, weights=replace(self.weights, meta=self.weights.meta | told))
 
     @property
     def facts(self) -> dict:
@@ -389,6 +400,13 @@ class Options(Given):
         kind="switch",
         needs=needs_flag("save", "--save OUT"),
     )
+    without_photos: bool = OUTPUT.row(
+        False,
+        "with --save: keep nothing of the training photos, neither their features nor digests "
+        "(SECURITY.md)",
+        kind="switch",
+        needs=needs_flag("save", "--save OUT"),
+    )
     num_heads: int | None = OUTPUT.row(
         None, "attention heads, where no file tells them", type=number(int, 1), metavar="N"
     )
@@ -440,7 +458,7 @@ def main() -> int:
         classes, whence = head_classes(weights, options.class_indices)
         check_names(options.file, classes, options.class_indices)
         loaded = LoadedModel(_build(weights), classes, weights.preparation, weights, whence)
-        save_weights(options.save, loaded)
+        save_weights(options.save, loaded.without_photos() if options.without_photos else loaded)
         print(f"wrote {options.save}")
     return 0
 

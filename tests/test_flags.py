@@ -316,6 +316,7 @@ CONTRADICTIONS = [
     ("export", ["best.pth", "--data", "flower_photos"], ["--data", "--int8"]),
     ("export", ["best.pth", "--output", "m.bin"], ["--output m.bin", ".onnx, .pt2, .safetensors"]),
     ("pretrained", ["best.pth", "--class-indices", "file"], ["--class-indices", "--save"]),
+    ("pretrained", ["best.pth", "--without-photos"], ["--without-photos", "--save"]),
 ]
 
 

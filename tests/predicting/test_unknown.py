@@ -18,6 +18,7 @@ import pretrained
 from formats.adapter_file import part_of, record_of, save_adapter
 from formats.checkpoints import checkpoint_facts
 from formats.known import Known
+from imaging.digests import digests
 from imaging.preprocess import Preprocess, eval_transform
 from predicting.classifier import Seen, open_classifier, seen_by_all
 from predicting.predictor import Predictor
@@ -236,6 +237,23 @@ def test_it_survives_every_way_to_write_the_model(kind, answers, call):
 
 def test_a_file_of_the_head_alone_has_it(answers):
     assert called(answers(weights=adapter())) == [False, True]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILES if "ONNX" not in kind])
+def test_a_model_can_be_written_without_anything_of_its_photos(kind, answers, call):
+    state = torch.load("best.pth", weights_only=True) | {"trained_on": digests([KNOWN])}
+    torch.save(state, "best.pth")
+    program, words, path = FILES[kind]
+    written(call, program, *words)
+    facts = open_classifier(path, None, torch.device("cpu")).facts
+    assert facts["trained_on"] == state["trained_on"]
+    assert facts["known"] == state["known"]
+    written(call, program, *words, "--without-photos")
+    facts = open_classifier(path, None, torch.device("cpu")).facts
+    assert (facts["trained_on"], facts["known"]) == ("", {})
+    assert state["known"]["features"][:40].encode() not in Path(path).read_bytes()
+    assert state["trained_on"].encode() not in Path(path).read_bytes()
+    assert answers(weights=path) == answers("--unknown", "0")
 
 
 @pytest.mark.parametrize("name", ["old.pth", "empty.pth"])
