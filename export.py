@@ -4,14 +4,16 @@
     python export.py weights/run/best.pth --format pt2 --output m.pt2    # torch.export's archive
     python export.py weights/run/best.pth --format safetensors
     python export.py weights/run/best.pth --int8 --data flower_photos    # 8-bit weights, ONNX
+    python export.py weights/run/best.pth --format web --output page     # a page that runs it
 
-Every file is one file, is checked against the checkpoint at once, and carries what a program needs
-to use it: `classes`, `preprocess` (size, resize mode, mean, std), `config`, `metrics`,
-`temperature` and `trained_on`, as JSON: in ONNX's metadata_props, in pt2's extra file
-`facts.json`, in the header of safetensors. `images` (batch, 3, S, S), normalised, go in, `logits`
-(batch, classes) come out; the batch may have any size. ONNX and pt2 have divided them by the
-temperature: their softmax is what predict.py prints. predict.py reads ONNX and safetensors, but no
-pt2: torch.export unpickles whatever is in it.
+The page is a folder for any host of static files: see docs/serving.md. Every other export is one
+file, is checked against the checkpoint at once, and carries what a program needs to use it:
+`classes`, `preprocess` (size, resize mode, mean, std), `config`, `metrics`, `temperature` and
+`trained_on`, as JSON: in ONNX's metadata_props, in pt2's extra file `facts.json`, in the header of
+safetensors. `images` (batch, 3, S, S), normalised, go in, `logits` (batch, classes) come out; the
+batch may have any size. ONNX and pt2 have divided them by the temperature: their softmax is what
+predict.py prints. predict.py reads ONNX and safetensors, but no pt2: torch.export unpickles
+whatever is in it.
 """
 
 import io
@@ -32,6 +34,7 @@ from formats.onnx_files import (
     quantized,
     quietly,
     session_forward,
+    weights_in_bytes,
 )
 from formats.portable import norms_folded, portable
 from imaging.preprocess import eval_transform
@@ -46,11 +49,16 @@ from predicting.classifier import (
 from predicting.inputs import find_photos
 from predicting.predictor import Predictor
 from pretrained import LoadedModel, check_names, load_model, save_weights
+from serving import web
+from serving.models import names_of
+from serving.rounding import changes, own_photos
+from serving.runtime import runtime_files
 from system.files import write_bytes
-from system.flags import REQUIRED, Given, Section, existing, needs_flag, parse
+from system.flags import REQUIRED, Given, Need, Section, existing, on_off, parse
 from system.terminal import command, run_cli, table
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
+WEB = "web"  # a folder
 FACTS = "facts.json"  # in a .pt2
 OUTPUTS = "logits", "features"  # of ONNX: what the head reads tells unlike photos and near ones
 PICTURES, BATCH = 48, 16  # on which the answers of 8 bits are compared
@@ -73,20 +81,36 @@ class Options(Given):
         metavar="CKPT",
     )
     format: str | None = OUTPUT.row(
-        None, "of the file (default: as --output ends, else onnx)", choices=tuple(FORMATS)
+        None,
+        "of the file, or web: a folder with a page that runs the model (default: as --output ends, "
+        "else onnx)",
+        choices=(*FORMATS, WEB),
     )
     output: str | None = OUTPUT.row(
         None,
-        "the file (default: beside the checkpoint, with the format's ending)",
+        "the file, or the page's folder (default: beside the checkpoint, with the format's ending)",
         metavar="FILE",
     )
-    int8: bool = OUTPUT.row(False, "ONNX with 8-bit weights: a quarter of the size", kind="switch")
-    data: str | None = CLASSES.row(
+    int8: bool | None = OUTPUT.row(
         None,
-        "with --int8: class folders to measure the accuracy on",
+        "8-bit weights in ONNX: a quarter of the size (default: for web alone)",
+        kind="maybe",
+        type=on_off,
+        metavar="true|false",
+    )
+    runtime: str | None = OUTPUT.row(
+        None,
+        "with --format web: the npm package onnxruntime-web, unpacked (default: downloaded)",
         type=existing,
         metavar="DIR",
-        needs=needs_flag("int8", "--int8, whose accuracy it measures"),
+        needs=Need("--format web, which holds it", lambda options, _: options.kind == WEB),
+    )
+    data: str | None = CLASSES.row(
+        None,
+        "with --int8 or web: class folders to measure on what 8 bits change",
+        type=existing,
+        metavar="DIR",
+        needs=Need("--int8, whose accuracy it measures", lambda options, _: options.small),
     )
     without_photos: bool = OUTPUT.row(
         False,
@@ -107,13 +131,20 @@ class Options(Given):
         return self.format or endings.get(Path(self.output or "").suffix.lower(), "onnx")
 
     @property
+    def small(self) -> bool:
+        """Whether weights are stored in 8 bits."""
+        return self.kind == WEB if self.int8 is None else self.int8
+
+    @property
     def path(self) -> Path:
-        """The file to write."""
+        """The file or folder to write."""
         place = place_of(self.checkpoint)
-        name = f"{place.stem}{'_int8' if self.int8 else ''}{FORMATS[self.kind]}"
-        return Path(self.output or place.with_name(name))
+        name = f"{place.stem}{'_int8' if self.small else ''}{FORMATS.get(self.kind)}"
+        return Path(self.output or place.with_name("page" if self.kind == WEB else name))
 
     def check(self) -> None:
+        if self.kind == WEB:
+            return
         ending = Path(self.output or "").suffix.lower()
         endings = FORMATS.values()
         if self.output and ending not in endings:
@@ -123,7 +154,7 @@ class Options(Given):
             raise ValueError(
                 f"--format {self.format} and --output {self.output} contradict each other"
             )
-        if self.int8 and self.kind != "onnx":
+        if self.small and self.kind != "onnx":
             raise ValueError(f"--int8 writes ONNX, not {self.kind}")
 
 
@@ -177,6 +208,17 @@ def largest_difference(loaded: LoadedModel, forward: Callable[[Tensor], Tensor])
     return float(max(differences))
 
 
+def checked_difference(loaded: LoadedModel, forward: Callable[[Tensor], Tensor]) -> float:
+    """`largest_difference`; raises ValueError where that is above TOLERANCE."""
+    difference = largest_difference(loaded, forward)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"the exported model's logits differ by {difference:.2g} from the checkpoint's, more "
+            f"than {TOLERANCE:g}; nothing was written"
+        )
+    return difference
+
+
 def accuracy(classifier: Classifier, folder: str) -> str:
     """Over a folder of class folders, as a word."""
     photos = find_photos([folder], classifier.classes)
@@ -203,14 +245,11 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
             data = pt2_bytes(AtTemperature(*rest), images, facts)
         write_bytes(path, data)
         forward = pt2_forward(data) if kind == "pt2" else open_exported(str(path)).forward
-    difference = largest_difference(loaded, forward)
-    if not difference <= TOLERANCE:
+    try:
+        return checked_difference(loaded, forward)
+    except ValueError:
         path.unlink()
-        raise ValueError(
-            f"the exported model's logits differ by {difference:.2g} from the checkpoint's, more "
-            f"than {TOLERANCE:g}; nothing was written"
-        )
-    return difference
+        raise
 
 
 def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
@@ -240,6 +279,40 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
         )
 
 
+def web_bytes(loaded: LoadedModel, small: bool) -> bytes:
+    """The model of a page as ONNX, in 8 bits or not, without the digests of its training photos.
+
+    Raises ValueError where the model in floats does not give the checkpoint's logits.
+    """
+    # What the page must know of training photos stands in its facts; who has its files may not
+    # learn whether a photo was among them.
+    facts = facts_of(loaded) | {"trained_on": "", "known": {}}
+    model = Looking(portable(loaded.model), loaded.temperature)
+    data = onnx_bytes(model, sample_images(loaded, 2), facts, OUTPUTS)
+    checked_difference(loaded, session_forward(onnx_session(data)))
+    return weights_in_bytes(data) if small else data
+
+
+def export_web(loaded: LoadedModel, options: Options) -> None:
+    """Writes the page and prints its sizes, and what 8 bits change."""
+    folder = options.path
+    web.check_folder(folder)
+    runtime = runtime_files(options.runtime)
+    model, classifier = web_bytes(loaded, options.small), Classifier.of(loaded)
+    facts = web.facts_of_page(classifier, *names_of([options.checkpoint]), model)
+    size = web.write_page(folder, model, facts, runtime)
+    if options.small:
+        photos = own_photos(options.checkpoint, options.data, loaded.classes)
+        found = changes(classifier, session_forward(onnx_session(model)), photos)
+        unknown = "what 8 bits change is not known: the run's photos are not here (--data DIR)"
+        print(*filter(None, [found.words, found.advice] if found else [unknown]), sep="\n")
+    rest = sum(map(len, runtime.values()))
+    print(f"written: {folder} ({size / 1e6:.1f} MB, and {rest / 1e6:.1f} MB of onnxruntime-web)")
+    serve = command("python", "-m", "http.server", "--directory", folder)
+    print(f"try: {serve}, then open http://localhost:8000")
+    print("or put the folder on any host of static files; photos never leave the visitor's device")
+
+
 def main() -> None:
     options = parse_args()
     path = options.path
@@ -250,8 +323,11 @@ def main() -> None:
     loaded = loaded.without_photos() if options.without_photos else loaded
     check_names(options.checkpoint, loaded.classes, options.class_indices)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
+    if options.kind == WEB:
+        export_web(loaded, options)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    if options.int8:
+    if options.small:
         export_int8(loaded, path, options.data)
     else:
         difference = export(loaded, options.kind, path)

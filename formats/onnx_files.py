@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,9 @@ from formats.checkpoints import LATER_FACTS
 # What such a file says of its model, as JSON in metadata_props.
 FACT_KEYS = ("config", "classes", "preprocess", "metrics", "version", *LATER_FACTS)
 ONNX_LIMIT = 2**31  # bytes: what one protobuf message may hold
+BLOCK = 64  # weights that share a step of 8 bits
+PARTS = ".bytes", ".steps", ".shape"  # what is stored of a tensor
+FEWEST = 4096  # numbers of a tensor that is worth making smaller
 
 
 def needs(package: str):
@@ -86,6 +90,51 @@ def quantized(data: bytes) -> bytes:
             weight_type=QuantType.QInt8,
         )  # fmt: skip
         return target.read_bytes()
+
+
+def weights_in_bytes(data: bytes) -> bytes:
+    """An ONNX file whose weights are stored in 8 bits and become floats when it is opened.
+
+    Unlike `quantized` it computes in floats, so that a little change of a photo changes the answer
+    a little, in every runtime. Plain operators restore the weights: runtimes take DequantizeLinear
+    as leave to round what the weights are multiplied with. A step of 8 bits follows from BLOCK
+    weights of a column, so that no part of a tensor, such as a spline's powers, loses by another.
+    """
+    onnx = needs("onnx")
+    model = onnx.load_model_from_string(data)
+    graph, nodes = model.graph, []
+    del graph.value_info[:]  # see `quantized`
+    for tensor in list(graph.initializer):
+        weights = onnx.numpy_helper.to_array(tensor)
+        if weights.dtype != np.float32 or weights.ndim < 2 or weights.size < FEWEST:
+            continue
+        graph.initializer.remove(tensor)
+        for part, values in zip(PARTS, _in_blocks(weights), strict=True):
+            graph.initializer.append(onnx.numpy_helper.from_array(values, tensor.name + part))
+        nodes += _restoring(onnx.helper.make_node, tensor.name)
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    return model.SerializeToString()
+
+
+def _restoring(make: Callable, name: str) -> list:
+    """The nodes that make floats of what is stored of the tensor `name`."""
+    stored, steps, shape = (name + part for part in PARTS)
+    return [
+        make("Cast", [stored], [f"{name}.floats"], to=1),  # TensorProto.FLOAT
+        make("Mul", [f"{name}.floats", steps], [f"{name}.blocks"]),
+        make("Reshape", [f"{name}.blocks", shape], [name]),
+    ]
+
+
+def _in_blocks(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights as int8 (..., blocks, block, columns), their steps, and the shape to go back to."""
+    *before, length, columns = weights.shape
+    size = next((n for n in range(BLOCK, BLOCK // 4, -1) if length % n == 0), length)
+    blocks = weights.reshape(*before, length // size, size, columns)
+    largest = np.abs(blocks).max(-2, keepdims=True)
+    steps = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+    return np.rint(blocks / steps).astype(np.int8), steps, np.array(weights.shape)
 
 
 def onnx_session(source: str | bytes):

@@ -35,7 +35,7 @@ function parsed(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const word = (at) => String.fromCharCode(...bytes.subarray(at, at + 4));
   const mode = KINDS[word(16)];
-  if (word(36) !== "acsp" || !mode) return null;
+  if (word(36) !== "acsp" || word(12) === "link" || !mode) return null;
   const tags = {};
   for (let n = 0; n < Math.min(view.getUint32(128), 100); n++) {
     const [at, size] = [view.getUint32(136 + 12 * n), view.getUint32(140 + 12 * n)];
@@ -95,20 +95,23 @@ function fromMatrix(tags) {
     [8, 12, 16].map((at) => tag.getInt32(at) / 65536),
   );
   const m = FROM_XYZ.map((row) => columns.map((xyz) => row.reduce((s, v, i) => s + v * xyz[i], 0)));
+  const dark = columns.reduce((sum, xyz, n) => sum + xyz[1] * curves[n][0], 0);
+  const byte = (value) => toByte((value - dark) / (1 - dark)); // black becomes black (littleCMS: BPC)
   return (data) => {
     for (let at = 0; at < data.length; at += 4) {
       const r = curves[0][data[at]];
       const g = curves[1][data[at + 1]];
       const b = curves[2][data[at + 2]];
-      data[at] = toByte(m[0][0] * r + m[0][1] * g + m[0][2] * b);
-      data[at + 1] = toByte(m[1][0] * r + m[1][1] * g + m[1][2] * b);
-      data[at + 2] = toByte(m[2][0] * r + m[2][1] * g + m[2][2] * b);
+      data[at] = byte(m[0][0] * r + m[0][1] * g + m[0][2] * b);
+      data[at + 1] = byte(m[1][0] * r + m[1][1] * g + m[1][2] * b);
+      data[at + 2] = byte(m[2][0] * r + m[2][1] * g + m[2][2] * b);
     }
   };
 }
 
 function fromGrey(tag) {
-  const bytes = light(tag).map(toByte);
+  const of = light(tag);
+  const bytes = of.map((value) => toByte((value - of[0]) / (1 - of[0])));
   return (data) => {
     for (let at = 0; at < data.length; at += 4) data.fill(bytes[data[at]], at, at + 3);
   };

@@ -36,16 +36,13 @@ async function decoded(found, type, preprocess) {
   const profile = preprocess.colour_space === "srgb" && found.profile ? readProfile(found.profile) : null;
   const tables = profile?.tables && (profile.mode === "CMYK") === (found.colours === 4);
   // A conversion by tables of colours is the browser's, which then needs the profile.
-  if (tables) return byBrowser(found.tagged, type, true, draftOf(found, preprocess));
-  const picture = await byHand(found, preprocess);
-  if (!picture) {
-    const plain = await byBrowser(found.bare, type, found.kind === "other", draftOf(found, preprocess));
-    if (fits(profile, found.colours === 1)) profile.convert(plain.data);
-    return plain;
-  }
+  const picture =
+    (tables && (await byBrowser(found.tagged, type, true, draftOf(found, preprocess)))) ||
+    (await byHand(found, preprocess)) ||
+    (await byBrowser(found.bare, type, found.kind === "other", draftOf(found, preprocess)));
   if (picture.cmyk) fromInks(picture.data);
   else if (fits(profile, picture.grey)) profile.convert(picture.data);
-  if (picture.opaque === false) layOnWhite(picture.data);
+  if (!picture.opaque) layOnWhite(picture.data);
   return picture;
 }
 
@@ -75,7 +72,7 @@ function fits(profile, grey) {
   return Boolean(profile?.convert) && (grey || profile.mode !== "L");
 }
 
-/** What the browser decodes, on white, in tiles; of a JPEG the part of its size that Pillow takes. */
+/** What the browser decodes, in tiles; of a JPEG the part of its size that Pillow takes. */
 async function byBrowser(bytes, type, converted, scale) {
   const options = { colorSpaceConversion: converted ? "default" : "none" };
   const bitmap = await createImageBitmap(new Blob([bytes], { type }), options).catch(() => {
@@ -88,8 +85,7 @@ async function byBrowser(bytes, type, converted, scale) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   for (let top = 0; top < height; top += TILE) {
     for (let left = 0; left < width; left += TILE) {
-      context.fillStyle = "white";
-      context.fillRect(0, 0, TILE, TILE);
+      context.clearRect(0, 0, TILE, TILE);
       context.drawImage(bitmap, -left, -top);
       const tile = context.getImageData(0, 0, Math.min(TILE, width - left), Math.min(TILE, height - top));
       if (scale === 1) addPiece(picture, tile, left, top);
