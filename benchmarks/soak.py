@@ -50,14 +50,14 @@ from PIL import Image
 from tqdm import tqdm
 
 import train
-from reporting import page, plots
+from reporting import confusion, page, plots
 from system.terminal import run_cli
 from training import loss, results
 
 PATIENCE_S = 300  # a run that takes longer hangs
 TIMES = ("images_per_second", "seconds", "data_wait")
 RESULTS = {"best.pth", "last.pth", "class_indices.json", "args.json", "split.json", "metrics.csv"}
-RESULTS |= {"data_report.txt", "samples.png", "curves.png", "confusion.png", "report.html"}
+RESULTS |= {"data_report.txt", "samples.jpg", "curves.png", "confusion.png", "report.html"}
 
 COMMON = (
     "--data-path ../photos --output run --model vit_micro_patch8_64 --img-size 16 --amp off "
@@ -703,10 +703,10 @@ def warm_up(folder: Path) -> None:
         raise SystemExit(f"a run of --epochs 0 fails without a fault: see {folder}")
     png = (folder / "here" / "run" / "confusion.png").read_bytes()
     plots.png_bytes = page.png_bytes = lambda figure: png
-    for module, name in ((plots, "curve_figure"), (plots, "confusion_figure")):
+    for module, name in ((plots, "curve_figure"), (confusion, "confusion_figure")):
         setattr(module, name, lambda *_: Plot)
         setattr(page, name, lambda *_: Plot)
-    plots.plot_curves = results.plot_curves = lambda rows, path: plots._save(Plot, path)
+    plots.plot_curves = results.plot_curves = lambda rows, path, **_: plots.save(Plot, path)
     tqdm.monitor_interval = interval
     gc.collect()
     gc.freeze()  # or each process would copy what it only looks at

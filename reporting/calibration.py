@@ -84,10 +84,13 @@ def reliability(probabilities, labels: Sequence[int], bins: int = BINS) -> list[
 
 def calibration_error(probabilities, labels: Sequence[int]) -> float | None:
     """Returns the expected calibration error, a share; None without a photo."""
-    found = reliability(probabilities, labels) if len(labels) else []
-    photos = sum(one.photos for one in found)
-    gaps = (one.photos * abs(one.probability - one.accuracy) for one in found)
-    return sum(gaps) / photos if photos else None
+    return error_of(reliability(probabilities, labels)) if len(labels) else None
+
+
+def error_of(bins: Sequence[Bin]) -> float:
+    """Returns the expected calibration error of bins, of which there is at least one."""
+    gaps = (one.photos * abs(one.probability - one.accuracy) for one in bins)
+    return sum(gaps) / sum(one.photos for one in bins)
 
 
 def _logits(probabilities) -> np.ndarray:

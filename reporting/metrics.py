@@ -1,6 +1,7 @@
 """What answers are worth, in numbers: confusion, precision, recall, the mistakes to look at."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -89,18 +90,77 @@ def worst_mistakes(
     Args:
         paths, labels: of N photos, in the order of `probabilities` (N, len(classes)).
     """
-    sure = np.asarray(probabilities, float)
+    sure, labels = np.asarray(probabilities, float), np.asarray(labels, int)
+    wrong = np.flatnonzero(sure.argmax(1) != labels)
+    surest = wrong[np.argsort(-sure.max(1)[wrong], kind="stable")][:count]
+    return [_answer(i, paths, labels, sure, classes) for i in surest]
+
+
+def _answer(i: int, paths, labels: np.ndarray, sure: np.ndarray, classes: Sequence[str]) -> dict:
+    return {
+        "path": str(paths[i]),
+        "true": classes[labels[i]],
+        "predicted": classes[sure[i].argmax()],
+        "probability": float(sure[i].max()),
+    }
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Two classes that were taken for each other, with photos to see why.
+
+    classes: their names. counts: of photos of the first taken for the second, and the other way.
+    photos: of each class, as `worst_mistakes` gives them: those taken for the other, the surest
+    first, then those of right answers that came nearest to the other.
+    """
+
+    classes: tuple[str, str]
+    counts: tuple[int, int]
+    photos: tuple[list[dict], list[dict]]
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """What happened to the photos of each class, in words."""
+        return tuple(
+            f"{true}: {count or 'none'} taken for {said}"
+            for true, said, count in zip(
+                self.classes, reversed(self.classes), self.counts, strict=True
+            )
+        )
+
+
+def confused_pairs(
+    paths: Sequence[str],
+    labels,
+    probabilities,
+    classes: Sequence[str],
+    count: int = 5,
+    photos: int = 3,
+) -> list[ConfusedPair]:
+    """Returns the pairs of classes most often taken for each other, the most frequent first.
+
+    paths, labels: of N photos, in the order of `probabilities` (N, len(classes)). photos: at most
+    so many of each class.
+    """
+    sure, labels = np.asarray(probabilities, float), np.asarray(labels, int)
     predicted = sure.argmax(1)
-    top = sure.max(1)
-    wrong = np.flatnonzero(predicted != np.asarray(labels))
+    counts = confusion_matrix(labels, predicted, len(classes))
+    both = np.triu(counts + counts.T, k=1)
+    order = np.argsort(-both, axis=None, kind="stable")[:count]
+
+    def nearest(own: int, other: int) -> list[dict]:
+        near = np.flatnonzero((labels == own) & np.isin(predicted, (own, other)))
+        near = near[np.lexsort((-sure[near, other], predicted[near] != other))]
+        return [_answer(i, paths, labels, sure, classes) for i in near[:photos]]
+
     return [
-        {
-            "path": str(paths[i]),
-            "true": classes[int(labels[i])],
-            "predicted": classes[predicted[i]],
-            "probability": float(top[i]),
-        }
-        for i in wrong[np.argsort(-top[wrong], kind="stable")][:count]
+        ConfusedPair(
+            (classes[first], classes[second]),
+            (int(counts[first, second]), int(counts[second, first])),
+            (nearest(first, second), nearest(second, first)),
+        )
+        for first, second in np.transpose(np.unravel_index(order, both.shape)).tolist()
+        if both[first, second]
     ]
 
 

@@ -15,17 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from imaging.decoding import load_image
 from imaging.depth import Reading
 from reporting.calibration import Bin
-from reporting.metrics import class_table, most_confused, percent
-from reporting.plots import (
-    COUNTED,
-    DARK,
-    LIGHT,
-    PANELS,
-    confusion_figure,
-    curve_figure,
-    png_bytes,
-    reliability_figure,
-)
+from reporting.confusion import COUNTED, confusion_figure
+from reporting.metrics import ConfusedPair, class_table, most_confused, percent
+from reporting.palette import DARK, LIGHT
+from reporting.plots import PANELS, curve_figure, png_bytes, reliability_figure
 from system.files import write_text
 from system.fonts import web_font
 
@@ -50,6 +43,9 @@ def write_report(
     notes: Sequence[str] = (),
     calibration: Sequence[tuple[str, Sequence[Bin]]] = (),
     suspects: str = "",
+    best: int | None = None,
+    worth: float | None = None,
+    confused: Sequence[ConfusedPair] = (),
 ) -> Path:
     """Writes report.html into `run_dir` and returns its path; what is empty is left out.
 
@@ -58,7 +54,8 @@ def write_report(
     alone. mistakes: from `worst_mistakes`. settings: (flag, value, why). data_lines: what the check
     of the data set found. commands: (what it does, command line). reading: of the photos' numbers.
     notes: how far the accuracy is to be trusted. calibration: (at what temperature, its bins).
-    suspects: what suspects.html beside it shows.
+    suspects: what suspects.html beside it shows. best, worth: see `plot_curves`. confused: from
+    `confused_pairs`.
     """
     letters = [title, *classes, *(m["path"] for m in mistakes), *data_lines]
     table = sorted(
@@ -66,10 +63,11 @@ def write_report(
     )
     page = environment().get_template(TEMPLATE).render(
         title=title, summary=summary, commands=commands, settings=settings, data_lines=data_lines,
-        font=font_of(letters), curves=curves_of(rows), confusion=confusion_of(matrix, classes),
-        notes=notes, calibration=calibration_of(calibration),
+        font=font_of(letters), curves=curves_of(rows, best, worth),
+        confusion=confusion_of(matrix, classes), notes=notes,
+        calibration=calibration_of(calibration),
         table=table, mean=mean_of(table), mistakes=[shown(one, reading) for one in mistakes],
-        suspects=suspects,
+        suspects=suspects, confused=[versus(pair, reading) for pair in confused],
     )  # fmt: skip
     path = Path(run_dir) / REPORT
     write_text(path, page)
@@ -113,11 +111,11 @@ def plot(draw: Callable, alt: str) -> dict:
     return {"light": light, "dark": dark, "width": width, "alt": alt}
 
 
-def curves_of(rows: Sequence[dict]) -> list[dict]:
+def curves_of(rows: Sequence[dict], best: int | None, worth: float | None) -> list[dict]:
     if not rows:
         return []
     return [
-        plot(lambda theme, panel=panel: curve_figure(rows, panel, theme), panel[0])
+        plot(lambda theme, panel=panel: curve_figure(rows, panel, theme, best, worth), panel[0])
         for panel in PANELS
     ]
 
@@ -147,6 +145,12 @@ def mean_of(table: Sequence[dict]) -> dict:
         values = [row[column] for row in table if row[column] is not None]
         found[column] = sum(values) / len(values) if values else None
     return found
+
+
+def versus(pair: ConfusedPair, reading: Reading) -> list[tuple[str, list[dict]]]:
+    """Returns of each class what happened, in words, and its photos as `shown` gives them."""
+    photos = ([shown(one, reading) for one in side] for side in pair.photos)
+    return list(zip(pair.told, photos, strict=True))
 
 
 def shown(mistake: dict, reading: Reading) -> dict:

@@ -207,7 +207,7 @@ def test_a_run_killed_between_two_files_is_completed(run, monkeypatch, place, na
     assert_same_run("peace", "run")
     assert soak.event_steps(Path("run")) == [1, 2]
     missing = soak.RESULTS - {path.name for path in Path("run").iterdir()}
-    assert missing <= {"samples.png"}  # left out above
+    assert missing <= {"samples.jpg"}  # left out above
 
 
 def test_a_finished_run_that_is_given_more_epochs_has_no_report_until_it_is_finished_again(

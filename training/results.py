@@ -1,14 +1,24 @@
 """What a run leaves for people: sample and result pictures, report.html, TensorBoard's copies."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from imaging.decoding import PhotoError, load_image
 from imaging.preprocess import eval_transform
 from reporting.calibration import reliability
-from reporting.metrics import class_lines, confusion_matrix, most_confused, worst_mistakes
+from reporting.confusion import plot_confusion
+from reporting.grids import answer_title, confused_grid, image_grid
+from reporting.metrics import (
+    ConfusedPair,
+    class_lines,
+    confused_pairs,
+    confusion_matrix,
+    most_confused,
+    worst_mistakes,
+)
 from reporting.page import write_report
-from reporting.plots import image_grid, plot_confusion, plot_curves
+from reporting.plots import plot_curves
 from reporting.suspects_page import PAGE as SUSPECTS_PAGE
 from system.flags import flag_of
 from system.fonts import font_advice
@@ -35,7 +45,7 @@ def show_start(run: Run, log: RunLog) -> None:
     if len(batch.images):
         images = loader.on_device(batch).images.cpu()
         titles = [run.data.classes[label] for label in batch.labels]
-        preprocess, path = run.preprocess, run.folder / "samples.png"
+        preprocess, path = run.preprocess, run.folder / "samples.jpg"
         image_grid(images, titles, path, preprocess.mean, preprocess.std)
         log.picture("samples", path)
     log.text("settings", [f"{name}: {value}" for name, value in run.settings.items()])
@@ -46,8 +56,11 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
     """Writes pictures and report, and prints what the run has come to."""
     folder, classes, val = run.folder, run.data.classes, found.val
     matrix = confusion_matrix(val.labels, val.predicted, len(classes))
-    mistakes = worst_mistakes(val.paths, val.labels, val.probabilities, classes)
-    draw_results(run, log, matrix, mistakes)
+    answers = val.paths, val.labels, val.probabilities, classes
+    mistakes, confused = worst_mistakes(*answers), confused_pairs(*answers)
+    chosen = {"best": run.position.best.get("epoch"), "worth": val.accuracy.worth}
+    draw_plots(run, log, matrix, chosen)
+    draw_photos(run, log, mistakes, confused)
     judged = found.judged
     suspects = Suspects.of(run, val) if run.options.folds else None
     if suspects:
@@ -70,6 +83,8 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
         commands=commands(run, suspects),
         reading=run.preprocess.reading,
         suspects=suspects.told if suspects else "",
+        confused=confused,
+        **chosen,
     )
     feature_cache.remove(folder)
     tell(run, found, matrix, suspects)
@@ -98,26 +113,36 @@ def tell(run: Run, found: Conclusion, matrix, suspects: Suspects | None) -> None
         print(f"{what}: {line}")
 
 
-def draw_results(run: Run, log: RunLog, matrix, mistakes: list[dict]) -> None:
-    """Draws the run's pictures and puts them, with the table of classes, into TensorBoard."""
+def draw_plots(run: Run, log: RunLog, matrix, chosen: dict) -> None:
+    """Draws the run's plots and puts them, with the table of classes, into TensorBoard."""
     folder, classes = run.folder, run.data.classes
     if run.position.history:
-        plot_curves(run.position.history, folder / "curves.png")
+        plot_curves(run.position.history, folder / "curves.png", **chosen)
         log.picture("curves", folder / "curves.png")
     plot_confusion(matrix, classes, folder / "confusion.png")
     log.picture("confusion", folder / "confusion.png")
     log.text("classes", class_lines(matrix, classes))
-    images, titles = [], []
+
+
+def draw_photos(
+    run: Run, log: RunLog, mistakes: list[dict], confused: Sequence[ConfusedPair]
+) -> None:
+    """Draws the photos of mistakes and of confused classes as the model sees them."""
     transform = eval_transform(run.preprocess, as_bytes=True)
-    for mistake in mistakes:
+    sides = [one for pair in confused for side in pair.photos for one in side]
+    images = {}
+    for path in {one["path"]: None for one in [*mistakes, *sides]}:
         with contextlib.suppress(PhotoError):  # gone or changed since
-            images.append(
-                transform(load_image(mistake["path"], transform.min_size, transform.reading))
-            )
-            titles.append(f"{mistake['predicted']}, not {mistake['true']}")
-    if images:
-        image_grid(images, titles, folder / "mistakes.png")
-        log.picture("mistakes", folder / "mistakes.png")
+            images[path] = transform(load_image(path, transform.min_size, transform.reading))
+    mistakes = [one for one in mistakes if one["path"] in images]
+    if mistakes:
+        titles = [answer_title(one) for one in mistakes]
+        path = run.folder / "mistakes.jpg"
+        image_grid([images[one["path"]] for one in mistakes], titles, path, columns=6)
+        log.picture("mistakes", path)
+    if any(one["path"] in images for one in sides):
+        confused_grid(confused, images, run.folder / "confused.jpg")
+        log.picture("confused", run.folder / "confused.jpg")
 
 
 def summary(run: Run, found: Conclusion) -> list[tuple[str, object]]:

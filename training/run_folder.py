@@ -236,11 +236,15 @@ class RunLog:
         self.writer.add_text(tag, f"<pre>{body}</pre>")
 
     def picture(self, tag: str, path: Path, step: int = 0) -> None:
-        import numpy as np
+        """Adds a picture as its file holds it: as pixels it would become a large PNG."""
         from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        self.writer.add_image(tag, pixels, step, dataformats="HWC")
+        with Image.open(path) as image:
+            size = {"width": image.width, "height": image.height, "colorspace": 3}
+        shown = Summary.Image(encoded_image_string=path.read_bytes(), **size)
+        summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
+        self.writer.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
         self.writer.close()

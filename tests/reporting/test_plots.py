@@ -1,14 +1,16 @@
-"""Curves, confusion matrix and image grid: they appear whole, and show what they should."""
+"""Curves and reliability: they appear whole, and show what they should."""
 
 import math
 import threading
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from reporting import plots
+from reporting.calibration import Bin, error_of
+from reporting.intervals import wilson
+from reporting.palette import DARK, LIGHT
 
 
 def metrics(epoch, **changed):
@@ -24,9 +26,16 @@ def size_of(path):
 
 def drawn_points(rows, panel):
     """Returns {label: number of points drawn} of a panel."""
-    figure = plots.curve_figure(rows, panel, plots.LIGHT)
+    figure = plots.curve_figure(rows, panel, LIGHT)
     lines = figure.axes[0].get_lines()
     return {line.get_label(): int(np.isfinite(line.get_ydata()).sum()) for line in lines}
+
+
+def drawn_lines(best, worth=None, panel=1, theme=LIGHT):
+    """Returns {label: line} of a panel of four epochs and its axes."""
+    rows = [metrics(epoch, val_acc=0.2 * epoch, train_acc=0.3) for epoch in (1, 2, 3, 4)]
+    axes = plots.curve_figure(rows, plots.PANELS[panel], theme, best, worth).axes[0]
+    return {line.get_label(): line for line in axes.get_lines()}, axes
 
 
 def test_curves_of_one_epoch_show_its_points(tmp_path):
@@ -56,83 +65,82 @@ def test_curves_can_be_drawn_from_another_thread(tmp_path):
     assert size_of(path)
 
 
-def tick_names(figure):
-    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+@pytest.mark.parametrize("panel", range(len(plots.PANELS)))
+def test_curves_mark_the_best_epoch_and_say_what_it_gave(panel):
+    lines, axes = drawn_lines(best=3, panel=panel)
+    assert list(lines["_best"].get_xdata()) == [3, 3]
+    assert "best epoch 3" in axes.get_xlabel()
+    if panel == 1:
+        assert lines["_best value"].get_xydata().tolist() == [[3, pytest.approx(0.6)]]
+        assert axes.get_xlabel().endswith(": 0.600")
 
 
-def test_confusion_of_few_classes_shows_names_and_counts(tmp_path):
-    matrix, classes = [[7, 2], [0, 5]], ["蒲公英", "$x$ <b>"]
-    plots.plot_confusion(matrix, classes, tmp_path / "confusion.png")
-    assert size_of(tmp_path / "confusion.png")
-    figure = plots.confusion_figure(matrix, classes, plots.LIGHT)
-    assert tick_names(figure) == classes
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["0", "2", "5", "7"]
+@pytest.mark.parametrize("best", [None, 9])
+def test_curves_without_the_best_epoch_mark_none(best):
+    lines, axes = drawn_lines(best=best)
+    assert set(lines) == {"training", "validation"}
+    assert axes.get_xlabel() == "epoch"
 
 
-def test_confusion_of_a_thousand_classes_shows_those_most_often_confused():
-    rng = np.random.default_rng(0)
-    matrix = np.diag(rng.integers(5, 50, 1000))
-    matrix[617, 23] = 40
-    figure = plots.confusion_figure(matrix, [f"class {k}" for k in range(1000)], plots.LIGHT)
-    names = tick_names(figure)
-    assert len(names) == plots.SUMMARISED
-    assert {"class 617", "class 23"} <= set(names)
-    assert "1,000 classes" in figure.axes[0].get_title(loc="left")
+def test_curves_show_the_interval_of_the_validation_accuracy_as_wilson_gives_it():
+    _, axes = drawn_lines(best=4, worth=17.5)
+    (band,) = axes.collections
+    corners = {(x, round(y, 9)) for x, y in band.get_paths()[0].vertices}
+    for epoch in (1, 2, 3, 4):
+        low, high = wilson(0.2 * epoch, 17.5)
+        assert {(epoch, round(low, 9)), (epoch, round(high, 9))} <= corners
+    low, high = axes.get_ylim()
+    assert low <= wilson(0.2, 17.5)[0]
+    assert high >= wilson(0.8, 17.5)[1]
+    assert "({:.3f} to {:.3f})".format(*wilson(0.8, 17.5)) in axes.get_xlabel()
 
 
-def test_confusion_colours_shares_of_all_photos_of_a_class_also_when_summarised():
-    matrix = np.eye(plots.LABELLED + 1, dtype=int) * 10
-    matrix[0, 1] = 30
-    figure = plots.confusion_figure(matrix, [str(k) for k in range(len(matrix))], plots.LIGHT)
-    shares = figure.axes[0].images[0].get_array()
-    assert shares[0, 1] == 0.75
-    assert shares[1, 1] == 1
+def test_only_the_accuracy_has_an_interval():
+    assert not drawn_lines(best=4, worth=17.5, panel=0)[1].collections
 
 
-def test_confusion_takes_classes_without_photos(tmp_path):
-    plots.plot_confusion(np.zeros((3, 3), int), ["a", "b", "c"], tmp_path / "confusion.png")
-    assert size_of(tmp_path / "confusion.png")
+def test_training_and_validation_differ_by_more_than_colour():
+    lines, _ = drawn_lines(best=None)
+    assert lines["training"].get_linestyle() != lines["validation"].get_linestyle()
 
 
-def test_image_grid_shows_the_pixels_and_wraps_into_rows(tmp_path):
-    red = np.zeros((3, 200, 200), np.uint8)
-    red[0] = 255
-    plots.image_grid([red] * 5, ["玫瑰"] * 5, tmp_path / "grid.png", columns=3)
-    with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.width > 3 * 200
-        assert grid.height > 2 * 200
-        assert grid.getpixel((100, 100)) == (255, 0, 0)
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_words_of_curves_lie_where_no_curve_is(theme):
+    _, axes = drawn_lines(best=3, worth=9, theme=theme)
+    axes.figure.draw_without_rendering()
+    inside = axes.get_window_extent()
+    boxes = [axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()]
+    assert not any(inside.shrunk(0.99, 0.99).overlaps(box) for box in boxes)
+    title = axes._left_title.get_window_extent()
+    assert not title.overlaps(boxes[0])
+    for box in (*boxes, title):
+        assert box.x0 >= 0
+        assert box.x1 <= axes.figure.bbox.width
 
 
-def test_image_grid_undoes_the_normalisation(tmp_path):
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.1)
-    image = torch.tensor([1.0, -1.0, 0.0]).view(3, 1, 1).expand(3, 200, 200)
-    plots.image_grid([image], ["x"], tmp_path / "grid.png", mean=mean, std=std)
-    with Image.open(tmp_path / "grid.png") as grid:
-        pixel = grid.getpixel((100, 100))
-    assert pixel == (153, 64, 153)  # 0.4 + 0.2, 0.5 - 0.25, 0.6 in 255ths
+def test_reliability_shows_each_bin_with_its_interval_and_its_photos():
+    bins = [Bin(4, 0.5, 0.25), Bin(20, 0.9, 0.8)]
+    figure = plots.reliability_figure(bins, "at temperature 1", LIGHT)
+    axes, below = figure.axes
+    assert [bar.get_height() for bar in below.patches] == [4, 20]
+    (bars,) = axes.containers
+    ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
+    assert np.allclose(ends, [wilson(0.25, 4), wilson(0.8, 20)])
+    assert error_of(bins) == pytest.approx((4 * 0.25 + 20 * 0.1) / 24)
+    assert axes.texts[0].get_text() == "error (ECE) 0.125"
+    assert plots.png_bytes(plots.reliability_figure([], "no photo", DARK))
 
 
-def test_image_grid_takes_values_beyond_the_range_and_no_numbers(tmp_path):
-    image = torch.full((3, 160, 160), 7.0)
-    image[1], image[2] = -1, math.nan
-    plots.image_grid([image], ["x"], tmp_path / "grid.png")
-    with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.getpixel((100, 100)) == (255, 0, 0)
+def test_a_plot_of_256_colours_looks_as_it_was_drawn():
+    import io
 
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-def test_a_picture_that_cannot_be_drawn_leaves_the_old_one_and_no_rest(tmp_path):
-    path = tmp_path / "confusion.png"
-    plots.plot_confusion([[1]], ["a"], path)
-    before = path.read_bytes()
-    with pytest.raises(IndexError):
-        plots.plot_confusion([[1, 0], [0, 1]], ["a"], path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_name_like_a_formula_is_drawn_as_it_is():
-    names = ["$\\frac{$", "a_b^c$"]
-    figure = plots.confusion_figure([[1, 0], [0, 1]], names, plots.DARK)
-    assert plots.png_bytes(figure)
-    assert tick_names(figure) == names
+    _, axes = drawn_lines(best=3, worth=9)
+    canvas = FigureCanvasAgg(axes.figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    with Image.open(io.BytesIO(plots.png_bytes(axes.figure))) as image:
+        kept = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(kept - drawn).max() <= 24
+    assert np.abs(kept - drawn).mean() < 0.2
