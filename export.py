@@ -296,7 +296,6 @@ def web_bytes(loaded: LoadedModel, small: bool) -> bytes:
 def export_web(loaded: LoadedModel, options: Options) -> None:
     """Writes the page and prints its sizes, and what 8 bits change."""
     folder = options.path
-    web.check_folder(folder)
     runtime = runtime_files(options.runtime)
     model, classifier = web_bytes(loaded, options.small), Classifier.of(loaded)
     facts = web.facts_of_page(classifier, *names_of([options.checkpoint]), model)
@@ -319,6 +318,8 @@ def main() -> None:
     checkpoint = Path(options.checkpoint)
     if path.exists() and checkpoint.exists() and path.samefile(checkpoint):
         raise ValueError(f"--output {path} is the checkpoint itself; name another file")
+    if options.kind == WEB:
+        web.check_folder(path)
     loaded = load_model(options.checkpoint, class_indices=options.class_indices, merge=True)
     loaded = loaded.without_photos() if options.without_photos else loaded
     check_names(options.checkpoint, loaded.classes, options.class_indices)

@@ -1,50 +1,33 @@
 """The page of serve.py in a real browser: `make test-page`.
 
-It takes the Chromium that CHROMIUM names or that is on the PATH; without one every test is skipped.
+See chromium.py for the browser.
 """
 
-import os
 import re
-import shutil
 
 import pytest
-from tiny_server import CLASSES, Client, opened, photo, serving, write_checkpoint
+from chromium import real_browser
+from tiny_server import (
+    CLASSES,
+    OURS,
+    THEIRS,
+    Client,
+    opened,
+    photo,
+    serving,
+    write_checkpoint,
+)
 
 from predict import Predictor
 
 pytestmark = pytest.mark.page
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-OURS, THEIRS = "classroom.test", "evil.test"  # names that the browser is told point here
-FLAGS = [
-    "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",
-    f"--host-resolver-rules=MAP {OURS} 127.0.0.1, MAP {THEIRS} 127.0.0.1",
-]
 SCRIPT = '<img src=x onerror="document.title=1">.jpg'
-
-
-def chromium() -> str:
-    """Returns the browser's path; skips where there is none."""
-    named = os.environ.get("CHROMIUM")
-    if (
-        found := shutil.which(named)
-        if named
-        else next(filter(None, map(shutil.which, NAMES)), None)
-    ):
-        return found
-    missing = f"CHROMIUM={named} is none" if named else "there is no Chromium on the PATH"
-    pytest.skip(f"{missing}: apt install chromium, or CHROMIUM=/path/to/it make test-page")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = chromium()
-    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    as_root = ["--no-sandbox"] * (getattr(os, "geteuid", lambda: 1)() == 0)
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *as_root])
+    with real_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

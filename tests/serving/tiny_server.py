@@ -20,6 +20,7 @@ from serving.server import Server
 from vit_model import create_model
 
 CLASSES = ["daisy", "roses", "tulips"]
+OURS, THEIRS = "classroom.test", "evil.test"  # names that the browser is told point here
 
 
 def write_checkpoint(path: Path, seed=0, classes=CLASSES, **config) -> Path:

@@ -1,0 +1,43 @@
+"""A real browser for the tests with the mark `page`: `make test-page`.
+
+It is the Chromium that CHROMIUM names or that is on the PATH; without one those tests are skipped.
+"""
+
+import contextlib
+import os
+import shutil
+
+import pytest
+from tiny_server import OURS, THEIRS
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = [
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    f"--host-resolver-rules=MAP {OURS} 127.0.0.1, MAP {THEIRS} 127.0.0.1",
+]
+
+
+def chromium() -> str:
+    """Returns the browser's path; skips where there is none."""
+    named = os.environ.get("CHROMIUM")
+    if (
+        found := shutil.which(named)
+        if named
+        else next(filter(None, map(shutil.which, NAMES)), None)
+    ):
+        return found
+    missing = f"CHROMIUM={named} is none" if named else "there is no Chromium on the PATH"
+    pytest.skip(f"{missing}: apt install chromium, or CHROMIUM=/path/to/it make test-page")
+
+
+@contextlib.contextmanager
+def real_browser():
+    """Opens the browser, with a fake camera and names that point to this machine."""
+    path = chromium()
+    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    as_root = ["--no-sandbox"] * (getattr(os, "geteuid", lambda: 1)() == 0)
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *as_root])
+        yield browser
+        browser.close()
