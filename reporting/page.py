@@ -58,19 +58,14 @@ def write_report(
     `confused_pairs`.
     """
     letters = [title, *classes, *(m["path"] for m in mistakes), *data_lines]
-    table = sorted(
-        class_table(matrix, classes), key=lambda row: (row["f1"] is None, row["f1"] or 0)
-    )
     page = environment().get_template(TEMPLATE).render(
         title=title, summary=summary, commands=commands, settings=settings, data_lines=data_lines,
-        font=font_of(letters), curves=curves_of(rows, best, worth),
-        confusion=confusion_of(matrix, classes), notes=notes,
-        calibration=calibration_of(calibration),
-        table=table, mean=mean_of(table), mistakes=[shown(one, reading) for one in mistakes],
-        suspects=suspects, confused=[versus(pair, reading) for pair in confused],
+        font=font_of(letters), curves=curves_of(rows, best, worth), notes=notes, suspects=suspects,
+        confusion=confusion_of(matrix, classes), calibration=calibration_of(calibration),
+        confused=[versus(pair, reading) for pair in confused],
+        mistakes=[shown(one, reading) for one in mistakes], **tables_of(matrix, classes),
     )  # fmt: skip
-    path = Path(run_dir) / REPORT
-    write_text(path, page)
+    write_text(path := Path(run_dir) / REPORT, page)
     return path
 
 
@@ -136,6 +131,13 @@ def confusion_of(matrix, classes: Sequence[str]) -> dict:
         "pairs": most_confused(matrix, classes),
         "size": "small" if len(classes) <= COUNTED else "large",
     }
+
+
+def tables_of(matrix, classes: Sequence[str]) -> dict:
+    """Returns the rows of `class_table`, the lowest F1 first, and their mean."""
+    rows = class_table(matrix, classes)
+    table = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0))
+    return {"table": table, "mean": mean_of(table)}
 
 
 def mean_of(table: Sequence[dict]) -> dict:
