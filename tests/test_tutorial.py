@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -56,6 +57,10 @@ def run_here(words, monkeypatch):
     assert not status, shlex.join(words)
 
 
+def photos_of(folder):
+    return list(Path(folder).glob("*/*.jpg"))
+
+
 def check_results():
     """What the tutorial promises."""
     for run in ("head", "tested", "folds", "vit", "kan-start", "kan"):
@@ -68,6 +73,9 @@ def check_results():
     assert torch.load("weights/kan/last.pth", weights_only=True)["epoch"] == 3
     assert len(Path("answers.csv").read_text("utf-8").splitlines()) == 1 + 5 * 4
     assert list(Path("why").glob("*.png"))
+    assert Path("nearest/cat.png").exists()
+    with np.load("features.npz") as features:
+        assert len(features["paths"]) == len(features["features"]) == len(photos_of("my_photos"))
 
 
 def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
@@ -80,6 +88,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
         else:
             subprocess.run(["bash", "-ec", line], check=True)
     said = capsys.readouterr().out
+    assert "the nearest training photos are" not in said  # they are shown
     assert "the same photo in two classes" in said
     assert "daisy/daisy_0002.jpg: like daisy/again.jpg" in said or (
         "daisy/again.jpg: like daisy/daisy_0002.jpg" in said
