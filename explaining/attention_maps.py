@@ -1,6 +1,6 @@
 """Where a Vision Transformer looked: how much each patch of a photo mattered for one class.
 
-Three methods, compared by benchmarks/explain_faithfulness.py (results in docs/results.md):
+Three methods; `methods` has all that benchmarks/explain_faithfulness.py compares:
 
 - `rollout`: attention roll-out, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928).
 - `gradient_attention`: attention weighted by its gradient, the rule for self-attention of "Generic
@@ -87,7 +87,9 @@ def rollout(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gradient_attention(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def gradient_attention(
+    model: nn.Module, images: Tensor, targets: Tensor, *, score: Callable = class_logits
+) -> Tensor:
     """Gradient-weighted attention relevance for `targets`, (B, P), not negative.
 
     For a block that mixes values by o = A v, the gradient of A is (dL/do) v^T; eq. 5 of arXiv
@@ -95,10 +97,10 @@ def gradient_attention(model: nn.Module, images: Tensor, targets: Tensor) -> Ten
     """
     with torch.enable_grad(), recording(model) as record:
         # Frozen models have no graph of their own: let it begin at the image.
-        logits = class_logits(model, images.detach().requires_grad_(), targets)
+        logits = score(model, images.detach().requires_grad_(), targets)
         gradients = torch.autograd.grad(logits.sum(), record.mixed)
     batch, tokens, _ = gradients[0].shape
-    total = torch.eye(tokens, device=images.device).expand(batch, -1, -1)
+    total = torch.eye(tokens).to(images).expand(batch, -1, -1)
     each = zip(model.blocks, record.qkv, record.places, gradients, strict=True)
     for block, qkv, places, gradient in each:
         _, _, v = block.attn.split(qkv)
@@ -127,10 +129,3 @@ def integrated_gradients(
             logit = logits.gather(1, targets[:, None]).sum()
             total += torch.autograd.grad(logit, x)[0] / steps
     return ((full - empty) * total).sum(-1)[:, model.num_prefix_tokens :]
-
-
-METHODS: dict[str, Callable] = {
-    "roll-out": rollout,
-    "gradient-weighted attention": gradient_attention,
-    "integrated gradients": integrated_gradients,
-}

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from explaining import attention_maps, curves
+from explaining import curves
 from explaining.curves import Curve, LayerRecord
+from explaining.methods import METHODS, serving
 
-METHOD = "gradient-weighted attention"
 CURVES = 6  # told of a photo
 
 
@@ -43,10 +43,9 @@ class Story:
 def explain(model: nn.Module, images: Tensor, targets: Tensor) -> list[Story]:
     """A Story for each of the images (B, 3, S, S) and its target class (B,)."""
     stories = []
+    method = METHODS[serving(model)]
     for image, target in zip(images, targets, strict=True):
-        patches = (
-            attention_maps.METHODS[METHOD](model, image[None], target[None])[0].clamp_min(0).cpu()
-        )
+        patches = method(model, image[None], target[None])[0].clamp_min(0).cpu()
         stories.append(Story(int(target), heat_map(patches), patches_for_half(patches)))
     layers = curves.kan_layers(model)
     if not layers:

@@ -11,7 +11,7 @@ import explain
 import export
 import predict
 import train
-from explaining import attention_maps
+from explaining import attention_maps, methods
 from explaining.pruning import prune
 from formats.fitting import load_into
 from formats.onnx_files import onnx_session, session_forward
@@ -196,7 +196,7 @@ def test_photos_are_explained(family, splines):
         _, _, v = attn.split(record.qkv[1])
         mixed = (weights @ v).transpose(1, 2).flatten(2)
         same(attn.proj(attn.norm(mixed)), out[0], 1e-4)
-    maps = {name: method(model, IMAGES, targets) for name, method in attention_maps.METHODS.items()}
+    maps = {name: method(model, IMAGES, targets) for name, method in methods.METHODS.items()}
     assert all(found.shape == (3, 16) and found.isfinite().all() for found in maps.values())
     assert not any(found.requires_grad for found in maps.values())
     assert (maps["roll-out"].sum(1) <= 1 + 1e-5).all()

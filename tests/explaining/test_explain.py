@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import explain
-from explaining import attention_maps, curves, kan_vit, photo_figure, pruning, story
+from explaining import attention_maps, curves, kan_vit, methods, photo_figure, pruning, story
 from imaging.preprocess import Preprocess
 from predicting.writers import Answer
 from pretrained import load_model
@@ -48,12 +48,12 @@ NAMES = ["daisy", "郁金香", "roses", "tulips", "sun"]
 # --------------------------------------------------------------------------- where it looked
 
 
-@pytest.mark.parametrize("method", attention_maps.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_method_gives_a_value_per_patch_and_leaves_the_model_alone(method, kind, images):
     model = make_model(**kind)
     before = model(images).detach()
-    values = attention_maps.METHODS[method](model, images, TARGETS)
+    values = methods.METHODS[method](model, images, TARGETS)
     assert values.shape == (2, 16)
     assert torch.isfinite(values).all()
     assert values.std() > 0
@@ -62,13 +62,12 @@ def test_every_method_gives_a_value_per_patch_and_leaves_the_model_alone(method,
     assert not any(block.attn.qkv._forward_hooks for block in model.blocks)
 
 
-@pytest.mark.parametrize("method", attention_maps.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_photos_of_a_batch_do_not_mix(method, images):
     model = make_model()
-    both = attention_maps.METHODS[method](model, images, TARGETS)
+    both = methods.METHODS[method](model, images, TARGETS)
     alone = [
-        attention_maps.METHODS[method](model, images[n : n + 1], TARGETS[n : n + 1])[0]
-        for n in (0, 1)
+        methods.METHODS[method](model, images[n : n + 1], TARGETS[n : n + 1])[0] for n in (0, 1)
     ]
     assert torch.allclose(both, torch.stack(alone), atol=1e-5)
 
@@ -116,7 +115,7 @@ def test_integrated_gradients_add_up_to_the_difference_of_logits(images):
 def test_distilled_models_and_register_tokens_are_understood(images):
     for extra in ({"distilled": True}, {"reg_tokens": 4, "no_embed_class": True}):
         model = make_model(**extra)
-        for method in attention_maps.METHODS.values():
+        for method in methods.METHODS.values():
             assert method(model, images, TARGETS).shape == (2, 16)
 
 
