@@ -154,8 +154,10 @@ GROUPED = {"mlp": "gkan", "kan_groups": 8, "kan_at": "hidden"}
 @pytest.mark.parametrize(
     ("words", "held", "form"),
     [
-        ("--mlp gkan", None, ("feature", "mlp")),
-        ("--mlp gkan", {}, ("feature", "mlp")),
+        ("--mlp gkan", None, ("feature", "all")),
+        ("--mlp gkan", {}, ("feature", "all")),
+        ("--mlp gkan --kan-at mlp", {}, ("feature", "mlp")),
+        ("--mlp gkan --kan-groups 4", {}, (4, "mlp")),
         ("--mlp gkan --kan-groups 4 --kan-at all", {}, (4, "all")),
         ("", GROUPED, (8, "hidden")),
         ("--mlp gkan", GROUPED, (8, "hidden")),

@@ -199,10 +199,11 @@ class DataAndModel(Given):
         **OF_THE_CHECKPOINT,
         **needs.GROUPS,
     )
-    kan_at: str = KAN.row(
-        "mlp",
+    kan_at: str | None = KAN.row(
+        None,
         "the inputs that have splines: of both maps of the MLP (mlp), of its second one (hidden), "
-        "of attention's two as well (all)",
+        "of attention's two as well (all); default: all with a spline per feature, else mlp, or "
+        "those in the weights file",
         choices=("mlp", "hidden", "all"),
         **OF_THE_CHECKPOINT,
         **needs.KAN,

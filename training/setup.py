@@ -167,9 +167,11 @@ def spline_form(options: Options, kind: str, held: Mapping) -> dict:
     kind: what will stand in the blocks. held: the config of the weights file, which says nothing on
     splines where it has none, whatever its fields.
     """
-    own = {"kan_at": "mlp", "kan_groups": "feature"} | form_of(held)
-    told = {name: getattr(options, name) for name in own if name in options.given}
-    return form_of({"mlp": kind} | own | told)
+    form = {"mlp": kind, "kan_groups": "feature"} | form_of(held)
+    form |= {n: getattr(options, n) for n in ("kan_groups", "kan_at") if n in options.given}
+    # A spline of each feature is worth most at every map: "What splines are worth" in the results.
+    each = kind == "gkan" and form["kan_groups"] == "feature"
+    return form_of({"kan_at": "all" if each else "mlp"} | form)
 
 
 def form_of(config: Mapping) -> dict:
