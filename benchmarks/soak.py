@@ -58,6 +58,7 @@ PATIENCE_S = 300  # a run that takes longer hangs
 TIMES = ("images_per_second", "seconds", "data_wait")
 RESULTS = {"best.pth", "last.pth", "class_indices.json", "args.json", "split.json", "metrics.csv"}
 RESULTS |= {"data_report.txt", "samples.jpg", "curves.png", "confusion.png", "report.html"}
+RESULTS |= {"features.npz"}
 
 COMMON = (
     "--data-path ../photos --output run --model vit_micro_patch8_64 --img-size 16 --amp off "
