@@ -42,7 +42,7 @@ def data(tmp_path, make_photos, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Leaves out the pictures and the page that other tests look at."""
-    for name in ("draw_results", "write_report"):
+    for name in ("draw_plots", "draw_photos", "write_report"):
         monkeypatch.setattr(results, name, lambda *_, **__: None)
 
 
@@ -64,7 +64,8 @@ def rows():
 def test_labels_exchanged_on_purpose_are_found_and_left_out_by_the_command_told(
     data, call, monkeypatch
 ):
-    monkeypatch.setattr(results, "draw_results", lambda *_: None)
+    for name in ("draw_plots", "draw_photos"):
+        monkeypatch.setattr(results, name, lambda *_: None)
     out = begin(call)
     head, *found = rows()
     assert head == ["image", "label", "likely", "score"]
@@ -80,6 +81,7 @@ def test_labels_exchanged_on_purpose_are_found_and_left_out_by_the_command_told(
     _, _, *words = shlex.split(line.partition("): ")[2])
     assert words[-2:] == ["--exclude", "run/suspects.csv"]
     assert "--lr" in words
+    assert "--weight-decay" not in words  # which was chosen
     monkeypatch.setattr(results, "write_report", lambda *_, **__: None)
     out = run(call, *words, "--workers", "0", "--output", "again")
     assert "--exclude run/suspects.csv: 2 photos left out" in out
@@ -88,8 +90,10 @@ def test_labels_exchanged_on_purpose_are_found_and_left_out_by_the_command_told(
 
 def test_the_command_leaves_out_what_the_run_had_left_out_too(data, call, quick):
     Path("list.txt").write_text("data/cats/cats_00.jpg\n")
+    Path("data/dogs").rename("data/=dogs")  # which a spreadsheet must not run
     out = begin(call, "--exclude", "list.txt")
     assert "--exclude list.txt run/suspects.csv" in out
+    assert {*rows()[1][1:3]} == {"cats", "'=dogs"}
 
 
 @pytest.mark.parametrize("group_by", ["near-copies", "none", "(\\d+)"])
