@@ -130,6 +130,8 @@ def _restoring(make: Callable, name: str) -> list:
 def _in_blocks(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights as int8 (..., blocks, block, columns), their steps, and the shape to go back to."""
     *before, length, columns = weights.shape
+    if length < BLOCK // 4:  # too short to share a step: then weights of a row do
+        length, columns = length * columns, 1
     size = next((n for n in range(BLOCK, BLOCK // 4, -1) if length % n == 0), length)
     blocks = weights.reshape(*before, length // size, size, columns)
     largest = np.abs(blocks).max(-2, keepdims=True)

@@ -5,12 +5,12 @@
 // (`tables`), printers' profiles above all, is left to the browser's own conversion.
 
 const SAME = 4; // of 255: writers of sRGB profiles round its curve differently
-const STEPS = 16384; // of the table from light to sRGB
-// From light by D50 (ICC's connection space) to the primaries of sRGB.
+const ONE = 16384; // littleCMS computes 8-bit colours with 14 bits of fraction (cmsopt.c)
+// From ICC's connection space to light of sRGB's primaries, as littleCMS makes it of them.
 const FROM_XYZ = [
-  [3.1338561, -1.6168667, -0.4906146],
-  [-0.9787684, 1.9161415, 0.033454],
-  [0.0719453, -0.2289914, 1.4052427],
+  [3.1341863642, -1.617208959, -0.490694064],
+  [-0.9787485042, 1.9161300968, 0.0334333992],
+  [0.0719639278, -0.2289938735, 1.4057537329],
 ];
 const KINDS = { "RGB ": "RGB", GRAY: "L", CMYK: "CMYK" };
 
@@ -61,32 +61,38 @@ function curve(tag) {
   return (x) => (x >= d ? power(x) + e : c * x + f);
 }
 
+/** A curve of numbers of 16 bits, between which lines lie (cmsintrp.c, LinLerp1D). */
 function sampled(tag) {
   const count = tag.getUint32(8);
   if (count === 0) return (x) => x;
   if (count === 1) return (x) => x ** (tag.getUint16(12) / 256);
-  const value = (n) => tag.getUint16(12 + 2 * n) / 65535;
+  const value = (n) => tag.getUint16(12 + 2 * n);
   return (x) => {
-    const at = x * (count - 1);
-    const low = Math.min(Math.floor(at), count - 2);
-    return value(low) + (value(low + 1) - value(low)) * (at - low);
+    const at = (count - 1) * Math.floor(x * 65535 + 0.5);
+    const fixed = at + Math.floor((at + 0x7fff) / 0xffff);
+    const low = Math.floor(fixed / 65536);
+    if (low >= count - 1) return value(count - 1) / 65535;
+    const rise = (value(low + 1) - value(low)) * (fixed % 65536) + 0x8000;
+    return (value(low) + Math.floor(rise / 65536)) / 65535;
   };
 }
 
-/** Light of each of the 256 numbers of a channel. */
+/** Light of each of the 256 numbers of a channel, in parts of ONE. */
 function light(tag) {
   const of = curve(tag);
-  return Float64Array.from({ length: 256 }, (_, v) => Math.min(1, Math.max(0, of(v / 255))));
+  return Float64Array.from({ length: 256 }, (_, v) => Math.floor(Math.fround(of(Math.fround(v / 255))) * ONE + 0.5));
 }
 
-let encoded; // light in STEPS to bytes, made when first wanted
+let encoded; // light to bytes, made when first wanted
 
-function toByte(value) {
-  encoded ??= Uint8Array.from({ length: STEPS + 1 }, (_, n) => {
-    const x = n / STEPS;
-    return Math.round(255 * (x <= 0.0031308 ? 12.92 * x : 1.055 * x ** (1 / 2.4) - 0.055));
+function toByte(part) {
+  encoded ??= Uint8Array.from({ length: ONE + 1 }, (_, n) => {
+    const x = n / ONE;
+    const value = x >= ((0.04045 + 0.055) / 1.055) ** 2.4 ? (x ** (1 / 2.4) - 0.055 / 1.055) * 1.055 : x * 12.92;
+    const word = Math.floor(Math.fround(value) * 65535 + 0.5);
+    return Math.floor((word * 65281 + 8388608) / 2 ** 24);
   });
-  return encoded[value <= 0 ? 0 : value >= 1 ? STEPS : Math.round(value * STEPS)];
+  return encoded[part < 0 ? 0 : part > ONE ? ONE : part];
 }
 
 function fromMatrix(tags) {
@@ -94,9 +100,10 @@ function fromMatrix(tags) {
   const columns = [tags.rXYZ, tags.gXYZ, tags.bXYZ].map((tag) =>
     [8, 12, 16].map((at) => tag.getInt32(at) / 65536),
   );
-  const m = FROM_XYZ.map((row) => columns.map((xyz) => row.reduce((s, v, i) => s + v * xyz[i], 0)));
+  const products = FROM_XYZ.map((row) => columns.map((xyz) => row.reduce((s, v, i) => s + v * xyz[i], 0)));
+  const m = products.map((row) => row.map((value) => Math.floor(value * ONE + 0.5)));
   const dark = columns.reduce((sum, xyz, n) => sum + xyz[1] * curves[n][0], 0);
-  const byte = (value) => toByte((value - dark) / (1 - dark)); // black becomes black (littleCMS: BPC)
+  const byte = (sum) => toByte(lifted(Math.floor((sum + ONE / 2) / ONE), dark));
   return (data) => {
     for (let at = 0; at < data.length; at += 4) {
       const r = curves[0][data[at]];
@@ -109,9 +116,14 @@ function fromMatrix(tags) {
   };
 }
 
+/** Light where black is no light: the darkest colour of a profile becomes black. */
+function lifted(part, dark) {
+  return dark > 0 ? Math.round(((part - dark) / (ONE - dark)) * ONE) : part;
+}
+
 function fromGrey(tag) {
   const of = light(tag);
-  const bytes = of.map((value) => toByte((value - of[0]) / (1 - of[0])));
+  const bytes = of.map((part) => toByte(lifted(part, of[0])));
   return (data) => {
     for (let at = 0; at < data.length; at += 4) data.fill(bytes[data[at]], at, at + 3);
   };

@@ -74,7 +74,8 @@ function fits(profile, grey) {
 
 /** What the browser decodes, in tiles; of a JPEG the part of its size that Pillow takes. */
 async function byBrowser(bytes, type, converted, scale) {
-  const options = { colorSpaceConversion: converted ? "default" : "none" };
+  // Some decoders cut fractions off when they multiply colours by alpha.
+  const options = { colorSpaceConversion: converted ? "default" : "none", premultiplyAlpha: "none" };
   const bitmap = await createImageBitmap(new Blob([bytes], { type }), options).catch(() => {
     throw new Trouble("photo", "this browser cannot decode it: save it as JPEG or PNG");
   });

@@ -92,24 +92,40 @@ export async function decodePng(chunks, preprocess) {
 
 /** Undoes the filters of rows (9.2), in place. */
 function unfilter(rows, { stride, height }, step) {
-  for (let y = 0, start = 0; y < height; y++, start += stride + 1) {
-    const kind = rows[start];
-    if (kind > 4) throw new Trouble("photo", "the file is damaged");
-    const above = start - stride - 1;
-    for (let x = 1; kind && x <= stride; x++) {
-      const left = x > step ? rows[start + x - step] : 0;
-      const up = y ? rows[above + x] : 0;
-      if (kind === 1) rows[start + x] += left;
-      else if (kind === 2) rows[start + x] += up;
-      else if (kind === 3) rows[start + x] += (left + up) >> 1;
-      else rows[start + x] += paeth(left, up, y && x > step ? rows[above + x - step] : 0);
-    }
+  const nothing = new Uint8Array(stride + 1);
+  let above = nothing;
+  for (let y = 0; y < height; y++) {
+    const row = rows.subarray(y * (stride + 1), (y + 1) * (stride + 1));
+    const undo = FILTERS[row[0]];
+    if (!undo) throw new Trouble("photo", "the file is damaged");
+    undo(row, above, step);
+    above = row;
   }
 }
 
+// By their numbers; the first byte of a row, the number, is none of its samples.
+const FILTERS = [
+  () => {},
+  (row, above, step) => {
+    for (let x = step + 1; x < row.length; x++) row[x] += row[x - step];
+  },
+  (row, above) => {
+    for (let x = 1; x < row.length; x++) row[x] += above[x];
+  },
+  (row, above, step) => {
+    for (let x = 1; x < row.length; x++) row[x] += ((x > step ? row[x - step] : 0) + above[x]) >> 1;
+  },
+  (row, above, step) => {
+    for (let x = 1; x <= Math.min(step, row.length - 1); x++) row[x] += above[x];
+    for (let x = step + 1; x < row.length; x++) row[x] += paeth(row[x - step], above[x], above[x - step]);
+  },
+];
+
 function paeth(left, up, corner) {
   const guess = left + up - corner;
-  const [a, b, c] = [Math.abs(guess - left), Math.abs(guess - up), Math.abs(guess - corner)];
+  const a = Math.abs(guess - left);
+  const b = Math.abs(guess - up);
+  const c = Math.abs(guess - corner);
   return a <= b && a <= c ? left : b <= c ? up : corner;
 }
 
@@ -118,6 +134,10 @@ function spread(rows, { left, top, across, down, width, height, stride }, values
   const mask = 2 ** Math.min(depth, 8) - 1;
   for (let y = 0; y < height; y++) {
     const start = y * (stride + 1) + 1;
+    if (depth === 8 && across === 1) {
+      values.set(rows.subarray(start, start + stride), (top + y * down) * whole * count);
+      continue;
+    }
     for (let x = 0; x < width; x++) {
       const to = ((top + y * down) * whole + left + x * across) * count;
       for (let c = 0; c < count; c++) {
@@ -134,8 +154,8 @@ function coloured(values, chunks, { ranges }) {
   const { width, height, depth, type, tRNS } = chunks;
   const picture = blank(width, height);
   const scaled = depth === 16 ? depthOf(values, type, ranges) : null;
-  const full = depth === 16 ? 255 : 255 / (2 ** depth - 1);
-  const narrow = scaled?.colours || ((value) => value * full);
+  const full = 255 / (2 ** depth - 1);
+  const narrow = scaled?.colours || (full === 1 ? (value) => value : (value) => value * full);
   const [colours, alpha] = [CHANNELS[type] > 2 ? 3 : 1, type === 4 || type === 6];
   const see = tRNS && seeThrough(chunks, Boolean(scaled?.all));
   for (let from = 0, to = 0; to < picture.data.length; from += CHANNELS[type], to += 4) {
