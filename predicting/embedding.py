@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,8 +92,9 @@ class FeatureFile(Writer):
         text.detach()  # flushes; the file is closed by who opened it
 
     def close(self) -> None:
-        self.rows.close()
-        self.names.close()
+        for waiting in (self.rows, self.names):
+            with suppress(OSError):  # of a full disk, which was said before
+                waiting.close()
 
 
 @contextmanager

@@ -88,6 +88,28 @@ def test_a_run_that_is_stopped_leaves_the_file_as_it_was(folder, call, name, mon
     assert sorted(os.listdir()) == before
 
 
+def test_a_full_disk_is_said_of_the_file_that_was_to_appear(folder, call):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        status, _, said = call(predict.main, *PHOTOS, "--weights", "best.pth", "--embed", "f.npz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2
+    assert said.splitlines()[-1].startswith("predict.py: error: f.npz: ")
+    assert not Path("f.npz").exists()
+
+
+def test_photos_that_all_fail_leave_a_file_without_rows(folder, call):
+    words = "photos/broken.jpg", "--weights", "best.pth", "--embed"
+    assert [call(predict.main, *words, name)[0] for name in ("f.npz", "f.csv")] == [1, 1]
+    with np.load("f.npz") as file:
+        assert file["features"].shape == (0, folder.num_features)
+        assert file["paths"].tolist() == []
+    assert len(Path("f.csv").read_text("utf-8").splitlines()) == 1
+
+
 def test_a_folder_is_no_file(folder, call):
     Path("f.npz").mkdir()
     status, _, said = call(predict.main, "photos", "--weights", "best.pth", "--embed", "f.npz")
