@@ -63,7 +63,7 @@ def photos_of(folder):
 
 def check_results():
     """What the tutorial promises."""
-    for run in ("head", "tested", "folds", "vit", "kan-start", "kan"):
+    for run in ("head", "tested", "folds", "labels", "clean", "vit", "kan-start", "kan"):
         assert Path("weights", run, "report.html").exists()
 
     def metrics(run):
