@@ -63,14 +63,14 @@ def photos_of(folder):
 
 def check_results():
     """What the tutorial promises."""
-    for run in ("head", "tested", "folds", "labels", "clean", "vit", "kan-start", "kan"):
+    for run in ("head", "tested", "folds", "labels", "clean", "kan-start", "kan"):
         assert Path("weights", run, "report.html").exists()
 
     def metrics(run):
         return torch.load(f"weights/{run}/best.pth", weights_only=True)["metrics"]
 
-    assert metrics("kan-start")["val_acc"] == metrics("vit")["val_acc"]
-    assert torch.load("weights/kan/last.pth", weights_only=True)["epoch"] == 3
+    assert metrics("kan-start")["val_acc"] == metrics("head")["val_acc"]
+    assert torch.load("weights/kan/last.pth", weights_only=True)["epoch"] == 6
     assert len(Path("answers.csv").read_text("utf-8").splitlines()) == 1 + 5 * 4
     assert list(Path("why").glob("*.png"))
     assert Path("nearest/cat.png").exists()
