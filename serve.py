@@ -8,6 +8,7 @@
 docs/serving.md tells what can be asked of it, and what to beware of. Ctrl-C ends it.
 """
 
+import argparse
 import errno
 import os
 import socket
@@ -18,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from formats.finding import weights_name
+from formats.known import UNKNOWN_SHARE
 from predicting.classifier import newest_checkpoint
 from serving.desk import Desk, Limits
-from serving.gate import is_loopback
+from serving.gate import host_of, is_loopback
 from serving.models import Served, open_models
 from serving.server import Server, free_port
 from system.devices import pick_device
@@ -30,6 +32,13 @@ from system.terminal import run_cli
 MODEL, ANSWERS, NETWORK = Section("model"), Section("answers"), Section("network")
 MAX_MB = Limits.body_bytes >> 20
 EVERYWHERE = {"0.0.0.0", "::"}
+
+
+def machine_name(text: str) -> str:
+    """Returns `text` where it is a name as in an address; the parser of a flag."""
+    if host_of(text) != text.lower():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a machine such as room5.local")
+    return text
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,18 @@ class Options(Given):
         type=number(float, 0, 1),
         metavar="P",
     )
+    unknown: float = ANSWERS.row(
+        UNKNOWN_SHARE,
+        'the share of photos like those of the training set that may be called "unknown", so that '
+        "unlike ones are (0: none); for models that train.py made",
+        type=number(float, 0, 1),
+        metavar="P",
+    )
+    show_training_photos: bool = ANSWERS.row(
+        False,
+        "show the training photos most like a photo to other machines, too, not to this one alone",
+        kind="switch",
+    )
     max_mb: float = ANSWERS.row(
         MAX_MB, "largest file", type=number(float, 0, 1024, open_low=True), metavar="MB"
     )
@@ -76,6 +97,7 @@ class Options(Given):
         "names that this machine may be called by, beside localhost and its addresses "
         "(default: none)",
         kind="list",
+        type=machine_name,
         metavar="NAME",
     )
     cert: str | None = NETWORK.row(
@@ -88,8 +110,8 @@ class Options(Given):
         metavar="FILE",
         needs=needs_flag("cert", "--cert FILE"),
     )
-    open: bool | None = NETWORK.row(
-        None, "show the page in a browser (default: where there is a desktop)", kind="pair"
+    no_open: bool = NETWORK.row(
+        False, "do not show the page in a browser, where there is a desktop", kind="switch"
     )
 
 
@@ -123,7 +145,7 @@ def bind(options: Options, desk: Desk) -> Server:
     names = {*options.allow_host} | ({options.host} - EVERYWHERE)
     tls = secured(options.cert, options.key) if options.cert else None
     try:
-        return Server((options.host, options.port), desk, names, tls)
+        return Server((options.host, options.port), desk, names, tls, options.show_training_photos)
     except socket.gaierror:
         raise ValueError(f"--host {options.host} is no address of this machine") from None
     except OSError as error:
@@ -183,26 +205,28 @@ def has_desktop() -> bool:
 def announce(options: Options, paths: Sequence[str], models: Sequence[Served], port: int) -> None:
     for path, served in zip(paths, models, strict=True):
         classifier = served.predictor.classifier
-        print(f"{served.name}: {classifier.title} ({path})", *classifier.notes, sep="\n  ")
+        notes = [*classifier.notes, *filter(None, [served.nearest.note])]
+        print(f"{served.name}: {classifier.title} ({path})", *notes, sep="\n  ")
     print(*warnings(options), sep="\n", end="\n" * bool(warnings(options)), file=sys.stderr)
     places = addresses(options, port)
     print(f"\nthe page: {'  '.join(places)}   (Ctrl-C ends it)", flush=True)
-    if has_desktop() if options.open is None else options.open:
+    if has_desktop() and not options.no_open:
         webbrowser.open(places[0])
 
 
 def main() -> int:
     options = parse_args()
-    paths = options.weights or [newest_checkpoint()]
+    paths, device = options.weights or [newest_checkpoint()], pick_device(options.device)
     desk = Desk([], replace(Limits(), body_bytes=int(options.max_mb * 2**20)))
     with bind(options, desk) as server:  # before models are opened, which may take a while
         desk.models = models = open_models(
             paths,
             options.class_indices,
-            pick_device(options.device),
+            device,
             tta=options.tta,
             topk=options.topk,
             threshold=options.threshold,
+            unknown=options.unknown,
         )
         announce(options, paths, models, server.server_address[1])
         try:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qsl, urlsplit
 
 from serving.desk import Limits, report
-from serving.gate import refusal
+from serving.gate import host_of, refusal
 
 DRAIN_BYTES, DRAIN_SECONDS = 2**28, 5.0  # of a body that is not wanted
 MOST_FIELDS = 10  # of a query
@@ -146,6 +146,7 @@ class Connection(BaseHTTPRequestHandler):
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if why := refusal(hosts, origins, self.server.hosts):
             raise Refused(HTTPStatus.FORBIDDEN, why)
+        self.host = host_of(hosts[0])
         try:
             parts = urlsplit(self.path)
             self.place = parts.path

@@ -15,13 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from PIL import Image
-
 from imaging.decoding import PhotoError, load_image, open_photo
 from predicting.inputs import Photo
 from predicting.predictor import Decoded, decode
 from predicting.writers import Answer
-from serving.explanations import Question, explanations
+from serving.explanations import Question, explanations, jpeg, shown
 from serving.models import Served
 from serving.worker import Worker
 from system.devices import default_workers
@@ -93,10 +91,18 @@ class Desk:
             raise NoPhoto(answer.error)
         return answer
 
-    def explain(self, served: Served, body: bytes, index: int | None) -> dict:
-        """Returns why the model answers so for a class, by default the best: `explanations`."""
-        question = Question(self._decoded(served, None, body, keep_image=True), index)
-        return self._result(self.worker.submit(partial(explanations, served), question))
+    def explain(
+        self, served: Served, body: bytes, index: int | None = None, near: bool = False
+    ) -> dict:
+        """Returns why the model answers so for a class, by default the best: see `explanations`.
+
+        near: whether the training photos most like it are shown, too.
+        """
+        question = Question(self._decoded(served, None, body, keep_image=True), index, near)
+        why = self._result(self.worker.submit(partial(explanations, served), question))
+        if not near:
+            return why.told
+        return why.told | {"near": self._result(self.pool.submit(list, map(shown, why.near)))}
 
     def preview(self, body: bytes) -> bytes:
         """Returns a photo of any format as a JPEG that every browser shows."""
@@ -118,10 +124,7 @@ class Desk:
             image = load_image(io.BytesIO(body), PREVIEW)
         except PhotoError as error:
             raise NoPhoto(error.reason) from None
-        image.thumbnail((PREVIEW, PREVIEW), Image.Resampling.BILINEAR)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=85)
-        return file.getvalue()
+        return jpeg(image, PREVIEW)
 
     def _check_pixels(self, body: bytes) -> None:
         """Raises NoPhoto for a picture that claims too many; what is none is told by `decode`."""

@@ -12,18 +12,25 @@
               "patch": 17}]}           # on that patch; null for a token that is none
 """
 
+import base64
+import contextlib
+import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from explaining.curves import kan_layers
 from explaining.story import DrawnCurve, explain
+from imaging.decoding import PhotoError, load_image
 from imaging.preprocess import Fit
+from predicting.nearest import Near
 from predicting.predictor import Decoded
 from serving.models import Served
 
+THUMBNAIL = 240  # pixels of a training photo's longer side
 POINTS, BARS = 60, 24  # of a curve, of the values under it
 DIGITS = 4  # that are sent of a number
 
@@ -32,24 +39,35 @@ class Question(NamedTuple):
     """A photo, decoded with its picture, and the index of the class to explain."""
 
     decoded: Decoded
-    index: int | None  # None for the best
+    index: int | None = None  # None for the best
+    near: bool = False  # whether the training photos like it are asked for
 
 
-def explanations(served: Served, questions: Sequence[Question]) -> list[dict]:
+class Explanation(NamedTuple):
+    """What the page is told, but for `near`, whose photos are still to be read."""
+
+    told: dict
+    near: list[Near]
+
+
+def explanations(served: Served, questions: Sequence[Question]) -> list[Explanation]:
     """Returns why the model answers so, for each of several photos."""
     return [_explanation(served, one) for one in questions]
 
 
-def _explanation(served: Served, question: Question) -> dict:
-    predictor, index = served.predictor, question.index
+def _explanation(served: Served, question: Question) -> Explanation:
+    predictor, index, near = served.predictor, question.index, []
+    (answer,) = served.answers([question.decoded])
     if index is None:
-        index = served.answers([question.decoded])[0].top[0][0]
+        index = answer.top[0][0]
+    if question.near and answer.features is not None:
+        near = served.nearest.of(answer.features)
     image = question.decoded.tensor[None].to(predictor.device)
     model = served.explained
     (story,) = explain(model, image, torch.tensor([index], device=image.device))
     layers = kan_layers(model)
     fit = Fit(predictor.classifier.preprocess)
-    return {
+    told = {
         "index": index,
         "class": predictor.classes[index],
         "box": _numbers(torch.tensor(fit.view(*question.decoded.image.size))),
@@ -57,6 +75,25 @@ def _explanation(served: Served, question: Question) -> dict:
         "half": story.half,
         "splines": [_spline(one, layers[one.curve.layer_name]) for one in story.curves],
     }
+    return Explanation(told, near)
+
+
+def shown(near: Near) -> dict:
+    """Returns a training photo for the page: its class, how alike it is, and a small picture."""
+    told = {"label": near.label, "similarity": _number(near.similarity), "photo": None}
+    if near.photo is not None:
+        with contextlib.suppress(PhotoError):
+            picture = jpeg(load_image(near.photo, THUMBNAIL), THUMBNAIL)
+            told["photo"] = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    return told
+
+
+def jpeg(image: Image.Image, side: int) -> bytes:
+    """Returns a picture whose longer side has at most so many pixels, as a JPEG."""
+    image.thumbnail((side, side), Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def _spline(one: DrawnCurve, layer: torch.nn.Module) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 from predicting.writers import as_record
 from serving.connection import Connection, Refused
 from serving.desk import Busy, Desk, NoPhoto
+from serving.gate import is_loopback
 from serving.models import Served
 from serving.uploads import BadUpload, uploaded
 from system.terminal import listed
@@ -61,8 +62,18 @@ class Handler(Connection):
         if index is not None and not (index.isdecimal() and int(index) < count):
             raise Refused(HTTPStatus.NOT_FOUND, f"index must be a class's, 0 to {count - 1}")
         with self.photo() as (_, photo):
-            why = self.desk.explain(served, photo, None if index is None else int(index))
+            why = self.desk.explain(
+                served, photo, None if index is None else int(index), self.sees_training_photos()
+            )
         self.reply_json(why)
+
+    def sees_training_photos(self) -> bool:
+        """Whether who asks sits at this machine, by a name of it that no other machine has.
+
+        The photos may show people who agreed to be trained on, not to be shown around.
+        """
+        here = is_loopback(self.client_address[0]) and is_loopback(self.host)
+        return here or self.server.training_photos
 
     def preview(self) -> None:
         with self.photo() as (_, photo):

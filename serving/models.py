@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from explaining.parts import told_apart
 from imaging.preprocess import Transform, eval_transform
 from predicting.classifier import open_classifier
+from predicting.nearest import Nearest
 from predicting.predictor import Decoded, Predictor
 from predicting.writers import Answer
 from pretrained import check_names
@@ -59,6 +60,7 @@ class Served:
     name: str
     predictor: Predictor
     shelf: Shelf
+    nearest: Nearest
 
     @cached_property
     def transform(self) -> Transform:
@@ -115,7 +117,8 @@ def open_models(
         check_names(path, classifier.classes, class_indices)
         if classifier.model is not None:  # no exported file
             shelf.share(classifier.model)
-        models.append(Served(name, Predictor(classifier, device=device, **options), shelf))
+        predictor = Predictor(classifier, device=device, **options)
+        models.append(Served(name, predictor, shelf, Nearest.beside(path, classifier)))
     return models
 
 

@@ -26,7 +26,8 @@ class Server(ThreadingHTTPServer):
     """Serves the page and its answers.
 
     address: host and port, 0 for any that is free. hosts: names that it may be asked by, beside
-    localhost and addresses. tls: for https. Raises OSError for an address that cannot be had.
+    localhost and addresses. tls: for https. training_photos: whether
+    they are shown to other machines, too. Raises OSError for an address that cannot be had.
     """
 
     daemon_threads = True
@@ -40,8 +41,10 @@ class Server(ThreadingHTTPServer):
         desk: Desk,
         hosts: Collection[str] = (),
         tls: ssl.SSLContext | None = None,
+        training_photos: bool = False,
     ) -> None:
         self.desk, self.limits, self.tls = desk, desk.limits, tls
+        self.training_photos = training_photos
         self.hosts = {host.lower() for host in hosts}
         self.threads = threading.BoundedSemaphore(self.limits.connections)
         self.address_family, place = resolved(*address)

@@ -49,11 +49,12 @@ def all_flags():
     import export
     import predict
     import pretrained
+    import serve
     from imaging import sample_flowers
     from system.flags import parser_of
     from training import flags
 
-    commands = (explain, export, predict, pretrained, sample_flowers, flags)
+    commands = (explain, export, predict, pretrained, serve, sample_flowers, flags)
     parsers = [parser_of(command.Options) for command in commands]
     return {flag for parser in parsers for flag in parser._option_string_actions}
 

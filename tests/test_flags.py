@@ -162,6 +162,8 @@ NAMES = {
     ("explain", "--device"): (["best.pth", "--device", "abacus"], "--device 'abacus'"),
     ("explain", "--output"): (["best.pth", "--output", "file/x"], "file/x"),
     ("export", "--output"): (["best.pth", "--output", "file/x.onnx"], "file"),
+    ("serve", "--device"): (["--weights", "best.pth", "--device", "abacus"], "--device 'abacus'"),
+    ("serve", "--host"): (["--weights", "best.pth", "--host", "a.invalid"], "--host a.invalid is"),
     ("pretrained", "--save"): (["best.pth", "--save", "file/x.pth"], "file/x.pth"),
     ("imaging.sample_flowers", "--output"): (["--output", "file/x"], "file"),
 }
@@ -170,6 +172,7 @@ COSTLY = {
     "predict": ["Predictor"],
     "explain": ["explain_layers", "prune_and_report"],
     "export": ["onnx_bytes", "pt2_bytes"],
+    "serve": ["open_models"],
     "pretrained": [],
     "imaging.sample_flowers": ["draw_flower"],
 }
