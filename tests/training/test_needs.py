@@ -50,6 +50,8 @@ TABLE = {
     ("explain", "photos"): (["3"], {}, "--data DIR", ["3", "--data", "."], {"plain": False}),
     ("explain", "prune"): (["0.3"], {"plain": False}, "--data DIR", ["0.3"], {"plain": True}),
     ("export", "data"): (["."], {}, "--int8", [".", "--int8"], {}),
+    ("export", "runtime"): (["."], {}, "--format web", [".", "--format", "web"], {}),
+    ("serve", "key"): ([__file__], {}, "--cert FILE", [__file__, "--cert", __file__], {}),
     ("pretrained", "merge"): ([], {}, "--save OUT", ["--save", "out"], {}),
 }  # fmt: skip
 # What switches a flag off, which needs nothing.
@@ -64,14 +66,14 @@ OFF = {
     "teacher_weight": "0",
     "prune": "0",
 }
-TABLES = {name: importlib.import_module(name).Options for name in ("predict", "explain", "export")}
-TABLES |= {"train": Options, "pretrained": importlib.import_module("pretrained").Options}
+OTHERS = ("predict", "explain", "export", "pretrained", "serve")
+TABLES = {name: importlib.import_module(name).Options for name in OTHERS} | {"train": Options}
 
 
 def options_of(command, name, words):
     from system.flags import parse
 
-    file = [] if command == "train" else [__file__]
+    file = [] if command in ("train", "serve") else [__file__]
     words = [*file, *([flag_of(name)] if name else []), *words]
     return parse(TABLES[command], words, prog=f"{command}.py")
 
