@@ -107,7 +107,7 @@ def _laid_out(names: Sequence[str], told: Sequence[str], size: float, theme: The
     left, right = longest + 0.5, max(_inches(one, size) for one in told) + 0.25
     width = max(left + side + right, 4.6)
     head = textwrap.wrap(title, int((width - 0.2) * POINTS / 7))
-    words = textwrap.wrap(READING, int((width - 0.2) * POINTS / 4.9))
+    words = textwrap.wrap(READING, int((min(width, 7.5) - 0.2) * POINTS / 4.9))
     told_from = 0.15 + 0.22 * len(head)
     top = told_from + 0.08 + 0.17 * len(words) + (upright if both else 0)
     bottom = upright + 0.35

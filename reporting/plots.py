@@ -184,7 +184,7 @@ def reliability_figure(bins: Sequence[Bin], title: str, theme: Theme):
     """
     figure = new_figure(4.8, 4.4, theme, layout="constrained")
     axes, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
-    style(axes, theme, title)
+    style(axes, theme, f"{title}: error (ECE) {error_of(bins):.3f}" if bins else title)
     style(below, theme, "")
     axes.plot([0, 1], [0, 1], color=theme.soft, linewidth=1, linestyle="--")
     x, y = ([getattr(one, name) for one in bins] for name in ("probability", "accuracy"))
@@ -193,9 +193,6 @@ def reliability_figure(bins: Sequence[Bin], title: str, theme: Theme):
         x, y, np.abs(ends - y), color=theme.accent, linewidth=1.8, marker="o", markersize=5,
         elinewidth=1, capsize=3,
     )  # fmt: skip
-    if bins:
-        told = f"error (ECE) {error_of(bins):.3f}"
-        axes.text(0.02, 0.98, told, color=theme.ink, fontsize=10, va="top")
     below.bar(x, [one.photos for one in bins], width=0.035, color=theme.other)
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
     below.set_xlabel("probability of the answer", color=theme.ink, fontsize=10)

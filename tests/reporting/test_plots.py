@@ -127,7 +127,7 @@ def test_reliability_shows_each_bin_with_its_interval_and_its_photos():
     ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
     assert np.allclose(ends, [wilson(0.25, 4), wilson(0.8, 20)])
     assert error_of(bins) == pytest.approx((4 * 0.25 + 20 * 0.1) / 24)
-    assert axes.texts[0].get_text() == "error (ECE) 0.125"
+    assert axes.get_title(loc="left") == "at temperature 1: error (ECE) 0.125"
     assert plots.png_bytes(plots.reliability_figure([], "no photo", DARK))
 
 
