@@ -6,7 +6,7 @@
     python export.py weights/run/best.pth --int8 --data flower_photos    # 8-bit weights, ONNX
     python export.py weights/run/best.pth --format web --output page     # a page that runs it
 
-The page is a folder for any host of static files: see docs/serving.md. Every other export is one
+The page is a folder for any host of static files: see docs/export.md. Every other export is one
 file, is checked against the checkpoint at once, and carries what a program needs to use it:
 `classes`, `preprocess` (size, resize mode, mean, std), `config`, `metrics`, `temperature` and
 `trained_on`, as JSON: in ONNX's metadata_props, in pt2's extra file `facts.json`, in the header of

@@ -42,7 +42,8 @@ function readJpeg(bytes) {
   let at = 2;
   for (;;) {
     while (bytes[at] === 0xff && bytes[at + 1] === 0xff) at++; // fill bytes
-    if (bytes[at] !== 0xff || at + 4 > bytes.length) throw new Trouble("photo", "the file is damaged");
+    if (at + 4 > bytes.length) throw new Trouble("photo", "the file is truncated");
+    if (bytes[at] !== 0xff) throw new Trouble("photo", "the file is damaged");
     const marker = bytes[at + 1];
     if (marker === 0xda) break; // the pixels begin
     const end = at + 2 + viewOf(bytes).getUint16(at + 2);

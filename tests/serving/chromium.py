@@ -41,3 +41,31 @@ def real_browser():
         browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *as_root])
         yield browser
         browser.close()
+
+
+def expect(*args, **kwargs):
+    from playwright.sync_api import expect
+
+    return expect(*args, **kwargs)
+
+
+def sent(content: bytes, name="photo.jpg", kind="image/jpeg") -> dict:
+    return {"name": name, "mimeType": kind, "buffer": content}
+
+
+def drop(page, content: bytes, name="photo.jpg", event="drop") -> None:
+    """Drops a file on the page, or pastes it, as a browser does."""
+    transfer = page.evaluate_handle(
+        """([bytes, name]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/jpeg" }));
+            return transfer;
+        }""",
+        [list(content), name],
+    )
+    page.evaluate(
+        """([event, data]) => document.body.dispatchEvent(event === "drop"
+            ? new DragEvent(event, { dataTransfer: data, bubbles: true })
+            : new ClipboardEvent(event, { clipboardData: data, bubbles: true }))""",
+        [event, transfer],
+    )

@@ -6,7 +6,7 @@ See chromium.py for the browser.
 import re
 
 import pytest
-from chromium import real_browser
+from chromium import drop, expect, real_browser, sent
 from tiny_server import (
     CLASSES,
     OURS,
@@ -65,34 +65,6 @@ def open_page(browser, server):
     assert not faults
     ours = re.compile(rf"(http://(localhost|{OURS}|{THEIRS}):{server.port}/|blob:|data:)")
     assert [url for url in asked if not ours.match(url)] == []
-
-
-def expect(*args, **kwargs):
-    from playwright.sync_api import expect
-
-    return expect(*args, **kwargs)
-
-
-def sent(content: bytes, name="photo.jpg", kind="image/jpeg") -> dict:
-    return {"name": name, "mimeType": kind, "buffer": content}
-
-
-def drop(page, content: bytes, name="photo.jpg", event="drop") -> None:
-    """Drops a file on the page, or pastes it, as a browser does."""
-    transfer = page.evaluate_handle(
-        """([bytes, name]) => {
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/jpeg" }));
-            return transfer;
-        }""",
-        [list(content), name],
-    )
-    page.evaluate(
-        """([event, data]) => document.body.dispatchEvent(event === "drop"
-            ? new DragEvent(event, { dataTransfer: data, bubbles: true })
-            : new ClipboardEvent(event, { clipboardData: data, bubbles: true }))""",
-        [event, transfer],
-    )
 
 
 def test_a_dropped_photo_is_answered_as_predict_py_does(open_page, checkpoints, tmp_path):
