@@ -10,8 +10,10 @@ const TOP = 5; // classes of an answer
 
 const beside = (name) => new URL(name, import.meta.url);
 
-async function fetched(name, cache = "default") {
-  const answer = await fetch(beside(name), { cache }).catch(() => null);
+// digest: of what the file should hold, so that a browser takes no older one that it kept.
+async function fetched(name, digest = "") {
+  const options = digest ? {} : { cache: "no-cache" };
+  const answer = await fetch(beside(`${name}?${digest}`), options).catch(() => null);
   if (!answer?.ok) throw new Trouble("other", `${name} cannot be had: was the whole folder copied?`);
   return answer;
 }
@@ -24,9 +26,9 @@ async function start() {
     const reason = "this browser garbles the pixels that a page reads: allow this site to read canvases";
     throw new Trouble("other", reason);
   }
-  const facts = await (await fetched("facts.json", "no-cache")).json();
+  const facts = await (await fetched("facts.json")).json();
   const runtime = import(beside(`runtime/${facts.runtime}`));
-  const [ort, model] = await Promise.all([runtime, fetched(`${facts.model}?${facts.digest}`)]);
+  const [ort, model] = await Promise.all([runtime, fetched(facts.model, facts.digest)]);
   ort.env.wasm.numThreads = 1; // more would need headers that static hosts do not send
   ort.env.wasm.wasmPaths = { wasm: beside("runtime/ort-wasm-simd-threaded.wasm").href };
   const session = await ort.InferenceSession.create(await model.arrayBuffer(), { executionProviders: ["wasm"] });
@@ -67,7 +69,7 @@ export function probable(logits, answers) {
 }
 
 async function models() {
-  const facts = await (await fetched("facts.json", "no-cache")).json();
+  const facts = await (await fetched("facts.json")).json();
   open().catch(() => {}); // it loads while the visitor looks for a photo; a photo tells what failed
   const { name, title, classes, answers } = facts;
   return [{ name, title, classes, answers, explains: false }];

@@ -15,13 +15,16 @@ const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2
 /** The parts of a PNG: header, data and what else is wanted; `tagged`: all but the orientation. */
 export function chunksOf(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const [found, kept] = [{ IDAT: [] }, [bytes.subarray(0, 8)]];
+  const [found, kept] = [{ IDAT: [], ended: false }, [bytes.subarray(0, 8)]];
   for (let at = 8; at + 12 <= bytes.length; ) {
     const [length, name] = [view.getUint32(at), String.fromCharCode(...bytes.subarray(at + 4, at + 8))];
     const body = bytes.subarray(at + 8, at + 8 + length);
     if (name !== "eXIf" && name !== "iTXt") kept.push(bytes.subarray(at, at + 12 + length));
     if (name === "IDAT") found.IDAT.push(body);
-    else if (name === "IEND") break;
+    else if (name === "IEND") {
+      found.ended = true;
+      break;
+    }
     else found[name] ??= body;
     at += 12 + length;
   }
@@ -76,7 +79,8 @@ export async function decodePng(chunks, preprocess) {
   });
   const total = laid.reduce((sum, pass) => sum + pass.bytes, 0);
   const raw = await inflated(chunks.IDAT, total).catch((error) => {
-    throw error instanceof Trouble ? error : new Trouble("photo", "the file is damaged");
+    if (error instanceof Trouble) throw error;
+    throw new Trouble("photo", `the file is ${chunks.ended ? "damaged" : "truncated"}`);
   });
   const samples = depth === 16 ? new Uint16Array(width * height * CHANNELS[type]) : null;
   const values = samples || new Uint8Array(width * height * CHANNELS[type]);
