@@ -36,7 +36,7 @@ class Limits:
     pixels: int = 120_000_000  # of a photo: more than telephones take, and a few at a time fit
     requests: int = 64  # photos at once, those that wait for the model among them
     connections: int = 256  # each is a thread; browsers hold some open without a word
-    idle: float = 5.0  # of a connection without a request
+    idle: float = 15.0  # of a connection without a request
     head: float = 10.0  # until a request has said what it wants
     body: float = 30.0  # until its photo is here
     answer: float = 60.0  # until the model has answered

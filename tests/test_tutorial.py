@@ -19,10 +19,14 @@ import pytest
 import torch
 from conftest import ROOT
 
+from serving.server import Server
 from vit_model import create_model
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
 STAND_IN = {"--weights deit_tiny_patch16_224": "--weights stand_in.pth"}
+# A port that is free, and an end: what a student ends by Ctrl-C.
+HERE = {"python serve.py": "python serve.py --port 0"}
+ENDED = {"python serve.py": "timeout -s INT --preserve-status 40 python serve.py --port 0"}
 FEWER = {"--per-class 40": "--per-class 6", "--photos 32": "--photos 8", "--folds 5": "--folds 2"}
 
 
@@ -53,8 +57,13 @@ def run_here(words, monkeypatch):
         return
     words = words[2:] if words[1] == "-m" else words[1:]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
     status = importlib.import_module(words[0].removesuffix(".py")).main()
     assert not status, shlex.join(words)
+
+
+def interrupted(server):
+    raise KeyboardInterrupt
 
 
 def photos_of(folder):
@@ -81,7 +90,7 @@ def check_results():
 def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_stand_in()
-    for line in commands(STAND_IN | FEWER):
+    for line in commands(STAND_IN | FEWER | HERE):
         words = shlex.split(line)
         if words[0] == "python":
             run_here(words, monkeypatch)
@@ -112,6 +121,6 @@ def test_the_tutorial_runs_in_a_shell(tmp_path, monkeypatch):
     make_stand_in()
     folder = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": folder + os.pathsep + os.environ["PATH"]}
-    script = "\n".join(commands(STAND_IN))
+    script = "\n".join(commands(STAND_IN | ENDED))
     subprocess.run(["bash", "-euc", script], check=True, env=environment)
     check_results()
