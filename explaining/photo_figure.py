@@ -1,10 +1,13 @@
 """One figure per photo that says why: where the model looked and which splines moved the answer.
 
-predict.py --explain writes these. What they show is worked out in `story`; below stand the photos
-of the training set that are most like it, see `predicting.nearest`.
+predict.py --explain writes these, and what they say as JSON beside them. What they show is worked
+out in `story`; below stand the photos of the training set that are most like it, see
+`predicting.nearest`.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 
 import torch
@@ -12,13 +15,14 @@ from torch import Tensor
 
 from explaining.parts import told_apart
 from explaining.story import CURVES, DrawnCurve, Story, explain
+from explaining.words import Say, place_in_words, words_for
 from imaging.decoding import load_image
 from imaging.digests import TrainedOn
 from imaging.preprocess import eval_transform
 from predicting.nearest import Near, Nearest
 from predicting.writers import Answer, Writer
 from reporting.palette import LIGHT
-from system.files import FreshNames
+from system.files import FreshNames, write_text
 from system.fonts import legible, use_fonts
 
 SAMPLE = 32  # photos whose values stand under the curves
@@ -28,7 +32,7 @@ FOR, AGAINST, GREY = LIGHT.for_, LIGHT.against, LIGHT.other
 
 
 class Figures(Writer):
-    """Writes a figure per photo into a folder.
+    """Writes a figure per photo into a folder, and a JSON file of the same name.
 
     Photos are gathered up to SAMPLE, so that each curve can show how the values of all of them are
     spread; the figures of the last ones appear at the end.
@@ -55,6 +59,7 @@ class Figures(Writer):
         self.waiting: list[Answer] = []
         self.nearest = Nearest.beside(weights, classifier) if weights else Nearest()
         self.notes = [self.nearest.note] * bool(self.nearest.note)
+        self.say = words_for(classifier.classes)
         self.trained_on = TrainedOn(classifier.facts.get("trained_on", ""))
         use_fonts()
 
@@ -72,12 +77,22 @@ class Figures(Writer):
         images = images.to(self.device)
         top = [answer.top[0][0] for answer in self.waiting]
         targets = torch.tensor(top if self.target is None else [self.target] * len(top))
-        stories = explain(self.model, images, targets.to(self.device))
+        wanted = {"stored": self.classifier.model, "probabilities": self.probabilities}
+        stories = explain(self.model, images, targets.to(self.device), **wanted)
         for answer, story in zip(self.waiting, stories, strict=True):
             near = self.nearest.of(answer.features)
-            figure = draw(answer, story, self.classifier, near, answer.path in self.trained_on)
-            figure.savefig(self.names.path(answer.path, ".png"), dpi=110)
+            own = answer.path in self.trained_on
+            figure = draw(answer, story, self.classifier, self.say, near, own)
+            path = self.names.path(answer.path, ".png")
+            figure.savefig(path, dpi=110)
+            about = as_json(story, self.classifier.classes, self.say)
+            write_text(path.with_suffix(".json"), json.dumps(about, ensure_ascii=False) + "\n")
         self.waiting.clear()
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) -> the probabilities (B, K) that answers have."""
+        logits = self.classifier.forward(images).float()
+        return logits.softmax(-1) if self.classifier.answers == "softmax" else logits.sigmoid()
 
 
 def class_index(name: str | None, classes: Sequence[str]) -> int | None:
@@ -88,7 +103,29 @@ def class_index(name: str | None, classes: Sequence[str]) -> int | None:
     raise ValueError(f"--explain-class {name!r} is no class of this model; {hint}")
 
 
-def draw(answer: Answer, story: Story, classifier, near: Sequence[Near] = (), own: bool = False):
+def as_json(story: Story, classes: Sequence[str], say: Say) -> dict:
+    """What a figure says, for programs: see docs/training.md."""
+    told = {
+        "class": classes[story.target],
+        "method": story.method,
+        "map": [[round(value, 4) for value in row] for row in story.heat.tolist()],
+        "covered": asdict(story.covered),
+        "splines": [
+            {"layer": c.layer_name, "index": list(c.index), "contribution": c.contribution}
+            for c in story.named
+        ],
+    }
+    return told | ({"note": say("unlearned")} if story.unlearned else {})
+
+
+def draw(
+    answer: Answer,
+    story: Story,
+    classifier,
+    say: Say,
+    near: Sequence[Near] = (),
+    own: bool = False,
+):
     """The figure of one photo: the photo, where the model looked, its answer; below, the curves.
 
     near: the training photos most like it, last in the figure. own: whether it is one itself.
@@ -96,7 +133,8 @@ def draw(answer: Answer, story: Story, classifier, near: Sequence[Near] = (), ow
     from matplotlib.figure import Figure
 
     name = legible(classifier.classes[story.target])
-    heights = [4.2, *[3.0] * 2 * bool(story.curves), *[2.5] * bool(near)]
+    splines = [3.0] * 2 if story.curves else [0.4] * story.unlearned
+    heights = [4.2, *splines, *[2.5] * bool(near)]
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     top, below = parts[0], parts[1:3]
@@ -107,44 +145,43 @@ def draw(answer: Answer, story: Story, classifier, near: Sequence[Near] = (), ow
         ],
         width_ratios=[1, 1, 0.85],
     )
-    draw_photo(axes["photo"], answer)
-    draw_heat(axes["looked"], story, model_view(answer, classifier), name)
-    draw_answers(axes["answer"], answer, story)
+    draw_photo(axes["photo"], answer, say)
+    draw_heat(axes["looked"], story, model_view(answer, classifier), name, say)
+    draw_answers(axes["answer"], answer, story, say)
+    if story.unlearned:
+        below[0].suptitle(say("unlearned"), fontsize=9)
     if story.curves:
-        draw_blocks(axes["blocks"], story, name)
+        draw_blocks(axes["blocks"], story, name, say)
         mark_patches(axes["looked"], story, classifier.preprocess.img_size)
-        below[0].suptitle(
-            "Splines that moved the answer most. Line: what the spline learned; dashed: before "
-            "training.\nGrey: the values it met in all photos of this call. "
-            "Dot: where it acted most in this photo.",
-            fontsize=9,
-        )
+        below[0].suptitle(say("splines"), fontsize=9)
         for row, place in enumerate(below):
             for column, axes in enumerate(place.subplots(1, CURVES // 2)):
                 number = row * CURVES // 2 + column
-                draw_curve(axes, number + 1, story.curves[number], name)
+                if number < len(story.curves):
+                    draw_curve(axes, number + 1, story.curves[number], name, say)
+                else:
+                    axes.axis("off")
     if near:
-        draw_near(parts[-1], near, own)
+        draw_near(parts[-1], near, own, say)
     return figure
 
 
-def draw_photo(axes, answer: Answer) -> None:
+def draw_photo(axes, answer: Answer, say: Say) -> None:
     axes.imshow(answer.image)
-    axes.set_title("the photo", fontsize=10)
+    axes.set_title(say("photo"), fontsize=10)
     axes.axis("off")
 
 
-def draw_near(place, near: Sequence[Near], own: bool) -> None:
+def draw_near(place, near: Sequence[Near], own: bool, say: Say) -> None:
     """The nearest training photos with their classes, or their names where they are gone."""
-    told = "; this photo is one of them" if own else ""
-    place.suptitle(f"the training photos most like it, to the model{told}", fontsize=10)
+    place.suptitle(say("near") + (say("own") if own else ""), fontsize=10)
     for axes, one in zip(place.subplots(1, len(near), squeeze=False)[0], near, strict=True):
-        same = ", the same to the model" if one.similarity >= SAME else ""
+        same = say("same") if one.similarity >= SAME else ""
         axes.set_title(f"{legible(one.label)}  {one.similarity:.3f}{same}", fontsize=9)
         axes.axis("off")
         picture = thumbnail(one)
         if picture is None:
-            words = f"(not there now)\n{shortened(legible(one.path))}"
+            words = f"{say('gone')}\n{shortened(legible(one.path))}"
             axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, color=GREY)
         else:
             axes.imshow(picture)
@@ -173,7 +210,7 @@ def model_view(answer: Answer, classifier) -> Tensor:
     return (image * std + mean).mean(0).clamp(0, 1)
 
 
-def draw_heat(axes, story: Story, grey: Tensor, name: str) -> None:
+def draw_heat(axes, story: Story, grey: Tensor, name: str, say: Say) -> None:
     size = grey.shape[-1]
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1.3, extent=(0, size, size, 0))
     heat = story.heat
@@ -181,36 +218,36 @@ def draw_heat(axes, story: Story, grey: Tensor, name: str) -> None:
         heat, cmap="inferno", alpha=0.25 + 0.5 * heat.clamp(0, 1), interpolation="bilinear",
         extent=(0, size, size, 0),
     )  # fmt: skip
-    axes.set_title(f"where it looked for “{name}”", fontsize=10)
-    axes.set_xlabel(
-        f"bright: counted most. Half of what counted lies\n"
-        f"in {story.half} of {heat.numel()} patches",
-        fontsize=8,
-    )
+    axes.set_title(say("looked", name), fontsize=10)
+    told = say("half", story.half, heat.numel())
+    if one := story.covered:
+        values = (f"{value:.3f}" for value in (one.whole, one.marked, one.random))
+        told += "\n" + say("covered", name, *values)
+    axes.set_xlabel(told, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def draw_answers(axes, answer: Answer, story: Story) -> None:
+def draw_answers(axes, answer: Answer, story: Story, say: Say) -> None:
     for row, (index, name, probability) in enumerate(answer.top):
         colour = FOR if index == story.target else GREY
         axes.barh(row, probability, color=colour, height=0.35)
         text = f"{legible(name)}  {probability:.3f}"
         axes.text(0, row - 0.22, text, va="bottom", fontsize=9)
     axes.set(xlim=(0, 1), ylim=(max(len(answer.top), 3) - 0.5, -0.8))
-    doubt = f": {answer.doubt}" if answer.doubt else ""
-    axes.set_title(f"what it answered{doubt}", fontsize=10)
+    doubt = f": {say(answer.doubt)}" if answer.doubt else ""
+    axes.set_title(say("answered") + doubt, fontsize=10)
     axes.axis("off")
 
 
-def draw_blocks(axes, story: Story, name: str) -> None:
+def draw_blocks(axes, story: Story, name: str, say: Say) -> None:
     """What the splines of each block added to the logit, all together."""
     values = list(story.by_block.values())
     colours = [FOR if value > 0 else AGAINST for value in values]
     axes.bar([block + 1 for block in story.by_block], values, color=colours)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_title(f"all splines of a block, for or against “{name}”", fontsize=9)
-    axes.set_xlabel("block", fontsize=8)
+    axes.set_title(say("blocks", name), fontsize=9)
+    axes.set_xlabel(say("block"), fontsize=8)
     axes.tick_params(labelsize=7)
 
 
@@ -235,7 +272,7 @@ def mark_patches(axes, story: Story, img_size: int) -> None:
         )
 
 
-def draw_curve(axes, number: int, one: DrawnCurve, name: str) -> None:
+def draw_curve(axes, number: int, one: DrawnCurve, name: str, say: Say) -> None:
     """A learned curve over the spread of its inputs, this photo's strongest point marked."""
     spread = axes.twinx()
     spread.hist(one.sample, bins=50, color=GREY, alpha=0.35)
@@ -246,10 +283,9 @@ def draw_curve(axes, number: int, one: DrawnCurve, name: str) -> None:
     axes.axhline(0, color="black", linestyle="--", linewidth=0.8)
     axes.plot(one.x, one.y, color=colour, linewidth=2)
     axes.plot(*one.here, "o", color=colour, markersize=9, markeredgecolor="black")
-    where = "in the class token" if one.patch is None else f"most at {number} in the photo"
-    verb = "for" if one.curve.contribution > 0 else "against"
-    axes.set_title(
-        f"{number}  {one.title}\n{one.curve.contribution:+.2g} {verb} “{name}”, {where}",
-        fontsize=8.5,
-    )
+    where = say("token") if one.patch is None else say("most", number)
+    side = say("for" if one.curve.contribution > 0 else "against", name)
+    title = f"{number}  {place_in_words(one.place, say)}"
+    added = f"{one.curve.contribution:+.2g} {side}{say('comma')}{where}"
+    axes.set_title(f"{title}\n{added}", fontsize=8.5)
     axes.tick_params(labelsize=7)

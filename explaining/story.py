@@ -1,16 +1,18 @@
 """Why one photo was answered so, in numbers: where the model looked, which splines moved it.
 
-The map of a photo is that of the method which did best in benchmarks/explain_faithfulness.py; the
-curves of a KAN-ViT are those of curves.py. `photo_figure` draws a story, serving/ sends it.
+The map of a photo is that of the method which `methods` names; the curves of a KAN-ViT are those of
+curves.py. `photo_figure` draws a story, serving/ sends it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from explaining import curves
-from explaining.curves import Curve, LayerRecord
+from explaining.covering import Covered, cover
+from explaining.curves import Curve, LayerRecord, Place
 from explaining.methods import METHODS, serving
 
 CURVES = 6  # told of a photo
@@ -21,7 +23,7 @@ class DrawnCurve:
     """A learned spline as it is drawn: its line, the values it met, where it acted most."""
 
     curve: Curve
-    title: str
+    place: Place
     x: Tensor
     y: Tensor
     sample: Tensor  # what the curve was given in all photos
@@ -36,23 +38,49 @@ class Story:
     target: int
     heat: Tensor  # (side, side), in [0, 1]
     half: int  # so many patches carry half of the relevance
+    method: str  # by which the heat was found
     curves: list[DrawnCurve] = field(default_factory=list)
     by_block: dict[int, float] = field(default_factory=dict)  # sum of all contributions
+    unlearned: bool = False  # whether there are splines, and all as they were before training
+    covered: Covered | None = None  # what the heat is worth for this photo, where it was measured
+    named: list[Curve] = field(default_factory=list)  # the first 1 %, of the model as it is stored
 
 
-def explain(model: nn.Module, images: Tensor, targets: Tensor) -> list[Story]:
-    """A Story for each of the images (B, 3, S, S) and its target class (B,)."""
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    stored: nn.Module | None = None,
+    probabilities: Callable[[Tensor], Tensor] | None = None,
+) -> list[Story]:
+    """A Story for each of the images (B, 3, S, S) and its target class (B,).
+
+    stored: the model as its file has it, whose curves are named by their places in the file.
+    probabilities: of images (B, 3, S, S) all classes' (B, K), to measure what the heat is worth.
+    """
     stories = []
-    method = METHODS[serving(model)]
+    name = serving(model)
     for image, target in zip(images, targets, strict=True):
-        patches = method(model, image[None], target[None])[0].clamp_min(0).cpu()
-        stories.append(Story(int(target), heat_map(patches), patches_for_half(patches)))
+        patches = METHODS[name](model, image[None], target[None])[0].clamp_min(0).cpu()
+        story = Story(int(target), heat_map(patches), patches_for_half(patches), name)
+        if probabilities:
+            story.covered = cover(probabilities, image, story.target, story.heat)
+        stories.append(story)
     layers = curves.kan_layers(model)
     if not layers:
+        return stories
+    if not curves.anything_learned(model):
+        for story in stories:
+            story.unlearned = True
         return stories
     for image, story in zip(images, stories, strict=True):
         records = curves.trace(model, image, story.target)
         story.by_block = totals_by_block(records)
+        if stored is not None:
+            same = stored is model
+            of_file = records if same else curves.trace(stored, image, story.target)
+            story.named = curves.named(of_file)
         for curve in curves.strongest(records, CURVES):
             story.curves.append(
                 prepare(curve, layers[curve.layer_name], records, model.num_prefix_tokens)
@@ -88,7 +116,7 @@ def prepare(curve: Curve, layer: nn.Module, records, prefix_tokens: int) -> Draw
     here = x[token, feature]
     return DrawnCurve(
         curve,
-        curve.describe(layer),
+        curve.place(layer),
         x=torch.empty(0),
         y=torch.empty(0),
         sample=torch.empty(0),

@@ -238,10 +238,11 @@ class FreshNames:
                 f"{source} lies in the output folder {self.folder}; choose another one"
             )
         stem, number = Path(source).stem, 1
-        while (key := hash((subfolder, stem.lower(), number, suffix))) in self.used:
+        name = stem
+        while (key := hash((subfolder, name.lower(), suffix))) in self.used:
             number += 1
+            name = f"{stem}-{number}"
         self.used.add(key)
-        name = stem if number == 1 else f"{stem}-{number}"
         return self.folder / subfolder / f"{name}{suffix}"
 
 

@@ -473,6 +473,15 @@ def test_a_listed_photo_in_the_output_folder_stops_the_run(tmp_path):
         names.path(str(tmp_path / "out" / "x.jpg"), ".jpg")
 
 
+def test_no_two_photos_share_a_name_also_where_one_is_called_like_anothers_second(tmp_path):
+    names = files.FreshNames(str(tmp_path / "out"))
+    sources = ["a/x.jpg", "b/x.jpg", "x-2.jpg", "c/X-2.png", "x-2-2.jpg"]
+    found = [str(names.path(source, ".png")).lower() for source in sources]
+    assert len(set(found)) == len(sources)
+    again = files.FreshNames(str(tmp_path / "out"))
+    assert found == [str(again.path(source, ".png")).lower() for source in sources]
+
+
 @pytest.mark.parametrize("flag", ["--save", "--sort", "--csv", "--explain"])
 def test_an_output_that_cannot_be_written_is_named_at_once(
     monkeypatch, capsys, checkpoint, tmp_path, flag

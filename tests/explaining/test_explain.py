@@ -1,13 +1,26 @@
 """Explanations: where the model looked, what each spline added, what the figures say."""
 
+import json
+import re
 import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import explain
-from explaining import attention_maps, curves, kan_vit, methods, photo_figure, pruning, story
+from explaining import (
+    attention_maps,
+    covering,
+    curves,
+    kan_vit,
+    methods,
+    photo_figure,
+    pruning,
+    story,
+    words,
+)
 from imaging.preprocess import Preprocess
 from predicting.writers import Answer
 from pretrained import load_model
@@ -200,26 +213,141 @@ def make_layer_again(kind, name):
 class FakeClassifier:
     """What photo_figure needs of predict.Classifier."""
 
-    def __init__(self, model):
-        self.model = model
-        self.classes, self.facts = NAMES, {}
+    answers = "softmax"
+
+    def __init__(self, model, classes=NAMES):
+        self.model = self.forward = model
+        self.classes, self.facts = classes, {}
         self.preprocess = Preprocess(img_size=32)
+
+
+def write_figures(folder, model, names=("in/a.jpg", "in/b.jpg"), classes=NAMES):
+    """Figures and JSON files of photos with these names; returns the JSON files' contents."""
+    figures = photo_figure.Figures(
+        str(folder), FakeClassifier(model, classes), None, torch.device("cpu")
+    )
+    top = [(1, classes[1], 0.8), (0, classes[0], 0.2)]
+    for name in names:
+        figures.write(Answer(name, top, image=Image.new("RGB", (60, 40), "orange")))
+    figures.close()
+    return {path.name: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_figure_is_written_for_every_photo(kind, tmp_path):
-    figures = photo_figure.Figures(
-        str(tmp_path / "out"), FakeClassifier(make_model(**kind)), None, torch.device("cpu")
-    )
-    top = [(1, "郁金香", 0.8), (0, "daisy", 0.2)]
-    for name in ("a", "b"):
-        image = Image.new("RGB", (60, 40), "orange")
-        figures.write(Answer(f"in/{name}.jpg", top, image=image))
-    figures.write(Answer("in/broken.jpg", error="no photo"))
-    figures.close()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    write_figures(tmp_path / "out", make_model(**kind))
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == ["a.json", "a.png", "b.json", "b.png"]
     with Image.open(tmp_path / "out" / "a.png") as figure:
         assert figure.size > (800, 300)
+
+
+def test_a_photo_that_cannot_be_read_has_no_figure(tmp_path):
+    figures = photo_figure.Figures(
+        str(tmp_path), FakeClassifier(make_model()), None, torch.device("cpu")
+    )
+    figures.write(Answer("in/broken.jpg", error="no photo"))
+    figures.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_photos_of_one_name_have_a_figure_and_a_file_each(tmp_path):
+    write_figures(tmp_path, make_model(), ("a/x.jpg", "b/x.jpg", "x-2.jpg"))
+    stems = {path.stem for path in tmp_path.iterdir()}
+    assert len(stems) == 3
+    for stem in stems:
+        assert (tmp_path / f"{stem}.png").exists()
+        assert (tmp_path / f"{stem}.json").exists()
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_the_file_names_the_splines_that_speak_most_for_the_class(kind, tmp_path):
+    model = make_model(**kind)
+    told = write_figures(tmp_path, model)["a.json"]
+    assert told["class"] == "郁金香"
+    assert torch.tensor(told["map"]).shape == (4, 4)
+    total = sum(
+        p[..., 0].numel() for p in map(curves.coefficients, curves.kan_layers(model).values())
+    )
+    assert 0 < len(told["splines"]) <= max(1, round(total / 100))
+    values = [one["contribution"] for one in told["splines"]]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] > 0
+    # By hand: scaling the first of them by 1 + e moves the logit by e times its contribution.
+    first = told["splines"][0]
+    layer = model.get_submodule(first["layer"])
+    image = photo_figure.eval_transform(Preprocess(img_size=32))(
+        Image.new("RGB", (60, 40), "orange")
+    )
+    model.double()
+    with torch.no_grad():
+        before = model(image[None].double())[0, 1]
+        curves.coefficients(layer)[tuple(first["index"])] *= 1 + 1e-5
+        after = model(image[None].double())[0, 1]
+    assert float(after - before) / 1e-5 == pytest.approx(values[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
+def test_of_splines_as_before_training_it_is_said_that_nothing_was_learned(kind, tmp_path):
+    model = create_model("custom", **SIZES, **kind).eval()  # splines are zero, as at step 0
+    torch.nn.init.normal_(model.head.weight)
+    told = write_figures(tmp_path, model)["a.json"]
+    assert told["splines"] == []
+    assert "nothing has been learned" in told["note"]
+    assert "note" not in write_figures(tmp_path / "learned", make_model(**kind))["a.json"]
+    layer = list(curves.kan_layers(model).values())[-1]
+    with torch.no_grad():  # one spline of all is enough
+        curves.coefficients(layer)[(0,) * (curves.coefficients(layer).ndim - 1)] = 1.0
+        if "kan_rank" in kind:
+            layer.spline_up[:, 0] = 1.0
+    assert "note" not in write_figures(tmp_path / "one", model)["a.json"]
+
+
+def test_a_model_without_splines_says_nothing_of_them(tmp_path):
+    told = write_figures(tmp_path, make_model())["a.json"]
+    assert told["splines"] == []
+    assert "note" not in told
+
+
+def test_the_marked_fifth_is_covered_beside_a_fifth_by_chance():
+    image, heat = torch.ones(3, 41, 41), torch.arange(25.0).view(5, 5)
+    seen = []
+
+    def probabilities(images):
+        """The second class has as much as is seen of the last row of patches."""
+        seen.append(images)
+        share = images[:, :, 32:40, :40].mean((1, 2, 3))
+        return torch.stack([1 - share, share], 1)
+
+    found = covering.cover(probabilities, image, 1, heat)
+    assert (found.patches, found.whole, found.marked) == (5, 1.0, 0.0)
+    assert 0.5 < found.random < 1
+    rest = [float(one[0, :40, :40].mean()) for one in seen[0][1:]]
+    assert rest == pytest.approx([0.8] * 6)  # all cover as much
+    assert seen[0][:, :, :, 40].min() == 1  # beside the patches
+
+
+def test_words_are_in_the_language_of_the_class_names(tmp_path):
+    assert words.language_of(["daisy", "郁金香", "roses"]) == "en"
+    assert words.language_of(["雛菊", "郁金香", "roses"]) == "zh-Hant"
+    assert words.language_of(["ひなぎく", "桜", "薔薇"]) == "en"
+    assert words.language_of([]) == "en"
+    model = create_model("custom", **SIZES, mlp="kan").eval()
+    told = write_figures(tmp_path, model, classes=["雛菊", "郁金香", "玫瑰", "向日葵", "蒲公英"])
+    assert told["a.json"]["note"].startswith("這個模型的樣條")
+
+
+def test_both_languages_have_the_same_words_with_the_same_gaps():
+    english, chinese = words.WORDS.values()
+    assert english.keys() == chinese.keys()
+    for key, text in english.items():
+        assert set(re.findall(r"\{\d\}", text)) == set(re.findall(r"\{\d\}", chinese[key])), key
+
+
+def test_terms_of_the_figures_are_those_of_the_page():
+    page = (ROOT / "serving" / "page" / "words.js").read_text("utf-8").split('"zh-Hant": {')[1]
+    for key in ("fc1", "fc2", "feature", "features", "part", "unsure", "unknown", "looked"):
+        assert f'{key}: "{words.WORDS["zh-Hant"][key]}"' in page
 
 
 def test_the_class_to_explain_is_found_by_name_or_refused_with_the_nearest():

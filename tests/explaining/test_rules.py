@@ -157,6 +157,14 @@ def test_a_network_of_two_layers_by_hand():
     assert (x * slope).tolist() == [[5.0, 10.0]]  # 15, shared as 1 to 2
 
 
+def test_what_a_function_gives_at_zero_is_no_inputs_relevance():
+    x = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    y = rules.secant_of(nn.functional.softplus, x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert torch.allclose(y, nn.functional.softplus(x))
+    assert torch.allclose(x * slope, y - torch.tensor(2.0, dtype=torch.float64).log())
+
+
 def test_gamma_by_hand():
     # y = 1 * 2 + 3 * -1 + 1 * 4 = 3. With gamma 1, contributions 2, -3, 4 count as 4, -3, 8.
     x, weight = torch.tensor([[1.0, 3.0, 1.0]]), torch.tensor([[2.0, -1.0, 4.0]])
