@@ -1,117 +1,265 @@
-"""Which map of "where the model looked" tells the truth: a deletion and insertion test.
+"""Which map of "where the model looked" tells the truth, by intervention.
 
-    python -m benchmarks.explain_faithfulness --data flower_photos --weights best.pth
+    python -m benchmarks.explain_faithfulness --data flower_photos trashnet clothing/train \\
+        --weights FILE --workers 2              # trains a ViT and a KAN-ViT a set, then measures
+    python -m benchmarks.explain_faithfulness --show
 
-For each photo and method, patches are ranked by the map of the predicted class. Deletion takes them
-out of the photo, the most important first: a true map makes the class's probability fall at once,
-so the mean probability along the way is low. Insertion puts them into an empty photo in the same
-order: there it is high (RISE, arXiv 1806.07421). Patches that are out show the mean colour, or the
-photo blurred beyond recognition; both are given, since either is a choice. A random order is the
-control. The score is insertion minus deletion, the mean of both ways, with its standard error.
+For each photo that the model was not trained on, and each method, patches are ranked by the map of
+the predicted class. Deletion takes them out, the most important first: a true map makes the class's
+probability fall at once, so the mean probability along the way is low. Insertion puts them into an
+empty photo in the same order: there it is high (RISE, arXiv 1806.07421). What is out shows the mean
+colour or the photo blurred beyond recognition; both are given, since either is a choice. The score
+is insertion minus deletion, the mean of both. SaCo (arXiv 2404.01415) takes ten groups of patches
+out, one at a time, and asks whether they matter in the proportion that the map claims. Pointing:
+the middle of a photo of another class is pasted in, at 3/7 of the width and a place drawn by
+chance, and the map of its class should lie in its box. A random map is the control.
+
+Every photo and method appends one JSON line to --results; lines that are there are not measured
+again, so that a run can be stopped and started anew. Differences to today's default are paired,
+photo by photo.
 """
 
 import argparse
-import os
-import platform
-import random
+import hashlib
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from explaining.attention_maps import METHODS
+from benchmarks.faithful.measures import curves, paste, pointing
+from benchmarks.runs import append_line, provenance, read_lines, train
+from explaining.methods import DEFAULT, METHODS
 from imaging.decoding import load_image
+from imaging.digests import TrainedOn
 from imaging.preprocess import eval_transform
-from predicting.classifier import open_classifier
+from predicting.classifier import Classifier, open_classifier
 from predicting.inputs import find_photos
-from system.devices import pick_device
+
+RESULTS = Path(__file__).with_suffix(".jsonl")
+MODELS = {
+    "ViT": ("--epochs", "10"),
+    "KAN-ViT": ("--epochs", "10", "--mlp", "gkan"),
+}
+RANDOM = "random"
+CURVES = ("deletion_mean", "insertion_mean", "deletion_blur", "insertion_blur")
 
 
-def random_order(model, images: Tensor, targets: Tensor) -> Tensor:
-    patches = model.patch_embed.num_patches
-    return torch.rand(len(images), patches, device=images.device)
+@dataclass(frozen=True)
+class Task:
+    """One photo and one model: all methods are measured together."""
+
+    data: str
+    model: str
+    photo: str
+
+    def key(self, method: str) -> str:
+        return f"{self.data} | {self.model} | {self.photo} | {method}"
+
+    @property
+    def seed(self) -> int:
+        """Decides what is drawn for a photo, the same in every run."""
+        return int.from_bytes(hashlib.blake2b(self.photo.encode(), digest_size=6).digest(), "big")
 
 
-def blurred(image: Tensor, strength: int = 8) -> Tensor:
-    """The photo (3, S, S) with only what a thumbnail of `strength` pixels keeps of it."""
-    small = torch.nn.functional.interpolate(image[None], size=strength, mode="area")
-    return torch.nn.functional.interpolate(small, size=image.shape[-1], mode="bicubic")[0]
+def random_map(model, images: Tensor, targets: Tensor) -> Tensor:
+    return torch.rand(len(images), model.patch_embed.num_patches, device=images.device)
 
 
-def mixtures(image: Tensor, other: Tensor, order: Tensor, steps: int) -> Tensor:
-    """`image` with ever more patches, in `order`, taken from `other`: (steps + 1, 3, S, S)."""
-    side = round(len(order) ** 0.5)
-    size = image.shape[-1] // side
-    result = []
-    for step in range(steps + 1):
-        replaced = torch.zeros(len(order), dtype=torch.bool, device=image.device)
-        replaced[order[: round(len(order) * step / steps)]] = True
-        mask = replaced.view(side, side).repeat_interleave(size, 0).repeat_interleave(size, 1)
-        result.append(torch.where(mask, other, image))
-    return torch.stack(result)
+def methods(args: argparse.Namespace) -> dict[str, Callable]:
+    every = METHODS | {RANDOM: random_map}
+    return {name: every[name] for name in args.methods or every}
 
 
-@torch.inference_mode()
-def mean_probability(model, images: Tensor, target: int) -> float:
-    """Of the class along the way: the area under the curve, by the trapezoid rule."""
-    values = model(images).softmax(-1)[:, target]
-    return float(torch.trapezoid(values) / (len(values) - 1))
+def name_of(folder: str) -> str:
+    """What a data set is called: its folder, or the one above a folder of a split."""
+    path = Path(folder).resolve()
+    return path.parent.name if path.name in ("train", "val", "test") else path.name
 
 
-def measure(model, image: Tensor, method: Callable, steps: int) -> tuple[list[float], float]:
-    """Deletion and insertion with each kind of empty photo, and the method's seconds."""
-    with torch.inference_mode():
-        target = model(image[None]).argmax(1)
-    target = target.clone()
+def make_models(args: argparse.Namespace) -> None:
+    """Trains what --models does not hold yet."""
+    for folder in args.data:
+        for kind, flags in MODELS.items():
+            file = args.models / f"{name_of(folder)}-{kind}.pth"
+            if not file.exists() and kind in args.kinds:
+                shared = ["--data-path", folder, "--weights", args.weights, "--val-split", "0.25"]
+                train(file.stem, [*shared, *flags], args.models / "runs", keep=file)
+                print(f"trained: {file}", flush=True)
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+class Photos:
+    """The photos of a data set that a model was not trained on, in an order drawn once."""
+
+    def __init__(self, folder: str, classifier: Classifier, device: str) -> None:
+        found = list(find_photos([folder], classifier.classes))
+        before = TrainedOn(classifier.facts.get("trained_on", "")).among([p.path for p in found])
+        found = [p for p, seen in zip(found, before, strict=True) if not seen]
+        found = [photo for photo in found if photo.truth is not None and not photo.error]
+        self.paths = {str(Path(p.path).relative_to(folder)): p for p in found}
+        self.names = sorted(self.paths, key=lambda name: Task("", "", name).seed)
+        self.transform, self.device = eval_transform(classifier.preprocess), device
+
+    def image(self, name: str) -> Tensor:
+        path = self.paths[name].path
+        return self.transform(load_image(path, self.transform.min_size)).to(self.device)
+
+    def other(self, name: str) -> str:
+        """A photo of another class than that of `name`, the next in the order."""
+        start, truth = self.names.index(name), self.paths[name].truth
+        following = self.names[start + 1 :] + self.names[:start]
+        return next(other for other in following if self.paths[other].truth != truth)
+
+
+def measure(model, method: Callable, image: Tensor, target: int, pasted, label: int, steps: int):
+    """Returns all figures of one method for one photo."""
+    torch.manual_seed(0)
     start = time.perf_counter()
-    relevance = method(model, image[None], target)[0]
+    relevance = method(model, image[None], torch.tensor([target], device=image.device))[0]
     seconds = time.perf_counter() - start
-    order = relevance.argsort(descending=True)
-    scores = []
-    for empty in (torch.zeros_like(image), blurred(image)):
-        scores.append(mean_probability(model, mixtures(image, empty, order, steps), int(target)))
-        scores.append(mean_probability(model, mixtures(empty, image, order, steps), int(target)))
-    return scores, seconds
+    found = curves(model, image, target, relevance, steps)
+    of_object = method(model, pasted.image[None], torch.tensor([label], device=image.device))[0]
+    return found | pointing(of_object, pasted) | {"seconds": round(seconds, 4)}
 
 
-def line(name: str, rows: list[tuple[list[float], float]]) -> str:
-    columns = [
-        statistics.mean(values) for values in zip(*(scores for scores, _ in rows), strict=True)
-    ]
-    gains = [(s[1] - s[0] + s[3] - s[2]) / 2 for s, _ in rows]
-    error = statistics.stdev(gains) / len(gains) ** 0.5
-    seconds = statistics.median(seconds for _, seconds in rows)
-    return (
-        f"{name:28s}  {columns[0]:.3f}  {columns[1]:.3f}   {columns[2]:.3f}  {columns[3]:.3f}   "
-        f"{statistics.mean(gains):+.3f} ± {error:.3f}   {seconds:.2f}"
-    )
+def work(args: argparse.Namespace, worker: int) -> None:
+    """Measures every `--workers`-th photo until none is left or the minutes are over."""
+    torch.set_num_threads(args.threads)
+    over, wanted = time.monotonic() + 60 * args.minutes, methods(args)
+    done = {line["key"] for line in read_lines(args.results)}
+    for folder in args.data:
+        for kind in args.kinds:
+            file = args.models / f"{name_of(folder)}-{kind}.pth"
+            classifier = open_classifier(str(file), None, torch.device(args.device))
+            photos = Photos(folder, classifier, args.device)
+            for photo in photos.names[: args.photos][worker :: args.workers]:
+                task = Task(name_of(folder), kind, photo)
+                left = {n: m for n, m in wanted.items() if task.key(n) not in done}
+                if time.monotonic() > over:
+                    return
+                if left:
+                    measure_photo(args, task, photos, classifier.model, left)
+
+
+def measure_photo(args, task: Task, photos: Photos, model, wanted: dict[str, Callable]) -> None:
+    """Appends a line for each of the methods."""
+    image, other = photos.image(task.photo), photos.other(task.photo)
+    generator = torch.Generator().manual_seed(task.seed)
+    pasted = paste(image, photos.image(other), generator)
+    with torch.inference_mode():
+        target = int(model(image[None]).argmax())
+    label = photos.paths[other].truth
+    for name, method in wanted.items():
+        found = measure(model, method, image, target, pasted, label, args.steps)
+        found = {key: round(value, 6) for key, value in found.items()}
+        about = {"key": task.key(name), "data": task.data, "model": task.model}
+        about |= {"photo": task.photo, "method": name, "steps": args.steps}
+        append_line(args.results, about | provenance() | found)
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def score(line: dict) -> float:
+    """Insertion minus deletion, the mean of both fillers."""
+    down, up, down_blurred, up_blurred = (line[name] for name in CURVES)
+    return (up - down + up_blurred - down_blurred) / 2
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.fmean(values), error
+
+
+def row(name: str, lines: dict[str, dict], base: dict[str, dict]) -> list[str]:
+    """A method's cells; lines and base (today's default) are by photo."""
+    every = list(lines.values())
+    cells = [name] + [f"{statistics.fmean(line[c] for line in every):.3f}" for c in CURVES]
+    for values in ([score(line) for line in every], [line["saco"] for line in every]):
+        mean, error = mean_and_error(values)
+        cells.append(f"{mean:.3f} ± {error:.3f}")
+    both = sorted(lines.keys() & base.keys())
+    for measure_of in (score, lambda line: line["inside"]):
+        gaps = [measure_of(lines[photo]) - measure_of(base[photo]) for photo in both]
+        mean, error = mean_and_error(gaps) if gaps else (0.0, 0.0)
+        times = f" ({mean / error:+.1f} SE)" if error else ""
+        cells.append("" if name == DEFAULT else f"{mean:+.3f} ± {error:.3f}{times}")
+    for name in ("hit", "inside"):
+        cells.append(f"{statistics.fmean(line[name] for line in every):.3f}")
+    seconds = statistics.median(line["seconds"] for line in every)
+    return [*cells, f"{seconds:.2f}", str(len(every))]
+
+
+HEADS = (
+    "method", "deletion (mean colour)", "insertion", "deletion (blurred)", "insertion", "score",
+    "SaCo", "score: above the default", "inside: above the default", "hit", "inside", "s a photo",
+    "photos",
+)  # fmt: skip
+
+
+def show(lines: list[dict]) -> str:
+    """A table for each data set and model, the best score first."""
+    found: dict[tuple, dict[str, dict[str, dict]]] = {}
+    for line in lines:
+        methods_of = found.setdefault((line["data"], line["model"]), {})
+        methods_of.setdefault(line["method"], {})[line["photo"]] = line
+    parts = []
+    for (data, model), by_method in found.items():
+        rows = [row(name, of, by_method.get(DEFAULT, {})) for name, of in by_method.items()]
+        rows.sort(key=lambda cells: -float(cells[5].split()[0]))
+        table = [HEADS, ["---"] * len(HEADS), *rows]
+        parts.append(f"{data}, {model}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
+    return "\n\n".join(parts) or "nothing is measured yet"
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def parse_args(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", default=[], metavar="DIR", help="folders of classes")
+    parser.add_argument("--weights", metavar="FILE", help="the pretrained model")
+    parser.add_argument("--models", type=Path, default=Path("runs/explain_faithfulness"),
+                        metavar="DIR", help="where the trained models are kept")  # fmt: skip
+    parser.add_argument("--kinds", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, RANDOM], metavar="NAME",
+                        help="default: all")  # fmt: skip
+    parser.add_argument("--photos", type=int, default=200, help="of each set (default: 200)")
+    parser.add_argument("--steps", type=int, default=14, help="patches come in so many parts")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of each (default: 1)")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no photo after so long")
+    parser.add_argument("--show", action="store_true", help="print the tables of what is measured")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(words)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, metavar="DIR", help="any folder of photos")
-    parser.add_argument("--weights", required=True, metavar="FILE")
-    parser.add_argument("--photos", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=14)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    device = pick_device(options.device)
-    classifier = open_classifier(options.weights, None, device)
-    transform = eval_transform(classifier.preprocess)
-    paths = [photo.path for photo in find_photos([options.data])]
-    paths = random.Random(0).sample(paths, min(options.photos, len(paths)))
-    images = [transform(load_image(path, transform.min_size)).to(device) for path in paths]
-    torch.manual_seed(0)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}")  # fmt: skip
-    print(f"{classifier.title}, {len(images)} photos, {options.steps} steps")
-    print("                               mean colour     blurred        insertion")
-    print("method                        delete  insert  delete  insert  - deletion        s/photo")
-    for name, method in {**METHODS, "random order": random_order}.items():
-        rows = [measure(classifier.model, image, method, options.steps) for image in images]
-        print(line(name, rows), flush=True)
+    args = parse_args()
+    if args.worker is not None:
+        work(args, args.worker)
+        return
+    if not args.show:
+        make_models(args)
+        command = [sys.executable, "-m", "benchmarks.explain_faithfulness", *sys.argv[1:]]
+        others = [
+            subprocess.Popen([*command, "--worker", str(number)])
+            for number in range(1, args.workers)
+        ]
+        work(args, 0)
+        for other in others:
+            other.wait()
+    print(show(read_lines(args.results)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What explain_faithfulness.py measures a map of relevance by."""
