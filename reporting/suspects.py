@@ -4,7 +4,9 @@ Each photo's answer comes from a model that was trained without it. A photo coun
 a class where that class is as likely as it is, on the mean, to those that are labelled so. These
 counts, label by confident class, estimate how many labels of each class are wrong, and so many of
 its photos are suspects: those whose own label is least likely ("prune by class", PBC, in the
-paper). They are ranked by that likelihood, too.
+paper). They are ranked by that likelihood, too. Where classes are told apart with ease, that mean
+is so high that it misses errors; so a photo is a suspect as well where the model is sure of another
+class and all but excludes the label.
 
 Copies that have different labels need no estimate: one of them must be wrong. They come first.
 
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 CLOSE = 1e-6  # a likelihood so little below the threshold reaches it
+SURE, EXCLUDED = 0.5, 0.05  # likelihoods of another class and of the label
 LOWEST = 2e-6  # threshold, where a class is never believed at all
 
 
@@ -51,7 +54,8 @@ def suspects(probabilities, labels, copies: Sequence[Sequence[int]] = ()) -> lis
     found.sort(key=lambda members: min(own[one.photo] for one in members))
     first = [one for members in found for one in members]
     known = {one.photo for one in first}
-    rest = [i for i in wrong_labels(likelihoods, labels).tolist() if i not in known]
+    rest = {*wrong_labels(likelihoods, labels), *excluded(likelihoods, own)} - known
+    rest = sorted(map(int, rest), key=lambda photo: (own[photo], photo))
     answers = likelihoods.argmax(1)
     return first + [Suspect(i, int(labels[i]), int(answers[i]), 1 - float(own[i])) for i in rest]
 
@@ -88,6 +92,12 @@ def wrong_labels(likelihoods: np.ndarray, labels: np.ndarray) -> np.ndarray:
     own = likelihoods[chosen, labels[chosen]]
     doubted = likelihoods[chosen].max(1) > own + CLOSE
     return chosen[doubted][np.argsort(own[doubted], kind="stable")]
+
+
+def excluded(likelihoods: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Returns the photos that a model is sure are of another class than their label."""
+    sure = likelihoods.max(1, initial=0) >= SURE
+    return np.flatnonzero(sure & (own < EXCLUDED))
 
 
 def confident_joint(likelihoods: np.ndarray, labels: np.ndarray) -> np.ndarray:

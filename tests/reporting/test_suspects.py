@@ -51,6 +51,17 @@ def test_thresholds_and_counts_are_those_worked_out_by_hand():
     assert one == (2, 0, 1, pytest.approx(0.9), ())
 
 
+def test_errors_among_easy_photos_are_found_though_they_reach_no_threshold():
+    labels = np.repeat([0, 1, 2], 6)
+    likelihoods = np.eye(3)[labels] * 0.97 + 0.01
+    likelihoods[0] = 0.04, 0.7, 0.26
+    assert wrong_labels(likelihoods, labels).tolist() == []
+    assert [(one.photo, one.likely) for one in suspects(likelihoods, labels)] == [(0, 1)]
+    for other in ([0.06, 0.7, 0.24], [0.04, 0.49, 0.47]):  # not excluded; not sure
+        likelihoods[0] = other
+        assert suspects(likelihoods, labels) == []
+
+
 def test_right_labels_are_no_suspects():
     likelihoods = np.eye(3)[[0, 0, 1, 1, 2, 2]] * 0.8 + 0.2 / 3
     assert suspects(likelihoods, [0, 0, 1, 1, 2, 2]) == []
