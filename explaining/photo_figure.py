@@ -222,7 +222,7 @@ def draw_heat(axes, story: Story, grey: Tensor, name: str, say: Say) -> None:
     told = say("half", story.half, heat.numel())
     if one := story.covered:
         values = (f"{value:.3f}" for value in (one.whole, one.marked, one.random))
-        told += "\n" + say("covered", name, *values)
+        told += "\n" + say("covered", *values)
     axes.set_xlabel(told, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])

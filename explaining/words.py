@@ -15,8 +15,8 @@ WORDS = {
         "photo": "the photo",
         "looked": "where it looked for “{0}”",
         "half": "bright: counted most. Half of what counted lies\nin {0} of {1} patches",
-        "covered": "measured: “{0}” goes from {1} to {2} when the\n"
-        "brightest fifth is covered, to {3} with a random fifth",
+        "covered": "measured: the answer goes from {0} to {1} when the\n"
+        "brightest fifth is covered, to {2} with a random fifth",
         "answered": "what it answered",
         "unknown": "unknown",
         "unsure": "unsure",
@@ -47,8 +47,7 @@ WORDS = {
         "photo": "這張照片",
         "looked": "它為「{0}」看了哪裡",
         "half": "越亮越重要。一半的依據落在\n{1} 個圖塊中的 {0} 個",
-        "covered": "實測：遮住最亮的五分之一，「{0}」由 {1} 變為 {2}；\n"
-        "隨機遮住五分之一，則變為 {3}",
+        "covered": "實測：遮住最亮的五分之一，答案由 {0} 變為 {1}；\n隨機遮住五分之一，則變為 {2}",
         "answered": "它的答案",
         "unknown": "未知",
         "unsure": "不確定",
