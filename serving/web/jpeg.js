@@ -14,6 +14,7 @@ const ZIGZAG = Uint8Array.from([
   35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
   63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, // damaged runs end here
 ]);
+const MOST_SCANS = 100; // each goes over the whole picture, and costs a hostile file a few bytes
 const FRAMES = [0xc0, 0xc1, 0xc2]; // sequential and progressive, by Huffman's codes
 const DAMAGED = () => new Trouble("photo", "the file is damaged");
 
@@ -112,7 +113,7 @@ function readScan(file, body, at) {
   for (const plane of parts) plane.begin(whole);
   const code = new Bits(file.bytes, at);
   const block = blockReader(frame.progressive, scan);
-  frame.scans++;
+  if (++frame.scans > MOST_SCANS) throw new Trouble("photo", "it has more scans than any photo");
   const interval = file.restart || Infinity;
   let left = interval;
   const renew = () => {

@@ -9,6 +9,7 @@ import { addReduced, blank, draftScale, shortSide } from "./resize.js";
 
 const MOST_BYTES = 2 ** 30;
 const MOST_PIXELS = 178956970; // Pillow's limit
+const MOST_ON_A_SIDE = 1000000;
 const TILE = 2048; // pixels of a side that are read from a canvas at once: phones bound its size
 
 /** The picture {width, height, data} in a file (a Blob); throws Trouble where there is none. */
@@ -22,13 +23,13 @@ export async function loadPhoto(file, preprocess) {
   } catch (error) {
     throw error instanceof Trouble ? error : new Trouble("photo", "the file is damaged");
   }
-  checkSize(found.width * found.height);
+  checkSize(found.width, found.height);
   return upright(await decoded(found, file.type, preprocess), found.orientation);
 }
 
-function checkSize(pixels) {
-  if (pixels > MOST_PIXELS) {
-    throw new Trouble("large", `it has ${pixels.toLocaleString("en")} pixels`);
+function checkSize(width, height) {
+  if (width * height > MOST_PIXELS || Math.max(width, height) > MOST_ON_A_SIDE) {
+    throw new Trouble("large", `it has ${width} x ${height} pixels`);
   }
 }
 
@@ -80,7 +81,7 @@ async function byBrowser(bytes, type, converted, scale) {
     throw new Trouble("photo", "this browser cannot decode it: save it as JPEG or PNG");
   });
   const { width, height } = bitmap;
-  checkSize(width * height);
+  checkSize(width, height);
   const picture = blank(Math.ceil(width / scale), Math.ceil(height / scale));
   const canvas = new OffscreenCanvas(Math.min(TILE, width), Math.min(TILE, height));
   const context = canvas.getContext("2d", { willReadFrequently: true });

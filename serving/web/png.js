@@ -157,23 +157,40 @@ function spread(rows, { left, top, across, down, width, height, stride }, values
 function coloured(values, chunks, { ranges }) {
   const { width, height, depth, type, tRNS } = chunks;
   const picture = blank(width, height);
-  const scaled = depth === 16 ? depthOf(values, type, ranges) : null;
-  const full = 255 / (2 ** depth - 1);
-  const narrow = scaled?.colours || (full === 1 ? (value) => value : (value) => value * full);
-  const [colours, alpha] = [CHANNELS[type] > 2 ? 3 : 1, type === 4 || type === 6];
-  const see = tRNS && seeThrough(chunks, Boolean(scaled?.all));
-  for (let from = 0, to = 0; to < picture.data.length; from += CHANNELS[type], to += 4) {
-    if (type === 3) {
-      const colour = 3 * values[from];
-      for (let c = 0; c < 3; c++) picture.data[to + c] = chunks.PLTE?.[colour + c] ?? 0;
-      picture.data[to + 3] = tRNS?.[values[from]] ?? 255;
-      continue;
-    }
-    for (let c = 0; c < 3; c++) picture.data[to + c] = narrow(values[from + (colours === 3 ? c : 0)]);
-    picture.data[to + 3] = alpha ? (scaled ? scaled.alpha : narrow)(values[from + colours]) : 255;
-    if (see && see(picture.data, to)) picture.data[to + 3] = 0;
+  const tables = depth === 16 ? depthOf(values, type, ranges) : spreadTables(depth);
+  const opaque = type < 4 && !tRNS;
+  if (type === 3) fromPalette(values, picture.data, chunks);
+  else lay(values, picture.data, CHANNELS[type], tables);
+  const see = tRNS && seeThrough(chunks, tables.all);
+  if (see) for (let at = 0; at < picture.data.length; at += 4) if (see(picture.data, at)) picture.data[at + 3] = 0;
+  return { ...picture, opaque };
+}
+
+/** Of up to 8 bits: numbers spread over a byte. */
+function spreadTables(depth) {
+  const table = Uint8Array.from({ length: 2 ** depth }, (_, value) => (value * 255) / (2 ** depth - 1));
+  return { colours: table, alpha: table, all: false };
+}
+
+function fromPalette(values, data, { PLTE, tRNS }) {
+  const table = new Uint8Array(4 * 256);
+  for (let n = 0; n < 256; n++) {
+    for (let c = 0; c < 3; c++) table[4 * n + c] = PLTE?.[3 * n + c] ?? 0;
+    table[4 * n + 3] = tRNS?.[n] ?? 255;
   }
-  return { ...picture, opaque: !alpha && !tRNS };
+  for (let n = 0, to = 0; n < values.length; n++, to += 4) {
+    for (let c = 0; c < 4; c++) data[to + c] = table[4 * values[n] + c];
+  }
+}
+
+function lay(values, data, channels, { colours, alpha }) {
+  const [second, third] = channels > 2 ? [1, 2] : [0, 0];
+  for (let from = 0, to = 0; to < data.length; from += channels, to += 4) {
+    data[to] = colours[values[from]];
+    data[to + 1] = colours[values[from + second]];
+    data[to + 2] = colours[values[from + third]];
+    data[to + 3] = channels % 2 ? 255 : alpha[values[from + channels - 1]];
+  }
 }
 
 /** Whether a pixel has the one colour that tRNS makes transparent, compared as Pillow does. */
@@ -194,8 +211,10 @@ function seeThrough({ tRNS, type, depth }, wide) {
 function depthOf(values, type, ranges) {
   const within = ranges?.["16-bit"];
   const fewer = Boolean(within) && within[1] < 65535;
-  const upper = (value) => value >> 8;
-  if (type !== 0 && !fewer) return { colours: upper, alpha: upper };
+  if (type !== 0 && !fewer) {
+    const upper = Uint8Array.from({ length: 65536 }, (_, value) => value >> 8);
+    return { colours: upper, alpha: upper, all: false };
+  }
   if (within) checkRange(values, type, within);
   const alphas = CHANNELS[type] % 2 === 0 ? values.filter((_, n) => (n + 1) % CHANNELS[type] === 0) : [];
   const most = alphas.reduce((a, b) => Math.max(a, b), 0);
@@ -227,12 +246,11 @@ function median(values) {
   return (place((values.length - 1) >> 1) + place(values.length >> 1)) / 2;
 }
 
-/** depth._scaled, in its floats of 32 bits. */
+/** depth._scaled as a table, in its floats of 32 bits. */
 function scaler([low, high]) {
   const factor = Math.fround(255 / (high - low));
-  const table = Uint8Array.from({ length: 65536 }, (_, value) => {
+  return Uint8Array.from({ length: 65536 }, (_, value) => {
     const held = Math.fround(Math.min(Math.max(value, low), high) - Math.fround(low));
     return roundEven(Math.fround(held * factor));
   });
-  return (value) => table[value];
 }
