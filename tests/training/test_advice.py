@@ -160,7 +160,8 @@ def test_what_to_type_next_survives_pasting(name, tmp_path, monkeypatch, make_ph
     photos = make_photos(tmp_path / "photos", ("a", "b"), per_class=3, size=16)
     words = ["--data-path", photos, "--model", "vit_micro_patch8_64", "--img-size", "16"]
     monkeypatch.setattr(train, "show_start", lambda *_: None)
-    monkeypatch.setattr(results, "draw_results", lambda *_: None)
+    for drawing in ("draw_plots", "draw_photos"):
+        monkeypatch.setattr(results, drawing, lambda *_: None)
     status, out, _ = call(train.main, *words, "--workers", "0", "--epochs", "0", f"--output={name}")
     assert status == 0
     (line,) = [line for line in out.splitlines() if line.startswith("predict: ")]
