@@ -128,7 +128,7 @@ function nearest(near) {
     element(
       "figure", {},
       photo && element("img", { src: photo, alt: "" }),
-      element("figcaption", {}, named(label), element("small", { textContent: ` ${say("alike", percent(similarity, 0))}` })),
+      element("figcaption", {}, named(label), element("small", { textContent: ` ${say("alike", percent(similarity))}` })),
     ),
   );
   return element(

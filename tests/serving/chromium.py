@@ -11,6 +11,7 @@ import pytest
 from tiny_server import OURS, THEIRS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+WAIT = 20_000  # ms for an answer, where other work keeps the machine busy
 FLAGS = [
     "--use-fake-ui-for-media-stream",
     "--use-fake-device-for-media-stream",
@@ -21,12 +22,9 @@ FLAGS = [
 def chromium() -> str:
     """Returns the browser's path; skips where there is none."""
     named = os.environ.get("CHROMIUM")
-    if (
-        found := shutil.which(named)
-        if named
-        else next(filter(None, map(shutil.which, NAMES)), None)
-    ):
-        return found
+    for name in [named] if named else NAMES:
+        if found := shutil.which(name):
+            return found
     missing = f"CHROMIUM={named} is none" if named else "there is no Chromium on the PATH"
     pytest.skip(f"{missing}: apt install chromium, or CHROMIUM=/path/to/it make test-page")
 
@@ -36,6 +34,7 @@ def real_browser():
     """Opens the browser, with a fake camera and names that point to this machine."""
     path = chromium()
     api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    api.expect.set_options(timeout=WAIT)
     as_root = ["--no-sandbox"] * (getattr(os, "geteuid", lambda: 1)() == 0)
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *as_root])
