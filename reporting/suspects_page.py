@@ -41,7 +41,7 @@ def write_suspects_page(
 
     copies = [[photo(index) for index in group] for group in groups_of(first)]
     single = [
-        photo(one.photo, likely=classes[one.likely], score=f"{one.score:.2f}")
+        photo(one.photo, likely=classes[one.likely], score=f"{one.score:.3f}")
         for one in first
         if not one.copies
     ]

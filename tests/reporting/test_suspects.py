@@ -143,7 +143,7 @@ def test_the_page_shows_each_suspect_with_label_likely_class_and_score(photos, t
     text = page(tmp_path, found, photos)
     assert text.count("data:image/jpeg") == 2
     assert "label: <b><bdi>雛菊 &amp; &lt;b&gt;</bdi></b>" in text
-    assert "likely: <b><bdi>玫瑰</bdi></b><br>score 0.99" in text
+    assert "likely: <b><bdi>玫瑰</bdi></b><br>score 0.987" in text
     assert "python train.py --exclude run/suspects.csv" in text
     assert "<b>" not in text.partition("<title>")[2].partition("</title>")[0]
     assert "http" not in text
