@@ -173,13 +173,15 @@ class Connection(BaseHTTPRequestHandler):
         if self.close_connection or getattr(self, "unread", False):
             told["Connection"] = "close"
         self.connection.settimeout(self.limits.body)
-        with contextlib.suppress(OSError):  # nobody listens any more
+        try:
             self.send_response(status)
             for name, value in told.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
+        except OSError:  # nobody listens, or too slowly
+            self.close_connection = True
 
     def reply_json(self, value, status=HTTPStatus.OK, headers=None) -> None:
         content = json.dumps(value, allow_nan=False).encode()

@@ -1,5 +1,7 @@
 """What the server bears: clients that are slow, too many, too large, or pages from elsewhere."""
 
+import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -207,6 +209,23 @@ def test_a_client_that_drips_is_told_so_and_dropped(serve):
                     continue
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert client.predict(photo())[0] == 200
+
+
+def test_a_client_that_reads_nothing_is_dropped(serve):
+    """The page's files fill what the system holds for it; no thread waits for it for ever."""
+    with serve(body=0.3, connections=1) as client:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            connection.connect(("127.0.0.1", client.port))
+            heads = b"GET /words.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100_000
+            with pytest.raises(ConnectionError):  # the server hangs up
+                connection.sendall(heads)
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if client("GET", "/health")[0] == 200:
+                    return
+        pytest.fail("its thread is not given back")
 
 
 def test_a_connection_without_a_request_is_closed(serve):
