@@ -113,7 +113,10 @@ def test_tensorboard_has_every_scalar_picture_and_table(run):
     tags = {tag for tags in events.Tags().values() if isinstance(tags, list) for tag in tags}
     reference = {"train_loss", "train_acc", "val_loss", "val_acc", "learning_rate"}
     assert reference | {"data_wait", "images_per_second"} <= tags
-    assert {"samples", "curves", "confusion", "mistakes"} <= tags
+    pictures = {"samples.jpg", "curves.png", "confusion.png", "mistakes.jpg", "confused.jpg"}
+    for name in pictures:  # as small as their files
+        image = events.Images(name.split(".")[0])[0]
+        assert image.encoded_image_string == Path("run", name).read_bytes()
     table = events.Tensors("classes/text_summary")[0].tensor_proto.string_val[0].decode()
     assert all(word in table for word in ("precision", "recall", "F1", "tulips"))
 

@@ -178,3 +178,16 @@ def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         write(tmp_path, classes=["a"])
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_page_shows_the_photos_of_confused_classes_with_label_answer_and_probability(tmp_path):
+    sure = [[0.2, 0.8, 0], [0.9, 0.1, 0]]
+    classes = ["蒲公英", "<roses>", "tulips"]
+    pairs = metrics.confused_pairs(["gone_a.jpg", "gone_b.jpg"], [0, 0], sure, classes)
+    text = read(write(tmp_path, classes=classes, confused=pairs)).text
+    assert "Most confused classes" in text
+    told = text[text.index("蒲公英: 1 taken for <roses>") :]
+    assert re.search(r"→ <roses>\s+80\.0\s+%", told)
+    assert re.search(r"right\s+90\.0\s+%", told)
+    assert "<roses>: none taken for 蒲公英" in told
+    assert "Most confused classes" not in read(write(tmp_path)).text
