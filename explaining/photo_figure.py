@@ -182,7 +182,7 @@ def draw_near(place, near: Sequence[Near], own: bool, say: Say) -> None:
         picture = thumbnail(one)
         if picture is None:
             words = f"{say('gone')}\n{shortened(legible(one.path))}"
-            axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, color=GREY)
+            axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, color=LIGHT.soft)
         else:
             axes.imshow(picture)
 
@@ -230,7 +230,7 @@ def draw_heat(axes, story: Story, grey: Tensor, name: str, say: Say) -> None:
 
 def draw_answers(axes, answer: Answer, story: Story, say: Say) -> None:
     for row, (index, name, probability) in enumerate(answer.top):
-        colour = FOR if index == story.target else GREY
+        colour = LIGHT.accent if index == story.target else GREY
         axes.barh(row, probability, color=colour, height=0.35)
         text = f"{legible(name)}  {probability:.3f}"
         axes.text(0, row - 0.22, text, va="bottom", fontsize=9)
