@@ -26,7 +26,9 @@ STAND_IN = {"ort.js": b"// runtime", "ort-wasm-simd-threaded.wasm": b"\0asm"}
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("run") / "flowers" / "best.pth", mlp="mlp")
+    return write_checkpoint(
+        tmp_path_factory.mktemp("run") / "flowers" / "best.pth", mlp="mlp", depth=1
+    )
 
 
 @pytest.fixture
