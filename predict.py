@@ -114,7 +114,9 @@ class Options(Given):
     save: str | None = OUTPUT.row(None, "also save each photo with its answer drawn", metavar="DIR")
     sort: str | None = OUTPUT.row(None, "also copy each photo into DIR/<its class>/", metavar="DIR")
     explain: str | None = OUTPUT.row(
-        None, "also save a figure per photo: where the model looked, why", metavar="DIR"
+        None,
+        "also save a figure and a JSON file per photo: where the model looked, why",
+        metavar="DIR",
     )
     explain_class: str | None = OUTPUT.row(
         None,

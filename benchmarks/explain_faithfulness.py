@@ -44,7 +44,7 @@ from predicting.inputs import find_photos
 RESULTS = Path(__file__).with_suffix(".jsonl")
 MODELS = {
     "ViT": ("--epochs", "10"),
-    "KAN-ViT": ("--epochs", "10", "--mlp", "gkan"),
+    "KAN-ViT": ("--epochs", "5", "--mlp", "gkan"),
 }
 RANDOM = "random"
 CURVES = ("deletion_mean", "insertion_mean", "deletion_blur", "insertion_blur")

@@ -153,17 +153,21 @@ def draw(
     if story.curves:
         draw_blocks(axes["blocks"], story, name, say)
         mark_patches(axes["looked"], story, classifier.preprocess.img_size)
-        below[0].suptitle(say("splines"), fontsize=9)
-        for row, place in enumerate(below):
-            for column, axes in enumerate(place.subplots(1, CURVES // 2)):
-                number = row * CURVES // 2 + column
-                if number < len(story.curves):
-                    draw_curve(axes, number + 1, story.curves[number], name, say)
-                else:
-                    axes.axis("off")
+        draw_curves(below, story.curves, name, say)
     if near:
         draw_near(parts[-1], near, own, say)
     return figure
+
+
+def draw_curves(places, curves: Sequence[DrawnCurve], name: str, say: Say) -> None:
+    """The curves in two rows, what is left over empty."""
+    places[0].suptitle(say("splines"), fontsize=9)
+    every = [axes for place in places for axes in place.subplots(1, CURVES // 2)]
+    for number, axes in enumerate(every):
+        if number < len(curves):
+            draw_curve(axes, number + 1, curves[number], name, say)
+        else:
+            axes.axis("off")
 
 
 def draw_photo(axes, answer: Answer, say: Say) -> None:

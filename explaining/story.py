@@ -67,13 +67,20 @@ def explain(
         if probabilities:
             story.covered = cover(probabilities, image, story.target, story.heat)
         stories.append(story)
+    if curves.kan_layers(model):
+        tell_of_splines(model, images, stories, stored)
+    return stories
+
+
+def tell_of_splines(
+    model: nn.Module, images: Tensor, stories: list[Story], stored: nn.Module | None
+) -> None:
+    """Adds to the story of each image which splines moved the answer, or that none could."""
     layers = curves.kan_layers(model)
-    if not layers:
-        return stories
     if not curves.anything_learned(model):
         for story in stories:
             story.unlearned = True
-        return stories
+        return
     for image, story in zip(images, stories, strict=True):
         records = curves.trace(model, image, story.target)
         story.by_block = totals_by_block(records)
@@ -86,7 +93,6 @@ def explain(
                 prepare(curve, layers[curve.layer_name], records, model.num_prefix_tokens)
             )
     add_samples(model, images, layers, [one for story in stories for one in story.curves])
-    return stories
 
 
 def heat_map(patches: Tensor) -> Tensor:
