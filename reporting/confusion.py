@@ -155,17 +155,18 @@ def _quiet(axis, theme: Theme) -> None:
 
 
 def _write_counts(axes, counts: np.ndarray, shares: np.ndarray, theme: Theme) -> None:
-    """Writes the counts that are not 0 into their cells, of few classes with their share."""
-    few = len(counts) <= COUNTED
+    """Writes the counts that are not 0 and fit into their cells, of few classes with the share."""
+    few, room = len(counts) <= COUNTED, _cell(len(counts)) - 0.03
+    most = COUNT if few else SMALL_COUNT
     cells = cell_colours(shares, theme)
     for row, column in np.argwhere(counts).tolist():
-        text, colour = f"{counts[row, column]}", on(cells[row, column])
-        place = {"ha": "center", "color": colour}
+        text = f"{counts[row, column]}"
+        size = min(most, most * room / _inches(text, most))
+        if size < SMALL_COUNT:  # the colour tells it
+            continue
+        place = {"ha": "center", "color": on(cells[row, column])}
+        vertical = "bottom" if few else "center_baseline"
+        axes.text(column, row, text, va=vertical, fontsize=size, gid="count", **place)
         if few:
-            axes.text(column, row, text, va="bottom", fontsize=COUNT, gid="count", **place)
             share = f"{100 * shares[row, column]:.0f} %"
             axes.text(column, row + 0.06, share, va="top", fontsize=SHARE, gid="share", **place)
-        elif _inches(text, SMALL_COUNT) < SMALL_CELL - 0.02:
-            axes.text(
-                column, row, text, va="center_baseline", fontsize=SMALL_COUNT, gid="count", **place
-            )
