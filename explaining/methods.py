@@ -62,6 +62,12 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "LibraGrad, late layers": partial(layer_relevance, rules=LIBRA, skip=0.5),
     "LibraGrad, attention": partial(balanced_attention, rules=LIBRA),
     "AttnLRP, gamma, all layers": partial(layer_relevance, rules=ATTN_LRP_GAMMA),
+    "AttnLRP, all layers, margin": partial(
+        layer_relevance, rules=ATTN_LRP, score=class_margins
+    ),
+    "LibraGrad, late layers, margin": partial(
+        layer_relevance, rules=LIBRA, score=class_margins, skip=0.5
+    ),
     "LibraGrad, all layers, margin": partial(layer_relevance, rules=LIBRA, score=class_margins),
     "LibraGrad, attention, margin": partial(
         balanced_attention, rules=LIBRA, score=class_margins
