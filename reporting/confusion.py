@@ -156,7 +156,7 @@ def _quiet(axis, theme: Theme) -> None:
 
 def _write_counts(axes, counts: np.ndarray, shares: np.ndarray, theme: Theme) -> None:
     """Writes the counts that are not 0 and fit into their cells, of few classes with the share."""
-    few, room = len(counts) <= COUNTED, _cell(len(counts)) - 0.03
+    few, room = len(counts) <= COUNTED, _cell(len(counts)) - 0.02
     most = COUNT if few else SMALL_COUNT
     cells = cell_colours(shares, theme)
     for row, column in np.argwhere(counts).tolist():

@@ -121,6 +121,7 @@ def test_a_count_lies_within_its_cell(count, photos):
     figure = confusion.confusion_figure(matrix_of(count, photos), names_of("short", count), LIGHT)
     figure.draw_without_rendering()
     axes, drawn = figure.axes[0], texts(figure, "count") + texts(figure, "share")
+    assert ("3997" in [one.get_text() for one in drawn]) == (photos == 4000)
     assert drawn
     assert min(one.get_fontsize() for one in drawn) >= 7  # points
     for one in drawn:
