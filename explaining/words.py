@@ -77,10 +77,10 @@ Say = Callable[..., str]
 
 
 def language_of(names: Sequence[str]) -> str:
-    """Returns "zh-Hant" where at least half of the names are Chinese, else "en"."""
+    """Returns "zh-Hant" where most of the names are Chinese, else "en"."""
     chinese = [name for name in names if _has(name, 0x4E00, 0x9FFF)]
     other = any(_has(name, 0x3040, 0x30FF) or _has(name, 0xAC00, 0xD7A3) for name in names)
-    return "zh-Hant" if len(chinese) * 2 >= max(1, len(names)) and not other else "en"
+    return "zh-Hant" if len(chinese) * 2 > len(names) and not other else "en"
 
 
 def _has(text: str, first: int, last: int) -> bool:

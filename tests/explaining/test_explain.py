@@ -347,6 +347,7 @@ def test_words_are_in_the_language_of_the_class_names(tmp_path):
     assert words.language_of(["daisy", "郁金香", "roses"]) == "en"
     assert words.language_of(["雛菊", "郁金香", "roses"]) == "zh-Hant"
     assert words.language_of(["ひなぎく", "桜", "薔薇"]) == "en"
+    assert words.language_of(["雛菊", "roses"]) == "en"
     assert words.language_of([]) == "en"
     model = create_model("custom", **SIZES, mlp="kan").eval()
     told = write_figures(tmp_path, model, classes=["雛菊", "郁金香", "玫瑰", "向日葵", "蒲公英"])

@@ -297,7 +297,7 @@ def test_without_the_file_one_line_says_so_however_many_photos(run, call):
     words = "photo.png", "second.png", "--weights", "run/best.pth", "--explain", "why"
     _, out, err = call(predict.main, *words)
     assert (out + err).count("nearest training photos are not shown: there is no run") == 1
-    assert sorted(os.listdir("why")) == ["photo.png", "second.png"]
+    assert sorted(os.listdir("why")) == ["photo.json", "photo.png", "second.json", "second.png"]
 
 
 @pytest.mark.parametrize("lose", [moved, no_args], ids=["the data", "args.json"])
