@@ -115,7 +115,7 @@ def test_every_name_is_legible_and_overlaps_no_other(count, kind):
 
 
 @pytest.mark.parametrize(
-    ("count", "photos"), [(2, 40), (5, 4000), (16, 4_000_000), (40, 4000), (40, 4_000_000)]
+    ("count", "photos"), [(2, 40), (5, 4000), (16, 4_000_000), (17, 4000), (17, 4_000_000)]
 )
 def test_a_count_lies_within_its_cell(count, photos):
     figure = confusion.confusion_figure(matrix_of(count, photos), names_of("short", count), LIGHT)
