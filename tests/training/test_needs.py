@@ -53,6 +53,7 @@ TABLE = {
     ("export", "runtime"): (["."], {}, "--format web", [".", "--format", "web"], {}),
     ("serve", "key"): ([__file__], {}, "--cert FILE", [__file__, "--cert", __file__], {}),
     ("pretrained", "merge"): ([], {}, "--save OUT", ["--save", "out"], {}),
+    ("pretrained", "without_photos"): ([], {}, "--save OUT", ["--save", "out"], {}),
 }  # fmt: skip
 # What switches a flag off, which needs nothing.
 OFF = {
