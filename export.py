@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from formats.finding import place_of, weights_name
+from formats.known import UNTOLD
 from formats.onnx_files import (
     FACT_KEYS,
     onnx_bytes,
@@ -187,6 +188,8 @@ def pt2_bytes(model: nn.Module, images: Tensor, facts: dict) -> bytes:
         program = torch.export.export(
             model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # which names this machine's folders
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts)})
     return buffer.getvalue()
@@ -323,7 +326,8 @@ def main() -> None:
     loaded = load_model(options.checkpoint, class_indices=options.class_indices, merge=True)
     loaded = loaded.without_photos() if options.without_photos else loaded
     check_names(options.checkpoint, loaded.classes, options.class_indices)
-    print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
+    untold = [UNTOLD] * (loaded.weights.format == "ours" and not loaded.facts["known"])
+    print(*loaded.notes, *untold, sep="\n", end="\n" * bool(loaded.notes or untold))
     if options.kind == WEB:
         export_web(loaded, options)
         return

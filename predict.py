@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from formats.finding import weights_name
-from formats.known import UNKNOWN_SHARE
+from formats.known import UNKNOWN_SHARE, UNTOLD
 from predicting.classifier import Classifier, newest_checkpoint, open_classifier
 from predicting.embedding import ENDINGS, FeatureFile
 from predicting.inputs import class_folders, find_photos
@@ -229,6 +229,11 @@ def main() -> int:
         weights, options.class_indices, device, class_folders(options.inputs)
     )
     check_names(weights, classifier.classes, options.class_indices)
+    if "unknown" in options.given and options.unknown and not classifier.tells_unknown:
+        raise ValueError(
+            f"--unknown {options.unknown:g}: {weights} has no features of its training photos, by "
+            f"which it could tell unlike ones: leave the flag out, or train the model to its end"
+        )
     score = Score(classifier.classes, classifier.facts.get("trained_on", ""))
     photos = find_photos(options.inputs, classifier.classes)
     first = list(islice(photos, TABLES + 1))
@@ -238,6 +243,8 @@ def main() -> int:
     told = [*classifier.notes, *(note for writer in writers for note in writer.notes)]
     print(title, *told, sep="\n", end="\n\n", file=notes, flush=True)
 
+    if options.unknown and classifier.ours and not classifier.tells_unknown:
+        print(UNTOLD, file=sys.stderr)
     predictor = Predictor(
         classifier,
         device=device,

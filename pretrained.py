@@ -459,7 +459,8 @@ def main() -> int:
         check_names(options.file, classes, options.class_indices)
         loaded = LoadedModel(_build(weights), classes, weights.preparation, weights, whence)
         save_weights(options.save, loaded.without_photos() if options.without_photos else loaded)
-        print(f"wrote {options.save}")
+        without = ", without what the file tells of its training photos" * options.without_photos
+        print(f"wrote {options.save}{without}")
     return 0
 
 

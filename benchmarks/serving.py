@@ -50,7 +50,7 @@ class Server:
     def __init__(self, weights: str, device: str) -> None:
         words = [PROGRAM, "--weights", weights, "--device", device, "--port", "0", "--no-open"]
         self.process = subprocess.Popen(
-            [sys.executable, "-u", *words], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-u", *words], stdout=subprocess.PIPE, encoding="utf-8"
         )
         for line in self.process.stdout:
             if found := re.search(r"http://localhost:(\d+)/", line):

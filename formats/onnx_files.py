@@ -66,10 +66,22 @@ def onnx_bytes(
             verbose=False,
         )
     proto = program.model_proto
+    _forget_places(proto)
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in facts.items()})
     if proto.ByteSize() >= ONNX_LIMIT:
         raise ValueError("the model is larger than the 2 GB that one ONNX file holds; use pt2")
     return proto.SerializeToString()
+
+
+def _forget_places(proto) -> None:
+    """Takes out what the exporter noted of the code, with the paths of this machine."""
+    graphs = [proto.graph, *proto.functions]
+    for graph in graphs:
+        for part in (graph, *graph.node, *getattr(graph, "input", ()), *graph.value_info):
+            if hasattr(part, "metadata_props"):
+                del part.metadata_props[:]
+            if hasattr(part, "doc_string"):
+                part.doc_string = ""
 
 
 def quantized(data: bytes) -> bytes:

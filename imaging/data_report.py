@@ -22,6 +22,7 @@ KINDS = {
     "broken profile": "with a colour profile that makes no sense, taken for sRGB",
     "conflict": "the same photo in two classes, one of which must be wrong",
     "near conflict": "near copies of a photo of another class, only trained on",
+    "near conflict in folds": "near copies of a photo of another class, one of which must be wrong",
     "leak": "photos that also stand among those to validate or test on, left out here",
     "near leak": "near copies of photos to validate or test on, left out here",
     "near leak kept": "near copies of photos to validate or test on, too many to leave out: the "

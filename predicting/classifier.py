@@ -125,6 +125,16 @@ class Classifier:
         """What the logits mean: "softmax" for one class of all, "sigmoid" for each by itself."""
         return (self.facts.get("config") or {}).get("answers", "softmax")
 
+    @property
+    def ours(self) -> bool:
+        """Whether the file is of this program, not another's."""
+        return "version" in self.facts
+
+    @property
+    def tells_unknown(self) -> bool:
+        """Whether the file tells photos that are unlike those of the training set."""
+        return bool(self.facts.get("known"))
+
     def computing_with(self, forward: Callable[[Tensor], Tensor]) -> "Classifier":
         """The same classes and photos for another way to compute the logits."""
         model = forward if isinstance(forward, nn.Module) else None

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from imaging.digests import TrainedOn
-from reporting.intervals import wilson
+from reporting.intervals import NOT_TOLD, wilson
 from reporting.metrics import confusion_lines, most_frequent
 from reporting.palette import LIGHT
 from system.files import FreshNames, folder_name, safe_cell
@@ -280,7 +280,9 @@ class Score(Writer):
         share = f"{self.right} of {counted(self.total, 'photo')}"
         low, high = wilson(self.right / self.total, self.total)
         interval = f"95 % interval {low:.3f} to {high:.3f}"
-        head = [f"accuracy {self.right / self.total:.4f} ({share}), {interval}", *self.left_out()]
+        doubt = [] if self.trained_on.known else [NOT_TOLD]
+        head = [f"accuracy {self.right / self.total:.4f} ({share}), {interval}", *doubt]
+        head += self.left_out()
         present = sorted({index for pair in self.pairs for index in pair})
         if len(present) > LARGEST_MATRIX:
             return [*head, *self._mistakes()]

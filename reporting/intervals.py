@@ -17,6 +17,7 @@ import numpy as np
 
 from system.terminal import counted
 
+NOT_TOLD = "the model does not tell which photos it was trained on: they may be among these"
 Z = 1.959963984540054  # of a normal distribution, 95 % lie within so many standard deviations
 
 

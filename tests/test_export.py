@@ -284,3 +284,12 @@ def test_the_checkpoint_is_never_overwritten(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, export, checkpoint, "--output", checkpoint) == 2
     assert checkpoint.read_bytes() == before
     assert run(monkeypatch, export, checkpoint, "--int8", "--format", "pt2") == 2
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_no_file_names_a_folder_of_the_machine(ending, tmp_path, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path, "kan")
+    target = tmp_path / f"model{ending}"
+    assert run(monkeypatch, export, checkpoint, "--output", target) == 0
+    assert str(Path(export.__file__).parent).encode() not in target.read_bytes()
+    assert b"site-packages" not in target.read_bytes()

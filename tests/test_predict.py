@@ -568,7 +568,8 @@ def test_many_classes_list_the_mistakes_instead_of_a_matrix():
     lines = score.lines()
     assert lines[0] == "accuracy 0.9667 (29 of 30 photos), 95 % interval 0.833 to 0.994"
     assert any("class 2 taken for class 1" in line for line in lines)
-    assert len(lines) == 3
+    assert len(lines) == 4
+    assert "does not tell which photos it was trained on" in lines[1]
 
 
 # ------------------------------------------------------------------------------ as a command

@@ -20,7 +20,7 @@ from vit_model import create_model
 FAST = ["--model", "vit_micro_patch8_64", "--img-size", "32", "--batch-size", "4"]
 FAST += ["--workers", "0", "--amp", "off", "--drop-path", "0.1"]
 CONTRACT = {"model", "config", "classes", "preprocess", "epoch", "metrics", "version"}
-CONTRACT |= {"temperature", "trained_on", "group_by"}
+CONTRACT |= {"temperature", "trained_on", "group_by", "known"}
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ def next_form(run: Run) -> list[tuple[str, str]]:
     if run.model.sizes.adapt != "none" or options.adapt != "none":
         return []
     names = {"data_path", "val_path", "test_path", "test_split", "exclude", "weights", "img_size"}
+    names |= {"folds", "group_by"}
     words = words_of(options, names | {"epochs"})
     line = command("python", "train.py", *words, *NEXT_FLAGS)
     worth = f"{NEXT_WORTH} (docs/results.md)"

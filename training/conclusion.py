@@ -227,8 +227,11 @@ def _side(run: Run, answers: Answers | None) -> dict:
     }
 
 
-def said(found: Conclusion, best: dict) -> list[str]:
-    """Returns the lines on what a run has come to, for the terminal."""
+def said(found: Conclusion, best: dict, left_out: int = 0) -> list[str]:
+    """Returns the lines on what a run has come to, for the terminal.
+
+    left_out: photos that --exclude named.
+    """
     accuracy = found.val.accuracy
     lines = []
     if found.folds:
@@ -242,6 +245,11 @@ def said(found: Conclusion, best: dict) -> list[str]:
     if found.test:
         told = found.test.accuracy
         lines.append(f"test accuracy {told.share:.4f} ({told.words}; judged once, at the end)")
+    if left_out:
+        lines.append(
+            f"the {counted(left_out, 'photo')} that --exclude left out are not judged either: if a "
+            f"model chose them, the accuracy is no comparison with one that has them"
+        )
     before, after = (found.judged.error(t) for t in (1.0, found.temperature))
     lines.append(
         f"probabilities: temperature {found.temperature:.2f}; their error (ECE) on "
@@ -254,11 +262,12 @@ def unlike(known: Known) -> str:
     """Returns the line on photos unlike those of the training set."""
     judged = counted(len(known.scores), "photo")
     if known.least > UNKNOWN_SHARE:
+        enough = math.ceil(1 / UNKNOWN_SHARE) - 1
         return (
-            f"unlike photos: {judged} to judge by are too few, so predict.py calls none unknown "
-            f"below --unknown {known.least:.2f} (of {math.ceil(1 / UNKNOWN_SHARE) - 1} on it does)"
+            f"unlike photos: predict.py calls none unknown, for {judged} to set a limit by are too "
+            f"few: it takes {enough} (--unknown {math.ceil(100 * known.least) / 100:.2f} works)"
         )
     return (
-        f"unlike photos: predict.py calls them unknown, and {UNKNOWN_SHARE:.0%} of photos like "
-        f"these (told by {len(known.features)}, judged by {len(known.scores)})"
+        f"unlike photos: predict.py calls them unknown, by their distance from these, and falsely "
+        f"{UNKNOWN_SHARE:.0%} of photos like these (--unknown; the limit is set by {judged})"
     )

@@ -56,7 +56,14 @@ def pooled(data: DataSplit, folds: int, seed: int) -> DataSplit:
     train = Samples([path for _, path in pairs], [label for label, _ in pairs])
     counts = {name: (a + b, 0, *test) for name, (a, b, *test) in data.report.counts.items()}
     note = f"{folds} folds: each photo is judged once, by a model that is trained without it"
-    report = replace(data.report, counts=counts, notes=[*data.report.notes, note])
+    problems = [
+        problem._replace(kind="near conflict in folds")  # for there every photo is judged
+        if problem.kind == "near conflict"
+        else problem
+        for problem in data.report.problems
+    ]
+    notes = [*data.report.notes, note]
+    report = replace(data.report, counts=counts, problems=problems, notes=notes)
     choice = {key: value for key, value in data.choice.items() if key != "val_split"}
     choice |= {"folds": folds}
     whole = replace(data, train=train, val=Samples([], []), report=report, choice=choice)

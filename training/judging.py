@@ -22,7 +22,7 @@ from imaging.splitting import DataSplit, Samples
 from my_dataset import MyDataSet, PhotoLoader, SeededSampler
 from parallel.world import World
 from pretrained import LoadedModel
-from reporting.intervals import accuracy_of
+from reporting.intervals import NOT_TOLD, accuracy_of
 from system.files import json_if_any
 from system.flags import flag_of
 from system.terminal import counted, printable
@@ -102,6 +102,8 @@ def judge(
 def _unseen(options: Options, loaded: LoadedModel, judged: Samples) -> Samples:
     """Returns the photos that the model was not trained on; says how many are left out."""
     trained = TrainedOn(loaded.weights.meta.get("trained_on", ""))
+    if not trained.known:
+        print(f"{options.weights}: {NOT_TOLD}")
     known = trained.among(judged.paths, options.workers)
     pairs = [pair for pair, seen in zip(zip(*judged, strict=True), known, strict=True) if not seen]
     if not pairs:

@@ -69,7 +69,7 @@ def write_results(run: Run, log: RunLog, found: Conclusion) -> None:
         folder,
         title=f"{run.model.name} on {Path(run.options.data_path).name}",
         summary=summary(run, found),
-        notes=said(found, run.position.best),
+        notes=said(found, run.position.best, len(run.data.excluded)),
         calibration=[
             (f"at temperature {t:.3g}", reliability(judged.at(t), judged.labels))
             for t in (1.0, found.temperature)
@@ -94,7 +94,7 @@ def tell(run: Run, found: Conclusion, matrix, suspects: Suspects | None) -> None
     """Prints what a run has come to, where it lies and what to type next."""
     folder, classes = run.folder, run.data.classes
     confused = most_confused(matrix, classes, 3)
-    print(*said(found, run.position.best), sep="\n")
+    print(*said(found, run.position.best, len(run.data.excluded)), sep="\n")
     about_fonts = font_advice(classes)
     if about_fonts:
         print(about_fonts)

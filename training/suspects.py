@@ -17,6 +17,7 @@ from training import advice
 from training.conclusion import Answers
 from training.setup import Run
 
+MANY = 0.3  # of all labels: of real photos with right labels, a fifth at most were suspects
 TABLE = "suspects.csv"
 COLUMNS = ["image", "label", "likely", "score"]
 
@@ -43,7 +44,8 @@ class Suspects:
             return f"none of {photos} labels looks wrong"
         copies = sum(bool(one.copies) for one in self.found)
         also = f", {copies} of them because a copy has another one" if copies else ""
-        return f"{count} of {photos} labels are likely wrong{also}"
+        weak = "; so many that the model is rather too weak to tell" * (count > MANY * photos)
+        return f"{count} of {photos} labels are to be checked{also}{weak}"
 
     @property
     def without(self) -> str:

@@ -261,7 +261,12 @@ def test_a_model_without_it_answers_as_before(name, answers, call):
     told = answers(weights=name)
     plain = answers("--unknown", "0")
     assert told == plain
-    assert called(answers("--unknown", "1", weights=name)) == [False, False]
+    assert called(told) == [False, False]
+    status, _, err = call(predict.main, KNOWN, "--weights", name)
+    assert (status, "no photo is called unknown: the file has no features" in err) == (0, True)
+    status, _, err = call(predict.main, KNOWN, "--weights", name, "--unknown", "0.1")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert f"--unknown 0.1: {name} has no features" in err
     if name == "old.pth":
         status, _, err = call(pretrained.main, name, "--save", "again.safetensors")
         assert status == 0, err

@@ -74,7 +74,7 @@ def test_labels_exchanged_on_purpose_are_found_and_left_out_by_the_command_told(
     scores = [float(row[3]) for row in found]
     assert scores == sorted(scores, reverse=True)
     assert all(0.5 < score <= 1 for score in scores)
-    assert "2 of 24 labels are likely wrong: see run/suspects.html" in out
+    assert "2 of 24 labels are to be checked: see run/suspects.html" in out
     assert Path("run/suspects.html").read_text("utf-8").count("data:image/jpeg") == 2
     assert 'href="suspects.html"' in Path("run/report.html").read_text("utf-8")
     (line,) = [line for line in out.splitlines() if line.startswith("train without them")]

@@ -175,9 +175,10 @@ def test_a_run_of_few_photos_says_that_nothing_will_be_called_unknown(data, call
     run(call, data)
     known = Known.from_dict(best()["known"])
     told = unlike(known)
-    assert "4 photos to judge by are too few" in told
-    assert "--unknown 0.20 (of 19 on it does)" in told
-    enough = known.judged_by(torch.rand(19))
-    assert unlike(enough).startswith("unlike photos: predict.py calls them unknown, and 5% of")
+    assert "calls none unknown, for 4 photos to set a limit by are too few: it takes 19" in told
+    assert "(--unknown 0.20 works)" in told
+    enough = unlike(known.judged_by(torch.rand(19)))
+    assert enough.startswith("unlike photos: predict.py calls them unknown")
+    assert "falsely 5% of photos like these" in enough
     model = load_model("run/best.pth")
     assert model.facts["known"] == best()["known"]
