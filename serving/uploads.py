@@ -25,13 +25,18 @@ def uploaded(content_type: str, body: bytes) -> tuple[str | None, bytes]:
 def _file_in(body: bytes, boundary: bytes) -> tuple[str | None, bytes]:
     """The field `file` of a form (RFC 7578)."""
     _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, MOST_PARTS)
+    found_files: list[tuple[str | None, bytes]] = []
     for part in parts:
         head, found, content = part.partition(b"\r\n\r\n")
         if part.startswith(b"--") or not found:
             continue
         headers = HeaderParser().parsestr(head.decode("utf-8", "replace").lstrip("\r\n"))
         if headers.get_param("name", header="content-disposition") == "file":
-            return own_name(headers.get_filename()), content
+            found_files.append((own_name(headers.get_filename()), content))
+    if len(found_files) > 1:
+        raise BadUpload("the form has several fields `file`: one request answers for one photo")
+    if found_files:
+        return found_files[0]
     raise BadUpload("the form has no field `file` with a photo: curl -F file=@photo.jpg")
 
 

@@ -48,6 +48,7 @@ def run_cells(cells, shell, monkeypatch, changes=FEWER):
     stub.Image = lambda filename, width: Path(filename)
     stub.HTML = str
     monkeypatch.setitem(sys.modules, "IPython.display", stub)
+    monkeypatch.setattr("builtins.input", lambda said: "")
     names = {"shell": shell}
     for code in cells:
         for old, new in changes.items():

@@ -87,6 +87,10 @@ def test_forms_may_hold_other_fields_and_binary_content(ask):
         ({"Content-Type": "multipart/form-data"}, b"--edge"),
         ({"Content-Type": "multipart/form-data; boundary=edge"}, b"--edge\r\n" * 3000),
         ({"Content-Type": "multipart/form-data; boundary=edge"}, b"\r\n\r\n"),
+        (
+            {"Content-Type": "multipart/form-data; boundary=edge"},
+            b'--edge\r\nContent-Disposition: form-data; name="file"\r\n\r\na\r\n' * 2,
+        ),
         ({}, b""),
     ],
 )
