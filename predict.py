@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from formats.finding import weights_name
-from formats.known import UNKNOWN_SHARE, UNTOLD
+from formats.known import UNKNOWN_SHARE
 from predicting.classifier import Classifier, newest_checkpoint, open_classifier
 from predicting.embedding import ENDINGS, FeatureFile
 from predicting.inputs import class_folders, find_photos
@@ -243,8 +243,6 @@ def main() -> int:
     told = [*classifier.notes, *(note for writer in writers for note in writer.notes)]
     print(title, *told, sep="\n", end="\n\n", file=notes, flush=True)
 
-    if options.unknown and classifier.ours and not classifier.tells_unknown:
-        print(UNTOLD, file=sys.stderr)
     predictor = Predictor(
         classifier,
         device=device,

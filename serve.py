@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from formats.finding import weights_name
-from formats.known import UNKNOWN_SHARE, UNTOLD
+from formats.known import UNKNOWN_SHARE
 from predicting.classifier import newest_checkpoint
 from serving.desk import Desk, Limits
 from serving.gate import host_of, is_loopback
@@ -205,8 +205,7 @@ def has_desktop() -> bool:
 def announce(options: Options, paths: Sequence[str], models: Sequence[Served], port: int) -> None:
     for path, served in zip(paths, models, strict=True):
         classifier = served.predictor.classifier
-        untold = UNTOLD if classifier.ours and not classifier.tells_unknown else ""
-        notes = [*classifier.notes, *filter(None, [served.nearest.note, untold])]
+        notes = [*classifier.notes, *filter(None, [served.nearest.note])]
         print(f"{served.name}: {classifier.title} ({path})", *notes, sep="\n  ")
     print(*warnings(options), sep="\n", end="\n" * bool(warnings(options)), file=sys.stderr)
     places = addresses(options, port)

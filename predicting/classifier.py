@@ -151,6 +151,8 @@ class Classifier:
         words = [f"{side} accuracy {_share(metrics, 'val') or 'unknown'}{chosen}"]
         if tested := _share(metrics, "test"):
             words.append(f"test accuracy {tested}")
+        if self.ours and not self.tells_unknown:  # of a run that was stopped, or shared without
+            words.append("calls no photo unknown")
         return f"{config['name']}{kind}, {len(self.classes)} classes, {', '.join(words)}"
 
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 
 from imaging.data_report import DataReport
 from my_dataset import Failed
@@ -197,6 +199,13 @@ def less_to_train(options: Options) -> list[str]:
     return advice + ([] if options.fsdp else ["several devices with torchrun and --fsdp"])
 
 
+def _between_processes(error: BaseException) -> bool:
+    """Whether it rose where a process hands photos to another, which was killed at that moment."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    is_of_connections = isinstance(error, ConnectionError | EOFError)
+    return is_of_connections and Path(last).parent.name == "multiprocessing"
+
+
 @contextlib.contextmanager
 def on_memory(
     options: Options, less: Callable[[Options], list[str]] = less_to_train
@@ -208,8 +217,8 @@ def on_memory(
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if "DataLoader worker" in str(error):
+    except (MemoryError, RuntimeError, ConnectionError, EOFError) as error:
+        if "DataLoader worker" in str(error) or _between_processes(error):
             raise ValueError(
                 f"a process that loads photos died ({' '.join(str(error).split())}), as it happens "
                 f"when memory runs out: try fewer --workers than {options.workers}; what was saved "
