@@ -13,15 +13,13 @@ An error of 0 is out of reach: accuracies of bins are measured on some photos. "
 same probabilities would show if each label was drawn by them.
 """
 
-import argparse
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pools import EPOCHS, Pool, answers, pool, probabilities
+from benchmarks.pools import EPOCHS, Pool, answers, asked_for, parser_for, probabilities
 from imaging.grouping import grouped_folds
 from reporting.calibration import at_temperature, calibration_error, fit_temperature
 from system.terminal import table
@@ -91,18 +89,10 @@ def errors(photos: Pool, seed: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="of the frozen model")
-    parser.add_argument(
-        "--data", action="append", required=True, nargs="+", help="folders of class folders"
-    )
-    parser.add_argument("--keep", type=Path, default=Path("weights/features"), help="for features")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser_for(__doc__).parse_args()
     heads = ("photos", "accuracy", "as it is", "temperature", "folds as it is", "folds", "best")
     rows = [(*heads, "perfect", "T", "T of folds")]
-    for roots in options.data:
-        photos = pool(roots, options.weights, options.keep)
+    for photos in asked_for(options):
         found = np.mean([errors(photos, seed) for seed in range(SPLITS)], axis=0)
         rows.append((photos.name, *(f"{value:.3f}" for value in found)))
         print(*rows[-1], flush=True)

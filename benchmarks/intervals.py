@@ -13,16 +13,14 @@ the difference of both accuracies has 1 + 100 / 700 times the variance of the on
 exact interval would hold it in 93.3 %, not in 95 % ("expected").
 """
 
-import argparse
 import math
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pools import Pool, answers, pool
+from benchmarks.pools import Pool, answers, asked_for, parser_for
 from reporting.intervals import Z, accuracy_of, design_effect
 from system.terminal import table
 
@@ -84,18 +82,11 @@ def row(photos: Pool, groups: np.ndarray, title: str, draws: int) -> tuple[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="of the frozen model")
-    parser.add_argument(
-        "--data", action="append", required=True, nargs="+", help="folders of class folders"
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--draws", type=int, default=DRAWS)
-    parser.add_argument("--keep", type=Path, default=Path("weights/features"), help="for features")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     rows = [("photos", "drawn", "held, %", "groups ignored, %", "expected, %", "design effect")]
-    for roots in options.data:
-        photos = pool(roots, options.weights, options.keep)
+    for photos in asked_for(options):
         copies, names = copied(photos)
         ways = (
             (photos, np.arange(len(photos)), "one by one"),

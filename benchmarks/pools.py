@@ -1,9 +1,11 @@
 """Photos as a frozen model sees them, computed once and kept, and a head trained on some of them.
 
-What the benchmarks of intervals and calibration share: they train a head hundreds of times.
+What the benchmarks share that train a head hundreds of times, their command line included.
 """
 
+import argparse
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,23 @@ def pool(roots: list[str], weights: str, keep: Path) -> Pool:
         torch.save({"features": features, "labels": torch.tensor(labels)}, kept)
     told = torch.load(kept, weights_only=True)
     return Pool(name, told["features"], told["labels"], int(told["labels"].max()) + 1)
+
+
+def parser_for(about: str) -> argparse.ArgumentParser:
+    """Returns the command line of a benchmark with that docstring."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--weights", required=True, help="of the frozen model")
+    parser.add_argument(
+        "--data", action="append", required=True, nargs="+", help="folders of class folders"
+    )
+    parser.add_argument("--keep", type=Path, default=Path("weights/features"), help="for features")
+    return parser
+
+
+def asked_for(options: argparse.Namespace) -> Iterator[Pool]:
+    """Yields the photos that a command line names; from here on one thread computes."""
+    torch.set_num_threads(1)
+    return (pool(roots, options.weights, options.keep) for roots in options.data)
 
 
 @torch.inference_mode()

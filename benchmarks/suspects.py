@@ -14,15 +14,12 @@ the rest: as it is, without all suspects, without the wrong ones among them, and
 wrong. That tells whether to leave suspects out unseen.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.calibration import of_folds
-from benchmarks.pools import Pool, answers, pool
+from benchmarks.pools import Pool, answers, asked_for, parser_for
 from reporting.calibration import at_temperature, fit_temperature
 from reporting.suspects import CLOSE, suspects
 from system.terminal import table
@@ -123,15 +120,8 @@ def show(head: tuple[str, ...], found: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="of the frozen model")
-    parser.add_argument(
-        "--data", action="append", required=True, nargs="+", help="folders of class folders"
-    )
-    parser.add_argument("--keep", type=Path, default=Path("weights/features"), help="for features")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    pools = [pool(roots, options.weights, options.keep) for roots in options.data]
+    options = parser_for(__doc__).parse_args()
+    pools = list(asked_for(options))
     heads = ("suspects", "precision", "recall", "in first tenth", "joint alone", "by margin")
     found = {one.name: np.array([ranks(one, d) for d in range(DRAWS)]) for one in pools}
     show(("photos", *heads), found)

@@ -14,9 +14,6 @@ In a second round of each split one class, drawn, is left out of training: its p
 those of the others, and fresh in everything else.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
@@ -24,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from benchmarks.calibration import best_epoch
-from benchmarks.pools import Pool, answers, pool, probabilities
+from benchmarks.pools import Pool, answers, asked_for, parser_for, probabilities
 from formats.known import UNKNOWN_SHARE, Known
 from reporting.calibration import at_temperature, fit_temperature
 from system.terminal import table
@@ -102,15 +99,8 @@ def measure(own: Pool, others: list[Pool], seed: int) -> tuple[list, list]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="of the frozen model")
-    parser.add_argument(
-        "--data", action="append", required=True, nargs="+", help="folders of class folders"
-    )
-    parser.add_argument("--keep", type=Path, default=Path("weights/features"), help="for features")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    sets = [pool(roots, options.weights, options.keep) for roots in options.data]
+    options = parser_for(__doc__).parse_args()
+    sets = list(asked_for(options))
     pairs = [("trained on", "against", *SCORES, "called unknown")]
     own_rows = [("trained on", "fresh called (least, most)", "left-out class called", *SCORES)]
     for own in sets:

@@ -238,30 +238,54 @@ def show(stage: Stage, pack: Pack, done: dict[str, dict], ours: str | None = Non
     same = {name for name in stage.sets if pack.sets[name].test.any()}
     parts = [f"{stage.words}; differences are of {ours!r}, points of accuracy and nats"]
     for photos in stage.photos:
-        rows = []
-        for form in stage.forms:
-            one = {
+        found = {
+            form: {
                 of: values(stage, form, photos, rates[form], done, of) for of in ("right", "loss")
             }
-            against = []
-            for of, scale in (("right", 100), ("loss", 1)):
-                our_values = values(stage, ours, photos, rates[ours], done, of)
-                gap = difference(our_values, one[of], same)
-                against += ["", ""] if form == ours else _words(gap, scale)
-            spent = done.get(f"cost of {form}", {"step_ms": "", "peak_mb": ""})
-            count = done[Job(form, stage.sets[0], 1, photos, rates[form], False).key]["numbers"]
-            name = f"**{form}**" if form == ours else form
-            rows.append([
-                name, f"{count:,}", f"{rates[form]:g}",
-                f"{mean(one['right']):.3f}", f"{mean(one['loss']):.3f}", *against,
-                str(spent["step_ms"]), str(spent["peak_mb"]),
-            ])  # fmt: skip
-        heads = (
-            "form", "numbers", "rate", "accuracy", "loss", "accuracy: ours more", "seeds to decide",
-            "loss: ours more", "seeds to decide", "step, ms", "peak, MB",
-        )  # fmt: skip
-        parts.append(f"\n{photos} photos in training\n\n{markdown(heads, rows)}")
+            for form in stage.forms
+        }
+        counts = {
+            form: done[Job(form, stage.sets[0], 1, photos, rates[form], False).key]["numbers"]
+            for form in stage.forms
+        }
+        parts.append(f"\n{photos} photos in training\n")
+        parts.append(compared(found, ours, same, counts, rates, done))
+        parts.append(f"\naccuracy and loss of each set\n\n{by_set(stage, found)}")
     return "\n".join(parts)
+
+
+def compared(found: dict, ours: str, same: set[str], counts: dict, rates: dict, done: dict) -> str:
+    """Returns the table of forms. found: of each form its values, "right" and "loss"."""
+    rows = []
+    for form, one in found.items():
+        against = []
+        for of, scale in (("right", 100), ("loss", 1)):
+            gap = form != ours and difference(found[ours][of], one[of], same)
+            against += _words(gap, scale) if gap else ["", ""]
+        spent = done.get(f"cost of {form}", {"step_ms": "", "peak_mb": ""})
+        rows.append([
+            f"**{form}**" if form == ours else form, f"{counts[form]:,}", f"{rates[form]:g}",
+            f"{mean(one['right']):.3f}", f"{mean(one['loss']):.3f}", *against,
+            str(spent["step_ms"]), str(spent["peak_mb"]),
+        ])  # fmt: skip
+    heads = (
+        "form", "numbers", "rate", "accuracy", "loss", "accuracy: ours more", "seeds to decide",
+        "loss: ours more", "seeds to decide", "step, ms", "peak, MB",
+    )  # fmt: skip
+    return markdown(heads, rows)
+
+
+def by_set(stage: Stage, found: dict) -> str:
+    """Returns the means over seeds for each set and form."""
+    rows = [
+        [name]
+        + [
+            ", ".join(f"{mean({name: one[of][name]}):.3f}" for of in ("right", "loss"))
+            for one in found.values()
+        ]
+        for name in stage.sets
+    ]
+    return markdown(("set", *found), rows)
 
 
 def _words(gap: Difference, scale: int) -> list[str]:
