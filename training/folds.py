@@ -152,9 +152,12 @@ class Folds:
         """Returns what the best model of a fold says of the photos that it was trained without."""
         checkpoint = trainer.load_best()
         result, probabilities, indices = trainer.validate()
-        if self.run.options.ensemble:  # which keeps this model
+        if self.run.options.ensemble:  # which keeps this model, and what it knows by itself
             known = remember(trainer, checkpoint)
             trainer.save_best(checkpoint | {"known": known.to_dict()})
+            scores = known.scores
+        else:
+            scores = judged_scores(trainer, checkpoint)
         return {
             "probabilities": probabilities,
             "indices": torch.tensor([self.parts[k][i] for i in indices]),
@@ -162,7 +165,7 @@ class Folds:
             "accuracy": result.accuracy,
             "epoch": trainer.position.best["epoch"],
             "among": epochs_to_choose(trainer.run),
-            "scores": judged_scores(trainer, checkpoint),
+            "scores": scores,
         }
 
     def _run(self, k: int, trained: list[int]) -> Run:
