@@ -161,8 +161,8 @@ class DataAndModel(Given):
 
     mlp: str = KAN.row(
         "mlp",
-        "what stands in the blocks: mlp, kan (a spline per edge), gkan (one per input, or per group "
-        "of inputs)",
+        "what stands in the blocks: mlp, kan (a spline per edge), gkan (one per input, or per "
+        "group of inputs)",
         choices=("mlp", "kan", "gkan"),
         **OF_THE_CHECKPOINT,
     )
