@@ -88,7 +88,7 @@ def make_models(args: argparse.Namespace) -> None:
         for kind, flags in MODELS.items():
             file = args.models / f"{name_of(folder)}-{kind}.pth"
             if not file.exists() and kind in args.kinds:
-                shared = ["--data-path", folder, "--weights", args.weights, "--val-split", "0.25"]
+                shared = ["--data-path", folder, "--weights", args.weights, "--val-split", "0.6"]
                 train(file.stem, [*shared, *flags], args.models / "runs", keep=file)
                 print(f"trained: {file}", flush=True)
 

@@ -4,6 +4,7 @@
     python -m benchmarks.worth --quick              # two sets, two seeds: under an hour
     python -m benchmarks.worth --stage night        # four sets, five seeds
     python -m benchmarks.worth --stage controls     # other adapters at the same maps
+    python -m benchmarks.worth --stage few          # the five forms at 50 photos
     python -m benchmarks.worth --stage variants     # one form of splines, a dozen changes
     python -m benchmarks.worth --stage gpu --device cuda --workers 8 --minutes 9
     python -m benchmarks.worth --stage night --show
@@ -64,6 +65,10 @@ STAGES = {
         "(b) controls at the same maps: four sets, five seeds, 200 photos in training",
         ("biases", "scale and shift", "LoRA r=4", "LoRA r=2, 4 maps", BASE_NAME),
         FOUR, (200,), (1, 2, 3, 4, 5), FOUR,
+    ),
+    "few": Stage(
+        "few photos: four sets, three seeds, 50 photos in training, rates of (b)",
+        FIVE, FOUR, (50,), (1, 2, 3), FOUR,
     ),
     "variants": Stage(
         f"variants of {BASE_NAME!r}: two sets, three seeds, 200 photos in training, at its rate",
