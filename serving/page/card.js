@@ -27,7 +27,12 @@ export class Card {
       if (this.model === model) this.trouble = trouble;
     }
     this.say();
-    if (this.open && this.record && this.model === model) await this.explain();
+    if (this.open && this.explains && this.model === model) await this.explain();
+  }
+
+  // Whether who answered can say why. The models may be known later than the photo is here.
+  get explains() {
+    return Boolean(this.record && this.model.explains && this.engine.explain);
   }
 
   async explain() {
@@ -46,6 +51,7 @@ export class Card {
   // What a screen reader is told of the answer.
   get summary() {
     if (this.trouble) return `${this.name}: ${troubleText(this.trouble)}`;
+    if (!this.record) return say("wait"); // another model is asked meanwhile
     return say("said", this.name, verdict(this.record), percent(this.record.predictions[0].probability));
   }
 
@@ -57,7 +63,7 @@ export class Card {
   // Builds the card anew, as its state and the language are now; the focus stays where it was.
   say() {
     const focused = this.element.querySelector(":focus")?.dataset.does;
-    const more = this.open && this.record;
+    const more = this.open && this.explains;
     this.element.className = more ? "card open" : "card";
     this.element.replaceChildren(
       ...(more ? [] : [element("div", { className: "frame" }, this.#picture())]),
@@ -96,7 +102,7 @@ export class Card {
 
   #buttons() {
     const line = element("div", { className: "buttons" });
-    if (this.record && this.model.explains && this.engine.explain) {
+    if (this.explains) {
       const toggle = element("button", { type: "button", textContent: say(this.open ? "hide" : "why"), ariaExpanded: String(this.open) });
       toggle.dataset.does = "why";
       toggle.setAttribute("aria-label", `${toggle.textContent} ${this.name}`);

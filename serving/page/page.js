@@ -24,7 +24,7 @@ function add(files) {
   const added = [...files].map((file) => new Card(file, engine, remove));
   cards.push(...added);
   waiting.push(...added);
-  if (added.length === 1) added[0].open = Boolean(model()?.explains && engine.explain);
+  if (added.length === 1) added[0].open = true;
   show();
   work();
 }

@@ -98,6 +98,32 @@ def test_where_it_looked_and_the_splines_are_shown(open_page):
     expect(why).to_have_attribute("aria-expanded", "false")
 
 
+def test_a_photo_that_comes_before_the_models_are_known_is_explained_too(open_page):
+    page, held = open_page(), []
+    page.route("**/models", lambda route: held.append(route))
+    page.reload()
+    drop(page, photo(2))
+    expect(page.locator(".card")).to_have_count(1)
+    held[0].continue_()
+    expect(page.locator(".splines svg")).to_have_count(6)
+
+
+def test_a_model_that_cannot_say_why_is_not_asked(open_page):
+    def told(route):
+        models = route.fetch().json()
+        route.fulfill(json=[models[0], models[1] | {"explains": False}])
+
+    page = open_page()
+    page.route("**/models", told)
+    page.reload()
+    drop(page, photo(2))
+    expect(page.locator(".why")).to_have_count(1)
+    page.get_by_label("model").select_option("second")
+    expect(page.locator(".bars li")).to_have_count(2)
+    expect(page.locator(".why, .trouble:visible")).to_have_count(0)
+    expect(page.locator(".frame img")).to_be_visible()
+
+
 def test_a_pasted_picture_is_answered(open_page):
     page = open_page()
     drop(page, photo(3), "image.png", "paste")
