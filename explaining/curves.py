@@ -208,19 +208,27 @@ def acting_on(curve: Curve, layer: nn.Module, values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def sensitivity(curve: Curve, layer: nn.Module, gradient: Tensor) -> Tensor:
+    """How much a value gains by each unit that the curve adds, (..., F), as in `per_token`.
+
+    gradient: of the value with respect to the layer's output, (..., O).
+    """
+    if isinstance(layer, GroupKANLinear):
+        return gradient @ acting_on(curve, layer, layer.base_weight)  # (O, F)
+    if layer.spline_rank is not None:
+        return gradient @ layer.spline_up[:, curve.index[0], None]
+    return gradient[..., curve.index[0], None]
+
+
+@torch.no_grad()
 def per_token(curve: Curve, layer: nn.Module, record: LayerRecord) -> tuple[Tensor, Tensor]:
     """Where on the curve each token lies and what it added to the logit there: x and y, (N, F).
 
     F is the number of features that share the curve. The sum of y is the curve's contribution.
     """
     x = acting_on(curve, layer, record.inputs)
-    if isinstance(layer, GroupKANLinear):
-        sensitivity = acting_on(curve, layer, record.gradient @ layer.base_weight)
-    elif layer.spline_rank is not None:
-        sensitivity = (record.gradient @ layer.spline_up)[:, curve.index[0], None]
-    else:
-        sensitivity = record.gradient[:, curve.index[0], None]
-    return x, sensitivity * evaluate(curve, layer, x.flatten()).view_as(x)
+    slope = sensitivity(curve, layer, record.gradient)
+    return x, slope * evaluate(curve, layer, x.flatten()).view_as(x)
 
 
 @torch.no_grad()

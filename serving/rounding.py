@@ -2,19 +2,16 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from formats.opening import weights_in
 from imaging.preprocess import eval_transform
-from imaging.splitting import DataSplit
 from predicting.classifier import Classifier
 from predicting.inputs import Photo, find_photos
 from predicting.predictor import Predictor, decode
-from system.files import json_if_any
+from predicting.run_photos import split_beside
 
 MOST = 1000  # photos, drawn evenly: enough to tell 1 % by
 BATCH = 16
@@ -49,16 +46,8 @@ def own_photos(checkpoint: str, data: str | None, classes: Sequence[str]) -> lis
 
     data: where the run's photos lie now, or a folder of class folders of other photos.
     """
-    run = weights_in(Path(checkpoint))
-    values, said = (json_if_any(run.with_name(name)) for name in ("split.json", "args.json"))
-    root = data or (said.get("data_path") if isinstance(said, dict) else None)
-    paths: list[str] = []
-    if values and isinstance(root, str):
-        try:
-            listed = DataSplit.from_dict(values, root).val.paths
-        except ValueError:  # somebody else's file of that name
-            listed = []
-        paths = [path for path in listed if os.path.exists(path)]
+    split = split_beside(checkpoint, data)
+    paths = [path for path in split.val.paths if os.path.exists(path)] if split else []
     if not paths and data:
         paths = [photo.path for photo in find_photos([data], classes)]
     step = max(1, len(paths) / MOST)
