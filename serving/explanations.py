@@ -4,6 +4,9 @@
  "box": [left, top, right, bottom],    # what the model saw, in shares of the photo's sides
  "heat": [[0.1, ...], ...],            # per row of patches, how much each mattered, 0 to 1
  "half": 12,                           # so many patches carry half of it
+ "method": "LeGrad",                   # that found it
+ "covered": {"patches": 13, "whole": 0.9, "marked": 0.2, "random": 0.8},  # see covering.py
+ "unlearned": false,                   # whether there are splines, and all as before training
  "splines": [{"block": 3, "layer": "fc1", "first": 5, "last": 5, "part": 2, "to": null,
               "contribution": 0.4,     # to the class's logit
               "x": [...], "y": [...],  # the learned curve over the values that it met here
@@ -16,6 +19,7 @@ import base64
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -64,7 +68,8 @@ def _explanation(served: Served, question: Question) -> Explanation:
         near = served.nearest.of(answer.features)
     image = question.decoded.tensor[None].to(predictor.device)
     model = served.explained
-    (story,) = explain(model, image, torch.tensor([index], device=image.device))
+    target = torch.tensor([index], device=image.device)
+    (story,) = explain(model, image, target, probabilities=lambda x: predictor.see(x).logits)
     layers = kan_layers(model)
     fit = Fit(predictor.classifier.preprocess)
     told = {
@@ -73,6 +78,9 @@ def _explanation(served: Served, question: Question) -> Explanation:
         "box": _numbers(torch.tensor(fit.view(*question.decoded.image.size))),
         "heat": _numbers(story.heat),
         "half": story.half,
+        "method": story.method,
+        "covered": story.covered and asdict(story.covered),
+        "unlearned": story.unlearned,
         "splines": [_spline(one, layers[one.curve.layer_name]) for one in story.curves],
     }
     return Explanation(told, near)

@@ -12,6 +12,7 @@ const STRENGTH = 65; // of the overlay at first, in percent
 export function explained(why, picture) {
   const parts = [looked(why, picture)];
   if (why.splines?.length) parts.push(splines(why));
+  else if (why.unlearned) parts.push(unlearned());
   if (why.near?.length) parts.push(nearest(why.near));
   return parts;
 }
@@ -41,6 +42,22 @@ function looked(why, picture) {
     map,
     slider,
     element("p", { className: "note", textContent: say("half", why.half, patches) }),
+    ...worth(why),
+  );
+}
+
+// What covering the marked patches of this very photo did to the answer, and who marked them.
+function worth({ covered, method }) {
+  const told = covered ? [say("covered", ...[covered.whole, covered.marked, covered.random].map((share) => percent(share)))] : [];
+  if (method) told.push(say("method", method));
+  return told.map((textContent) => element("p", { className: "note", textContent }));
+}
+
+function unlearned() {
+  return element(
+    "section", { className: "splines" },
+    element("h3", { textContent: say("nosplines") }),
+    element("p", { className: "note", textContent: say("unlearned") }),
   );
 }
 

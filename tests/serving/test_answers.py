@@ -16,9 +16,10 @@ from PIL import Image
 from tiny_server import CLASSES, form, opened, photo, serving, write_checkpoint
 
 import predict
+from explaining import methods
 from imaging.preprocess import Preprocess
 from predict import Predictor
-from serving.models import names_of
+from serving.models import names_of, open_models
 from vit_model import create_model
 
 
@@ -180,6 +181,41 @@ def test_an_explanation_says_where_the_model_looked_and_which_splines_acted(ask)
     assert spline["x"][0] <= spline["here"][0] <= spline["x"][-1]
     best = ask.predict(photo(3))[1]["predictions"][0]["index"]
     assert ask("POST", "/explain", photo(3))[1]["index"] == best
+
+
+def test_an_explanation_tells_what_covering_the_marked_patches_does(ask, checkpoint):
+    why = ask("POST", "/explain?index=1", photo(3))[1]
+    covered = why["covered"]
+    assert covered["patches"] == 13  # a fifth of 64
+    answers = {one["index"]: one for one in ask.predict(photo(3))[1]["predictions"]}
+    assert covered["whole"] == pytest.approx(answers[1]["probability"], abs=1e-4)
+    assert covered["marked"] < covered["whole"]
+    assert 0 <= covered["random"] <= 1
+    model = opened(checkpoint)[0].explained
+    assert why["method"] == methods.serving(model)
+    assert why["unlearned"] is False
+
+
+def test_splines_as_before_training_are_told_as_such(tmp_path, checkpoint):
+    fresh = write_checkpoint(tmp_path / "fresh" / "best.pth", learned=False)
+    plain = write_checkpoint(tmp_path / "plain" / "best.pth", mlp="mlp")
+    with serving(opened(checkpoint, fresh, plain)) as client:
+        told = {
+            name: client("POST", f"/explain?model={name}", photo())[1]
+            for name in ("run", "fresh", "plain")
+        }
+    assert {name: one["unlearned"] for name, one in told.items()} == {
+        "run": False, "fresh": True, "plain": False,
+    }  # fmt: skip
+    assert told["fresh"]["splines"] == told["plain"]["splines"] == []
+
+
+def test_a_measured_fall_is_of_the_answer_that_is_shown(checkpoint):
+    """With --tta, too: of the photo and its mirror."""
+    with serving(open_models([str(checkpoint)], None, torch.device("cpu"), tta=True)) as client:
+        best = client.predict(photo(3))[1]["predictions"][0]
+        covered = client("POST", "/explain", photo(3))[1]["covered"]
+    assert covered["whole"] == pytest.approx(best["probability"], abs=1e-4)
 
 
 def test_what_cannot_be_explained_is_said(ask):

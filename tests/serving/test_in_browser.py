@@ -91,6 +91,9 @@ def test_where_it_looked_and_the_splines_are_shown(open_page):
     picture, map_ = page.locator(".map").bounding_box(), heat.bounding_box()
     assert map_["width"] == pytest.approx(map_["height"], rel=0.02)  # the model saw a square
     assert picture["width"] >= map_["width"]
+    measured = page.get_by_text(re.compile(r"the answer goes from \d+\.\d% to \d+\.\d% when"))
+    expect(measured).to_be_visible()
+    expect(page.get_by_text("nothing has been learned")).to_have_count(0)
     page.get_by_role("button", name="Hide photo.jpg").press("Enter")
     expect(page.locator(".why")).to_have_count(0)
     why = page.get_by_role("button", name="Why? photo.jpg")
@@ -100,12 +103,24 @@ def test_where_it_looked_and_the_splines_are_shown(open_page):
 
 def test_a_photo_that_comes_before_the_models_are_known_is_explained_too(open_page):
     page, held = open_page(), []
-    page.route("**/models", lambda route: held.append(route))
+    page.route("**/models", lambda route: held.insert(0, route))
     page.reload()
     drop(page, photo(2))
     expect(page.locator(".card")).to_have_count(1)
     held[0].continue_()
     expect(page.locator(".splines svg")).to_have_count(6)
+
+
+def test_of_splines_as_before_training_the_page_says_that_nothing_was_learned(open_page):
+    def told(route):
+        route.fulfill(json=route.fetch().json() | {"splines": [], "unlearned": True})
+
+    page = open_page(locale="zh-TW")
+    page.route("**/explain?*", told)
+    drop(page, photo(2))
+    expect(page.get_by_text("還沒有學到任何可以解釋的東西")).to_be_visible()
+    expect(page.get_by_text("實測：遮住最亮的五分之一")).to_be_visible()
+    expect(page.locator(".splines svg")).to_have_count(0)
 
 
 def test_a_model_that_cannot_say_why_is_not_asked(open_page):

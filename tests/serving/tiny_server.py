@@ -23,14 +23,17 @@ CLASSES = ["daisy", "roses", "tulips"]
 OURS, THEIRS = "classroom.test", "evil.test"  # names that the browser is told point here
 
 
-def write_checkpoint(path: Path, seed=0, classes=CLASSES, **config) -> Path:
-    """Writes a checkpoint of an untrained KAN-ViT whose answers depend on the photo."""
+def write_checkpoint(path: Path, seed=0, classes=CLASSES, learned=True, **config) -> Path:
+    """Writes a checkpoint of an untrained KAN-ViT whose answers depend on the photo.
+
+    learned: whether its splines are not as they start.
+    """
     torch.manual_seed(seed)
     sizes = {"mlp": "kan", "kan_rank": 3} | config
     model = create_model("vit_micro_patch8_64", num_classes=len(classes), **sizes)
     torch.nn.init.normal_(model.head.weight, std=1.0)
     for name, parameter in model.named_parameters():
-        if "spline" in name:
+        if learned and "spline" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     facts = checkpoint_facts(model, list(classes), Preprocess(img_size=64), 3, {"val_acc": 0.8125})
     path.parent.mkdir(parents=True, exist_ok=True)
