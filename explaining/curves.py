@@ -25,7 +25,6 @@ from kan import GroupKANLinear, KANLinear
 from splines.bases import dense_bases
 
 KAN_LAYERS = (KANLinear, GroupKANLinear)
-NAMED, MOST_NAMED = 0.01, 10_000  # of all curves, those that a photo's file names
 CHUNK = 4  # photos at a time where what all layers saw is kept
 
 
@@ -155,20 +154,6 @@ def strongest(records: dict[str, LayerRecord], count: int) -> list[Curve]:
             index = torch.unravel_index(position, record.contributions.shape)
             found.append(Curve(name, tuple(map(int, index)), float(flat[position])))
     return sorted(found, key=lambda curve: -abs(curve.contribution))[:count]
-
-
-def named(records: dict[str, LayerRecord]) -> list[Curve]:
-    """The curves that speak most for the class, 1 % of all and at most MOST_NAMED, best first."""
-    total = sum(record.contributions.numel() for record in records.values())
-    count = min(MOST_NAMED, max(1, round(NAMED * total)))
-    found = []
-    for name, record in records.items():
-        flat = record.contributions.flatten()
-        best = flat.topk(min(count, len(flat)))
-        places = torch.stack(torch.unravel_index(best.indices, record.contributions.shape), 1)
-        rows = zip(places.tolist(), best.values.tolist(), strict=True)
-        found += [Curve(name, tuple(place), value) for place, value in rows if value > 0]
-    return sorted(found, key=lambda curve: -curve.contribution)[:count]
 
 
 def anything_learned(model: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
+from explaining.attribution import with_own_modules
 from explaining.parts import told_apart
 from explaining.story import CURVES, DrawnCurve, Story, explain
 from explaining.words import Say, place_in_words, words_for
@@ -54,7 +55,9 @@ class Figures(Writer):
         self.target = class_index(class_name, classifier.classes)
         self.names = FreshNames(folder)
         self.classifier, self.device = classifier, device
-        self.model = told_apart(classifier.model)
+        # Hooks on the classifier's own modules would meet the photos that other threads predict.
+        self.stored = with_own_modules(classifier.model)
+        self.model = told_apart(self.stored)
         self.transform = eval_transform(classifier.preprocess)
         self.waiting: list[Answer] = []
         self.nearest = Nearest.beside(weights, classifier) if weights else Nearest()
@@ -77,7 +80,7 @@ class Figures(Writer):
         images = images.to(self.device)
         top = [answer.top[0][0] for answer in self.waiting]
         targets = torch.tensor(top if self.target is None else [self.target] * len(top))
-        wanted = {"stored": self.classifier.model, "probabilities": self.probabilities}
+        wanted = {"stored": self.stored, "probabilities": self.probabilities}
         stories = explain(self.model, images, targets.to(self.device), **wanted)
         for answer, story in zip(self.waiting, stories, strict=True):
             near = self.nearest.of(answer.features)
@@ -115,6 +118,7 @@ def as_json(story: Story, classes: Sequence[str], say: Say) -> dict:
             for c in story.named
         ],
     }
+    told |= {"removed": asdict(story.removed)} if story.removed else {}
     return told | ({"note": say("unlearned")} if story.unlearned else {})
 
 
@@ -153,19 +157,23 @@ def draw(
     if story.curves:
         draw_blocks(axes["blocks"], story, name, say)
         mark_patches(axes["looked"], story, classifier.preprocess.img_size)
-        draw_curves(below, story.curves, name, say)
+        draw_curves(below, story, name, say)
     if near:
         draw_near(parts[-1], near, own, say)
     return figure
 
 
-def draw_curves(places, curves: Sequence[DrawnCurve], name: str, say: Say) -> None:
-    """The curves in two rows, what is left over empty."""
-    places[0].suptitle(say("splines"), fontsize=9)
+def draw_curves(places, story: Story, name: str, say: Say) -> None:
+    """The curves in two rows, what is left over empty; above, what the named ones are worth."""
+    told = say("splines")
+    if one := story.removed:
+        values = (f"{value:.2f}" for value in (one.whole, one.named, one.random))
+        told = say("removed", name, f"{one.splines:,}", *values) + "\n" + told
+    places[0].suptitle(told, fontsize=9)
     every = [axes for place in places for axes in place.subplots(1, CURVES // 2)]
     for number, axes in enumerate(every):
-        if number < len(curves):
-            draw_curve(axes, number + 1, curves[number], name, say)
+        if number < len(story.curves):
+            draw_curve(axes, number + 1, story.curves[number], name, say)
         else:
             axes.axis("off")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from explaining import curves
+from explaining.attribution import Removed, Strengths, name_curves
 from explaining.covering import Covered, cover
 from explaining.curves import Curve, LayerRecord, Place
 from explaining.methods import METHODS, serving
@@ -44,6 +45,7 @@ class Story:
     unlearned: bool = False  # whether there are splines, and all as they were before training
     covered: Covered | None = None  # what the heat is worth for this photo, where it was measured
     named: list[Curve] = field(default_factory=list)  # the first 1 %, of the model as it is stored
+    removed: Removed | None = None  # what these are worth for this photo
 
 
 def explain(
@@ -81,13 +83,12 @@ def tell_of_splines(
         for story in stories:
             story.unlearned = True
         return
+    strengths = Strengths(stored) if stored is not None else None
     for image, story in zip(images, stories, strict=True):
         records = curves.trace(model, image, story.target)
         story.by_block = totals_by_block(records)
-        if stored is not None:
-            same = stored is model
-            of_file = records if same else curves.trace(stored, image, story.target)
-            story.named = curves.named(of_file)
+        if strengths:
+            story.named, story.removed = name_curves(strengths, image, story.target)
         for curve in curves.strongest(records, CURVES):
             story.curves.append(
                 prepare(curve, layers[curve.layer_name], records, model.num_prefix_tokens)
