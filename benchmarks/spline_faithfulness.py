@@ -102,8 +102,9 @@ class Photos:
         return self.transform(load_image(photo.path, self.transform.min_size))
 
     def references(self) -> Tensor:
-        """Training photos (B, 3, S, S), for what a curve gives on average."""
-        return torch.stack([self.image(photo) for photo in self.seen[:REFERENCES]])
+        """Training photos (B, 3, S, S), for what a curve gives on average; the last, if none is."""
+        photos = self.seen or list(self.new.values())[::-1]
+        return torch.stack([self.image(photo) for photo in photos[:REFERENCES]])
 
 
 def chosen(method: str, model: Model, image: Tensor, target: int, seed: int) -> list[Tensor]:
@@ -120,12 +121,13 @@ def measure_photo(args, kind: str, name: str, photo: Photo, photos: Photos, mode
     """Appends a line for each of the wanted methods: falls of the logit without what it names."""
     image = photos.image(photo)
     with torch.inference_mode():
-        target = int(model.model(image[None]).argmax())
+        logits = model.model(image[None])[0]
+    target, whole = int(logits.argmax()), float(logits.max())
     for method in wanted:
         start = time.perf_counter()
         sets = chosen(method, model, image, target, number_of(name))
         seconds = round(time.perf_counter() - start, 4)
-        found = [round(fall, 6) for fall in falls(model, image, target, sets)]
+        found = [round(fall, 6) for fall in falls(model, image, target, sets, whole)]
         about = {"key": key_of(kind, name, method), "model": kind, "photo": name, "method": method}
         append_line(args.results, about | provenance() | {"falls": found, "seconds": seconds})
 

@@ -158,8 +158,9 @@ NAMINGS: dict[str, Callable] = {
 }
 
 
-def falls(model: Model, image: Tensor, target: int, sets: Sequence[Tensor]) -> list[float]:
-    """By how much the logit falls without each of the sets of curves."""
+def falls(
+    model: Model, image: Tensor, target: int, sets: Sequence[Tensor], whole: float
+) -> list[float]:
+    """By how much the logit falls, from `whole`, without each of the sets of curves."""
     strengths = model.strengths
-    whole = strengths.logit(image, target, strengths.full)
     return [whole - strengths.logit(image, target, strengths.without(one)) for one in sets]

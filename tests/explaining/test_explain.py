@@ -287,6 +287,28 @@ def test_the_file_names_the_splines_that_speak_most_for_the_class(kind, tmp_path
     assert float(after - before) / 1e-5 == pytest.approx(values[0], rel=1e-2)
 
 
+def test_figure_and_file_say_what_the_logit_is_without_the_named_splines(tmp_path, monkeypatch):
+    drawn, draw = [], photo_figure.draw
+    monkeypatch.setattr(photo_figure, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1])
+    told = write_figures(tmp_path, make_model(**KAN_KINDS[3]))["a.json"]
+    removed = told["removed"]
+    assert removed["splines"] == len(told["splines"])
+    assert removed["named"] < removed["whole"]
+    caption = drawn[0].subfigs[1].get_suptitle()
+    wanted = f"goes from {removed['whole']:.2f} to {removed['named']:.2f} without the splines"
+    assert wanted in caption
+    assert f"all: {removed['splines']}, named in the file), to {removed['random']:.2f}" in caption
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_figures_hook_no_module_that_other_threads_predict_with(kind, tmp_path):
+    model = make_model(**kind)
+    figures = photo_figure.Figures(str(tmp_path), FakeClassifier(model), None, torch.device("cpu"))
+    for own in (figures.model, figures.stored):
+        assert not set(own.modules()) & set(model.modules())
+    assert all(a is b for a, b in zip(figures.stored.parameters(), model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
 def test_of_splines_as_before_training_it_is_said_that_nothing_was_learned(kind, tmp_path):
     model = create_model("custom", **SIZES, **kind).eval()  # splines are zero, as at step 0
