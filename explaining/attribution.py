@@ -14,6 +14,7 @@ All curves of a model are numbered: layer by layer in the order of `curves.kan_l
 """
 
 import copy
+import functools
 from dataclasses import dataclass
 from itertools import chain
 
@@ -91,8 +92,8 @@ class Strengths:
         """The curve of that number, with the place it has in its layer's parameter."""
         for (name, coef), size in zip(self.stored.items(), self.sizes, strict=True):
             if number < size:
-                index = torch.unravel_index(torch.tensor(number), coef.shape[:-1])
-                return Curve(name, tuple(map(int, index)), contribution)
+                index = divmod(number, coef.shape[1]) if coef.ndim == 3 else (number,)
+                return Curve(name, index, contribution)
             number -= size
         raise IndexError("no curve has this number")
 
@@ -105,6 +106,7 @@ class Removed:
     """
 
     splines: int
+    of: int
     whole: float
     named: float
     random: float
@@ -131,24 +133,31 @@ def take(
     return taken, added
 
 
-def name_curves(strengths: Strengths, image: Tensor, target: int) -> tuple[list[Curve], Removed]:
+def name_curves(
+    strengths: Strengths, image: Tensor, target: int
+) -> tuple[list[Curve], Removed | None]:
     """The curves that speak most for a class, NAMED of all and at most MOST_NAMED, best first.
 
-    With what the logit of the image (3, S, S) is without them.
+    With what the logit of the image (3, S, S) is without them; None where none speaks for it.
     """
     count = min(MOST_NAMED, max(1, round(NAMED * len(strengths))))
     taken, added = take(strengths, image, target, count)
     order = added.argsort(descending=True)
     rows = zip(taken[order].tolist(), added[order].tolist(), strict=True)
-    return [strengths.curve(*row) for row in rows], remove(strengths, image, target, taken)
+    named = [strengths.curve(*row) for row in rows]
+    return named, remove(strengths, image, target, taken) if named else None
+
+
+@functools.lru_cache(maxsize=1)  # of all photos, for millions of curves take seconds to draw
+def drawn(total: int, count: int) -> list[Tensor]:
+    """DRAWS sets of `count` of `total` curves, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randperm(total, generator=generator)[:count] for _ in range(DRAWS)]
 
 
 def remove(strengths: Strengths, image: Tensor, target: int, taken: Tensor) -> Removed:
     """What the logit is without the curves `taken` (M,), and without as many by chance."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = [
-        torch.randperm(len(strengths), generator=generator)[: len(taken)] for _ in range(DRAWS)
-    ]
-    sets = [taken[:0], taken, *(one.to(taken.device) for one in drawn)]
+    sets = [taken[:0], taken]
+    sets += [one.to(taken.device) for one in drawn(len(strengths), len(taken))]
     whole, named, *others = (strengths.logit(image, target, strengths.without(one)) for one in sets)
-    return Removed(len(taken), whole, named, sum(others) / len(others))
+    return Removed(len(taken), len(strengths), whole, named, sum(others) / len(others))

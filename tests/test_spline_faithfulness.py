@@ -110,6 +110,21 @@ def test_a_fall_is_that_of_the_logit_without_the_curves(kind):
     assert found == pytest.approx([whole - without(model.model, [first]), 0.0], abs=1e-5)
 
 
+def test_of_late_splines_alone_only_the_late_blocks_are_computed():
+    model = tiny({"mlp": "kan", "kan_rank": 4, "kan_blocks": "last:1"})
+    whole = model.whole(PHOTOS)
+    calls = []
+    model.whole.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    tokens = model.prepared(PHOTOS)
+    assert len(calls) == 1
+    assert torch.allclose(model.model(tokens), whole, atol=1e-5)
+    fall = namings.falls(model, tokens[0], 2, [torch.arange(len(model.strengths))], 0.0)[0]
+    assert -fall == pytest.approx(
+        without(model.whole, list(kan_layers(model.whole).values())), abs=1e-5
+    )
+    assert len(calls) == 2  # that one
+
+
 # --------------------------------------------------------------------------- lines and tables
 
 

@@ -1,7 +1,7 @@
 """Ways of naming the splines that spoke most for a class, to be compared by taking these away.
 
-Each takes a `Model`, an image (3, S, S), a class and a count, and returns the numbers of so many
-curves (see `explaining.attribution`). Letters in shape comments: N curves of the model.
+Each takes a `Model`, an image that it has `prepared`, a class and a count, and returns the numbers
+of so many curves (see `explaining.attribution`). Letters in shape comments: N curves of the model.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from explaining.curves import block_of, kan_layers, trace
 from explaining.kan_vit import layer_inputs
 from kan import GroupKANLinear
 from splines.bases import dense_bases
+from training.feature_cache import rest_of, run_frozen
 
 STEPS = 8  # of a path
 
@@ -23,13 +24,20 @@ class Model:
 
     def __init__(self, model: nn.Module, references: Tensor) -> None:
         """references: photos (B, 3, S, S) over which a curve's mean output is taken."""
-        self.strengths = Strengths(model)
-        self.model, self.layers = model, kan_layers(model)
-        inputs = layer_inputs(model, references)
-        self.means = {name: mean_outputs(self.layers[name], x) for name, x in inputs.items()}
-        blocks = [block_of(name) for name in self.layers]
+        blocks = [block_of(name) for name in kan_layers(model)]
+        # What comes before the first of them is computed once for each photo.
+        self.whole, self.skip = model, blocks[0]
+        self.model = rest_of(model, self.skip)
+        self.strengths, self.layers = Strengths(self.model), kan_layers(self.model)
+        self.inputs = layer_inputs(self.model, self.prepared(references))
+        self.means = {name: mean_outputs(self.layers[name], x) for name, x in self.inputs.items()}
         sizes = torch.tensor(self.strengths.sizes)
         self.block = torch.tensor(blocks).repeat_interleave(sizes)  # of each curve, (N,)
+
+    @torch.no_grad()
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) -> what `model` takes: these, or the tokens of a later block."""
+        return run_frozen(self.whole, self.skip, images) if self.skip else images
 
 
 @torch.no_grad()

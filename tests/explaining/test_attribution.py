@@ -80,6 +80,7 @@ def test_what_is_measured_is_the_logit_of_a_model_without_the_named_curves(kind,
     found, removed = name_curves(Strengths(model), image, 2)
     total = sum(len(of(layer)) for layer in curves.kan_layers(model).values())
     assert removed.splines == len(found) == max(1, round(total / 100))
+    assert removed.of == total
     assert removed.whole == pytest.approx(float(model(image[None])[0, 2]))
     for curve in found:
         coefficients_of(model.get_submodule(curve.layer_name))[curve.index].zero_()
@@ -127,3 +128,9 @@ class Doubled(Strengths):
     def slopes(self, image, target, strengths):
         slopes = torch.tensor([2.0, 1.9, 1.5, -1.0])
         return slopes - torch.tensor([0, 1.5, 0, 0]) * (1 - strengths[0])
+
+
+def test_where_nothing_speaks_for_a_class_nothing_is_named_and_nothing_measured(image):
+    model = tiny(KAN_KINDS[0])
+    model.head.weight.zero_()
+    assert name_curves(Strengths(model), image, 2) == ([], None)
