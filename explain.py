@@ -1,13 +1,16 @@
 """Shows what a trained model is made of, and makes it smaller.
 
-    python explain.py weights/run/best.pth                           # curves and a table
-    python explain.py weights/run/best.pth --data flower_photos      # ... and where they are used
+    python explain.py weights/run/best.pth                           # a page on its splines
+    python explain.py weights/run/best.pth --data flower_photos      # ... on these photos
     python explain.py weights/run/best.pth --data flower_photos --prune 0.3
 
-For a KAN-ViT one picture per block shows the most used splines of its two layers, learned against
-initial, and a table says what each block's splines do: how much of a layer's output they make, how
-many activations leave the grid, how the answers change without them. --prune removes the least
-important hidden units of every block and saves a checkpoint that is really smaller.
+For a KAN-ViT explain.html shows what its splines do on the photos that its run kept for validation
+(or those of --data): of each block the ten that matter most, the photos at both ends of each one's
+axis, the classes that it speaks for and against. A table says what each block's splines do: how
+much of a layer's output they make, how many activations leave the grid, how the answers change
+without them; one picture per block shows the most used ones, learned against initial. --prune
+removes the least important hidden units of every block and saves a checkpoint that is really
+smaller.
 
 A network of plain KAN layers (kan.KAN, saved by plain_kan.save_network, or a state dict of
 efficient-kan) is drawn as a graph of curves and read as a formula; --data then is a CSV file of
@@ -23,21 +26,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from explaining import curves
-from explaining.kan_vit import PHOTOS, explain_layers, sample_images
+from explaining.kan_vit import PHOTOS, explain_layers, sample_photos
+from explaining.page_words import page_words
 from explaining.parts import told_apart
 from explaining.plain_kan import read_network
 from explaining.plain_report import explain_network
 from explaining.pruning import prune
+from explaining.spline_page import PAGE, Seen, require_own, write_page, write_unlearned
 from formats.finding import find_weights, place_of, weights_name
 from formats.opening import open_weights
+from imaging.digests import TrainedOn
 from predicting.classifier import Classifier, photos_per_second
 from predicting.inputs import find_photos
 from predicting.predictor import Predictor
-from pretrained import load_model, save_weights
+from predicting.run_photos import RunPhotos, run_photos
+from pretrained import LoadedModel, load_model, save_weights
 from system.devices import pick_device
 from system.files import make_output_folder
 from system.flags import DEVICES, REQUIRED, Given, Need, Section, existing, number, parse
-from system.terminal import command, counted, run_cli, table
+from system.terminal import command, counted, printable, run_cli, table
 
 CHECKPOINT, LOOK, MAKE = Section(""), Section("what to look at"), Section("what to make")
 
@@ -55,19 +62,20 @@ class Options(Given):
     )
     data: str | None = LOOK.row(
         None,
-        "photos to look at; with class folders, accuracy is told before and after --prune (for a "
-        "plain KAN: a CSV file of points, a column per input, then per output)",
+        "photos to look at (default: those that the checkpoint's run kept for validation); with "
+        "class folders, accuracy is told before and after --prune (for a plain KAN: a CSV file of "
+        "points, a column per input, then per output)",
         type=existing,
         metavar="DIR",
     )
     photos: int | None = LOOK.row(
         None,
-        f"how many of --data are looked at (default: {PHOTOS})",
+        f"how many photos are looked at (default: {PHOTOS})",
         type=number(int, 1),
         metavar="N",
         needs=Need(
-            "--data DIR of photos for a Vision Transformer (of a plain KAN all points are used)",
-            lambda options, known: bool(options.data) and not known.get("plain"),
+            "a Vision Transformer (of a plain KAN all points are used)",
+            lambda options, known: not known.get("plain"),
         ),
     )
     device: str = LOOK.row("auto", DEVICES, metavar="NAME")
@@ -126,8 +134,58 @@ def tell_zeros(model) -> None:
         print(f"the splines of {zero} of {counted(len(layers), 'KAN layer')} are zero: not trained")
 
 
+def photos_to_see(options: Options, loaded: LoadedModel) -> Seen | None:
+    """Returns the photos of --data, else of the checkpoint's run; None, and says why, without any.
+
+    Raises FileNotFoundError where --photos was typed and there are none.
+    """
+    say = page_words(loaded.classes)[1]
+    try:
+        found = photos_of(options.data, options.checkpoint, loaded.classes)
+    except FileNotFoundError as error:
+        if options.photos:
+            raise
+        print(f"no {PAGE}: {error}")
+        return None
+    count = options.photos or PHOTOS
+    photos, images = sample_photos(found.photos, count, loaded.preprocess)
+    if options.data:
+        where = [say("of_data", len(photos), printable(options.data))]
+    else:
+        key = "of_folds" if found.in_folds else "of_run"
+        where = [say(key, len(photos), found.listed)]
+    known = TrainedOn(loaded.facts["trained_on"]).among(photo.path for photo in photos)
+    if any(known) and not found.in_folds:
+        where.append(say("trained", sum(known)))
+    return Seen(photos, images, where)
+
+
+def photos_of(data: str | None, checkpoint: str, classes: Sequence[str]) -> RunPhotos:
+    if data is None:
+        return run_photos(checkpoint, classes)
+    photos = [photo for photo in find_photos([data], classes) if not photo.error]
+    return RunPhotos(photos, len(photos))
+
+
+def explain_splines(options: Options, loaded: LoadedModel, seen: Seen | None) -> None:
+    """Prints and draws what the splines are, and writes the page on what they do."""
+    tell_zeros(loaded.model)
+    model, folder = told_apart(loaded.model), options.folder
+    surveys, effects = explain_layers(
+        replace(loaded, model=model), seen and seen.images, options.folder
+    )
+    place = place_of(options.checkpoint)
+    name = printable("/".join(place.parts[-2:]))  # of the run and its file
+    if not curves.anything_learned(model):
+        print(page_words(loaded.classes)[1]("unlearned"))
+        print(f"page: {write_unlearned(folder, name, model, loaded.classes)}")
+    elif seen:
+        facts = (name, model, loaded.classes, loaded.preprocess)
+        print(f"page: {write_page(folder, *facts, seen, surveys, effects)}")
+
+
 def explain_vit(options: Options) -> None:
-    """Draws the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
+    """Explains the KAN layers of a Vision Transformer, and with --prune makes it smaller."""
     device = pick_device(options.device)
     loaded = load_model(options.checkpoint, device=device, merge=True)
     print(*loaded.notes, sep="\n", end="\n" * bool(loaded.notes))
@@ -139,15 +197,15 @@ def explain_vit(options: Options) -> None:
             "looks, and --prune makes it smaller"
         )
     make_output_folder(options.folder)
-    photos, images = [], None
-    if options.data:
-        photos = [p for p in find_photos([options.data], loaded.classes) if not p.error]
-        images = sample_images(photos, options.photos or PHOTOS, loaded.preprocess).to(device)
+    require_own(options.folder)
+    seen = photos_to_see(options, loaded)
+    if seen:
+        seen.images = seen.images.to(device)
     if has_kan:
-        tell_zeros(loaded.model)
-        explain_layers(replace(loaded, model=told_apart(loaded.model)), images, options.folder)
+        explain_splines(options, loaded, seen)
     if prunes:
-        prune_and_report(loaded, images, photos, options.prune, options.folder, device)
+        photos = photos_of(options.data, options.checkpoint, loaded.classes).photos
+        prune_and_report(loaded, seen.images, photos, options.prune, options.folder, device)
 
 
 def main() -> None:

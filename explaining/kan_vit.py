@@ -1,16 +1,21 @@
 """What the splines of a KAN-ViT do, block by block: pictures and a table."""
 
+import hashlib
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from explaining import curves
 from explaining.curves import Curve
+from explaining.page_words import page_words
+from explaining.words import Say, place_in_words
 from imaging.decoding import PhotoError, load_image
 from imaging.preprocess import Preprocess, eval_transform
 from predicting.inputs import Photo
@@ -34,21 +39,32 @@ class LayerSurvey:
     outside: float  # share of its inputs beyond the grid
 
 
-def sample_images(photos: Sequence[Photo], count: int, preprocess: Preprocess) -> Tensor:
-    """Up to `count` readable photos, drawn evenly by a fixed seed, as a batch (B, 3, S, S)."""
+def sample_photos(
+    photos: Sequence[Photo], count: int, preprocess: Preprocess
+) -> tuple[list[Photo], Tensor]:
+    """Up to `count` photos that can be read, drawn evenly by a fixed seed, and (B, 3, S, S).
+
+    Of photos that are the same to the model, one.
+    """
     transform = eval_transform(preprocess)
-    images: list[Tensor] = []
+    found: dict[bytes, tuple[Photo, Tensor]] = {}
     for photo in random.Random(0).sample(list(photos), len(photos)):
         try:
-            image = load_image(photo.path, transform.min_size, transform.reading)
-            images.append(transform(image))
+            image = transform(load_image(photo.path, transform.min_size, transform.reading))
         except PhotoError:
             continue
-        if len(images) == count:
+        found.setdefault(hashlib.sha256(image.numpy().tobytes()).digest(), (photo, image))
+        if len(found) == count:
             break
-    if not images:
-        raise ValueError("none of the photos in --data can be read")
-    return torch.stack(images)
+    if not found:
+        raise ValueError("none of the photos can be read: give others with --data DIR")
+    chosen, images = zip(*found.values(), strict=True)
+    return list(chosen), torch.stack(images)
+
+
+def sample_images(photos: Sequence[Photo], count: int, preprocess: Preprocess) -> Tensor:
+    """The images (B, 3, S, S) of `sample_photos`."""
+    return sample_photos(photos, count, preprocess)[1]
 
 
 @torch.no_grad()
@@ -104,28 +120,61 @@ def without_splines(layers: Sequence[nn.Module]) -> Iterator[None]:
             hook.remove()
 
 
-@torch.no_grad()
-def block_effects(model: nn.Module, images: Tensor) -> dict[int, tuple[float, float]]:
-    """By block, what removing its splines does: mean |change| of a logit, share of new answers."""
-    by_block: dict[int, list[nn.Module]] = {}
-    for name, layer in curves.kan_layers(model).items():
-        by_block.setdefault(curves.block_of(name), []).append(layer)
-    before = in_chunks(model, images)
-    effects = {}
-    for block, layers in by_block.items():
-        with without_splines(layers):
-            after = in_chunks(model, images)
+class Effect(NamedTuple):
+    """What a change does to answers: mean |change| of a logit, share of photos answered anew."""
+
+    moved: float
+    changed: float
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor) -> "Effect":
+        """Of logits (B, K) before and after."""
         changed = (after.argmax(1) != before.argmax(1)).float().mean()
-        effects[block] = (float((after - before).abs().mean()), float(changed))
-    return effects
+        return cls(float((after - before).abs().mean()), float(changed))
 
 
+def layers_by_block(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """The KAN layers of each block that has some."""
+    found: dict[int, list[nn.Module]] = {}
+    for name, layer in curves.kan_layers(model).items():
+        found.setdefault(curves.block_of(name), []).append(layer)
+    return found
+
+
+def block_effects(model: nn.Module, images: Tensor) -> dict[int, Effect]:
+    """By block, what removing its splines does."""
+    found = layers_by_block(model)
+    return effects_of(model, images, {n: partial(without_splines, found[n]) for n in found})
+
+
+@torch.no_grad()
+def effects_of(
+    model: nn.Module, images: Tensor, changes: dict[int, Callable[[], AbstractContextManager]]
+) -> dict[int, Effect]:
+    """What each change does to the answers. changes: by block, what changes this block within it.
+
+    The blocks before the changed one are computed once for all.
+    """
+    before, after = [], {block: [] for block in changes}
+    for chunk in images.split(16):
+        tokens = model.embed(chunk)
+        for block in range(len(model.blocks)):
+            if block in changes:
+                with changes[block]():
+                    after[block].append(model.forward_rest(tokens, block))
+            tokens = model.forward_blocks(tokens, block, block + 1)
+        before.append(model.forward_head(model.norm(tokens)))
+    before = torch.cat(before)
+    return {block: Effect.of(before, torch.cat(logits)) for block, logits in after.items()}
+
+
+@torch.no_grad()
 def in_chunks(model: nn.Module, images: Tensor, size: int = 16) -> Tensor:
     """Logits (B, K) of a batch that may be large."""
     return torch.cat([model(chunk) for chunk in images.split(size)])
 
 
-def report(surveys: dict[str, LayerSurvey], effects: dict[int, tuple[float, float]]) -> list[str]:
+def report(surveys: dict[str, LayerSurvey], effects: dict[int, Effect]) -> list[str]:
     """The table of layers, with the effect of a block at its first layer."""
     lines = [
         "                    splines' share   outside   without the block's splines",
@@ -155,56 +204,56 @@ def most_used(name: str, one: LayerSurvey) -> list[Curve]:
     ]
 
 
-def draw_block(block: int, layers: dict[str, nn.Module], surveys: dict[str, LayerSurvey]):
+def draw_block(
+    block: int, layers: dict[str, nn.Module], surveys: dict[str, LayerSurvey], say: Say, note: str
+):
     """A figure with the most used curves of each layer of a block, learned against initial."""
     from matplotlib.figure import Figure
 
     names = [name for name in surveys if curves.block_of(name) == block]
-    figure = Figure(figsize=(15, 2.9 * len(names) + 0.6), layout="constrained")
-    figure.suptitle(
-        f"Block {block + 1}: the most used splines of each layer. "
-        "Solid: learned; dashed: before training; grey: the values met.",
-        fontsize=11,
-    )
+    height = 2.9 * len(names) + 0.6  # inches
+    figure = Figure(figsize=(15, height))
+    figure.subplots_adjust(0.03, 0.35 / height, 0.99, 1 - 0.95 / height, 0.18, 0.3)
+    figure.suptitle(say("most_used", block + 1) + note, fontsize=11)
     rows = figure.subplots(len(names), CURVES, squeeze=False)
     for row, name in zip(rows, names, strict=True):
         drawn = most_used(name, surveys[name])
         for axes in row[len(drawn) :]:
             axes.axis("off")
         for axes, curve in zip(row, drawn, strict=False):
-            draw_curve(axes, curve, layers[name], surveys[name].values)
+            draw_curve(axes, curve, layers[name], surveys[name].values, say)
     return figure
 
 
-def draw_curve(axes, curve: Curve, layer: nn.Module, values: Tensor) -> None:
+def draw_curve(axes, curve: Curve, layer: nn.Module, values: Tensor, say: Say) -> None:
     met = curves.acting_on(curve, layer, values).flatten().float()
     x = torch.linspace(*(float(end) for end in (met.min(), met.max())), 200, device=met.device)
     initial = curves.base_of(curve, layer, x)
     learned = initial + curves.evaluate(curve, layer, x)
-    spread = axes.twinx()
-    spread.hist(met.cpu(), bins=40, color=GREY, alpha=0.35)
-    spread.set_yticks([])
-    axes.set_zorder(spread.get_zorder() + 1)
-    axes.patch.set_visible(False)
+    counts, edges = torch.histogram(met.cpu(), 40)
+    high = counts / counts.max()
+    axes.stairs(
+        high, edges, fill=True, color=GREY, alpha=0.35, transform=axes.get_xaxis_transform()
+    )
     axes.plot(x.cpu(), initial.cpu(), "--", color="black", linewidth=1)
     axes.plot(x.cpu(), learned.cpu(), color=LEARNED, linewidth=2)
-    axes.set_title(curve.describe(layer).split(", ", 1)[1], fontsize=9)
+    axes.set_title(place_in_words(curve.place(layer), say), fontsize=9)
     axes.tick_params(labelsize=7)
 
 
-def draw_importance(surveys: dict[str, LayerSurvey], effects: dict[int, tuple[float, float]]):
+def draw_importance(surveys: dict[str, LayerSurvey], effects: dict[int, Effect], say: Say):
     """A figure of what the table says: three bar charts over blocks and layers."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     first, second, third = figure.subplots(1, 3)
     names = [f"{curves.block_of(name) + 1}.{curves.part_of(name)}" for name in surveys]
-    first.bar([block + 1 for block in effects], [moved for moved, _ in effects.values()])
-    first.set(title="logits move by, without a block's splines", xlabel="block")
+    first.bar([block + 1 for block in effects], [one.moved for one in effects.values()])
+    first.set(title=say("moved_bars"), xlabel=say("block"))
     second.bar(names, [100 * one.share for one in surveys.values()])
-    second.set(title="splines' share of the output, %", xlabel="block.layer")
+    second.set(title=say("share_bars"), xlabel=say("block_layer"))
     third.bar(names, [100 * one.outside for one in surveys.values()])
-    third.set(title="activations outside the grid, %", xlabel="block.layer")
+    third.set(title=say("outside_bars"), xlabel=say("block_layer"))
     for axes in (first, second, third):
         axes.title.set_fontsize(9)
         axes.tick_params(labelsize=7)
@@ -213,19 +262,28 @@ def draw_importance(surveys: dict[str, LayerSurvey], effects: dict[int, tuple[fl
     return figure
 
 
-def explain_layers(loaded: LoadedModel, images: Tensor | None, folder: Path) -> None:
-    """Prints the table and writes the pictures of a KAN-ViT."""
+def explain_layers(
+    loaded: LoadedModel, images: Tensor | None, folder: Path
+) -> tuple[dict[str, LayerSurvey], dict[int, Effect]]:
+    """Prints the table and writes the pictures of a KAN-ViT; returns what each layer, block does.
+
+    Without images nothing is known of blocks.
+    """
     use_fonts()
     model, layers = loaded.model, curves.kan_layers(loaded.model)
+    say = page_words(loaded.classes)[1]
     inputs = grid_inputs(model) if images is None else layer_inputs(model, images)
     surveys = {name: survey(layers[name], values) for name, values in inputs.items()}
+    effects: dict[int, Effect] = {}
     if images is None:
         print("curves are drawn over their grids; --data FOLDER shows where photos use them")
     else:
         effects = block_effects(model, images)
         print(*report(surveys, effects), sep="\n")
-        draw_importance(surveys, effects).savefig(folder / "importance.png", dpi=110)
-    for block in sorted({curves.block_of(name) for name in layers}):
-        figure = draw_block(block, layers, surveys)
+        draw_importance(surveys, effects, say).savefig(folder / "importance.png", dpi=110)
+    note = "" if curves.anything_learned(model) else "\n" + say("unlearned")
+    for block in layers_by_block(model):
+        figure = draw_block(block, layers, surveys, say, note)
         figure.savefig(folder / f"block_{block + 1:02d}.png", dpi=90)
     print(f"pictures: {folder}")
+    return surveys, effects
