@@ -117,8 +117,8 @@ def as_json(story: Story, classes: Sequence[str], say: Say) -> dict:
             {"layer": c.layer_name, "index": list(c.index), "contribution": c.contribution}
             for c in story.named
         ],
+        "removed": story.removed and asdict(story.removed),
     }
-    told |= {"removed": asdict(story.removed)} if story.removed else {}
     return told | ({"note": say("unlearned")} if story.unlearned else {})
 
 
@@ -168,7 +168,7 @@ def draw_curves(places, story: Story, name: str, say: Say) -> None:
     told = say("splines")
     if one := story.removed:
         values = (f"{value:.2f}" for value in (one.whole, one.named, one.random))
-        told = say("removed", name, f"{one.splines:,}", *values) + "\n" + told
+        told = say("removed", name, f"{one.splines:,}", f"{one.of:,}", *values) + "\n" + told
     places[0].suptitle(told, fontsize=9)
     every = [axes for place in places for axes in place.subplots(1, CURVES // 2)]
     for number, axes in enumerate(every):

@@ -25,8 +25,9 @@ WORDS = {
         "splines": "Splines that moved the answer most. Line: what the spline learned; dashed: "
         "before training.\nGrey: the values it met in all photos of this call. "
         "Dot: where it acted most in this photo.",
-        "removed": "measured: the logit of “{0}” goes from {2} to {3} without the splines that "
-        "speak most for it\n(1 % of all: {1}, named in the file), to {4} without as many at random",
+        "removed": "measured: the logit of “{0}” goes from {3} to {4} without the {1} of {2} "
+        "splines that\nspeak most for it, which are named in the file, to {5} without as many at "
+        "random",
         "unlearned": "The splines of this model are as they were before training: nothing has been "
         "learned yet that they could explain.",
         "for": "for “{0}”",
@@ -57,8 +58,8 @@ WORDS = {
         "block": "塊",
         "splines": "起作用的樣條。線：樣條學到的曲線；虛線：訓練之前。\n"
         "灰色：它在這次所有照片中遇到的數值。圓點：它在這張照片中作用最大之處。",
-        "removed": "實測：拿掉最支持「{0}」的百分之一樣條（{1} 條，列在檔案中），\n"
-        "它的 logit 由 {2} 變為 {3}；隨機拿掉同樣多，則變為 {4}",
+        "removed": "實測：{2} 條樣條中，拿掉最支持「{0}」的 {1} 條（列在檔案中），\n"
+        "它的 logit 由 {3} 變為 {4}；隨機拿掉同樣多，則變為 {5}",
         "unlearned": "這個模型的樣條與訓練之前一樣：還沒有學到任何可以解釋的東西。",
         "for": "支持「{0}」",
         "against": "反對「{0}」",
