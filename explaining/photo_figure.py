@@ -260,6 +260,7 @@ def draw_blocks(axes, story: Story, name: str, say: Say) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_title(say("blocks", name), fontsize=9)
     axes.set_xlabel(say("block"), fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=7)
 
 

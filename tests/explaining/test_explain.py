@@ -300,6 +300,15 @@ def test_figure_and_file_say_what_the_logit_is_without_the_named_splines(tmp_pat
     assert f"to {removed['random']:.2f} without as many at random" in caption
 
 
+def test_blocks_have_whole_numbers():
+    from matplotlib.figure import Figure
+
+    told = story.Story(1, torch.zeros(4, 4), 1, "any", by_block={9: 1.0, 10: -0.5, 11: 0.1})
+    axes = Figure(figsize=(3, 2)).subplots()
+    photo_figure.draw_blocks(axes, told, "daisy", words.words_for(NAMES))
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_figures_hook_no_module_that_other_threads_predict_with(kind, tmp_path):
     model = make_model(**kind)
