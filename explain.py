@@ -144,7 +144,7 @@ def photos_to_see(options: Options, loaded: LoadedModel) -> Seen | None:
         found = photos_of(options.data, options.checkpoint, loaded.classes)
     except FileNotFoundError as error:
         if options.photos:
-            raise
+            raise FileNotFoundError(f"--photos {options.photos}: {error}") from None
         print(f"no {PAGE}: {error}")
         return None
     count = options.photos or PHOTOS

@@ -262,6 +262,11 @@ def draw_importance(surveys: dict[str, LayerSurvey], effects: dict[int, Effect],
     return figure
 
 
+def note_on(model: nn.Module, say: Say) -> str:
+    """What a title adds where splines are as before training."""
+    return "" if curves.anything_learned(model) else "\n" + say("unlearned")
+
+
 def explain_layers(
     loaded: LoadedModel, images: Tensor | None, folder: Path
 ) -> tuple[dict[str, LayerSurvey], dict[int, Effect]]:
@@ -281,7 +286,7 @@ def explain_layers(
         effects = block_effects(model, images)
         print(*report(surveys, effects), sep="\n")
         draw_importance(surveys, effects, say).savefig(folder / "importance.png", dpi=110)
-    note = "" if curves.anything_learned(model) else "\n" + say("unlearned")
+    note = note_on(model, say)
     for block in layers_by_block(model):
         figure = draw_block(block, layers, surveys, say, note)
         figure.savefig(folder / f"block_{block + 1:02d}.png", dpi=90)

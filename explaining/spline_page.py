@@ -190,7 +190,7 @@ class Teller:
         all_of_it = (f"{count:,}", f"{effect.moved:.2f}", self._photos(effect))
         notes = [say("without", *all_of_it, len(self.seen.photos))]
         if alone is None:
-            notes.append(say("nothing"))
+            notes.append(say("no_effect"))
         else:
             notes.append(say("alone", len(told), f"{alone.moved:.2f}", self._photos(alone)))
         return {
