@@ -88,7 +88,7 @@ class Figures(Writer):
             figure = draw(answer, story, self.classifier, self.say, near, own)
             path = self.names.path(answer.path, ".png")
             figure.savefig(path, dpi=110)
-            about = as_json(story, self.classifier.classes, self.say)
+            about = as_json(story, self.classifier.classes, self.say, near)
             write_text(path.with_suffix(".json"), json.dumps(about, ensure_ascii=False) + "\n")
         self.waiting.clear()
 
@@ -106,18 +106,22 @@ def class_index(name: str | None, classes: Sequence[str]) -> int | None:
     raise ValueError(f"--explain-class {name!r} is no class of this model; {hint}")
 
 
-def as_json(story: Story, classes: Sequence[str], say: Say) -> dict:
+def as_json(story: Story, classes: Sequence[str], say: Say, near: Sequence[Near] = ()) -> dict:
     """What a figure says, for programs: see docs/training.md."""
     told = {
         "class": classes[story.target],
         "method": story.method,
         "map": [[round(value, 4) for value in row] for row in story.heat.tolist()],
-        "covered": asdict(story.covered),
+        "covered": story.covered and asdict(story.covered),
         "splines": [
             {"layer": c.layer_name, "index": list(c.index), "contribution": c.contribution}
             for c in story.named
         ],
         "removed": story.removed and asdict(story.removed),
+        "near": [
+            {"path": one.path, "label": one.label, "similarity": round(one.similarity, 4)}
+            for one in near
+        ],
     }
     return told | ({"note": say("unlearned")} if story.unlearned else {})
 
@@ -231,7 +235,7 @@ def draw_heat(axes, story: Story, grey: Tensor, name: str, say: Say) -> None:
         extent=(0, size, size, 0),
     )  # fmt: skip
     axes.set_title(say("looked", name), fontsize=10)
-    told = say("half", story.half, heat.numel())
+    told = say("half", story.half, heat.numel()) if story.half else say("nothing", name)
     if one := story.covered:
         values = (f"{value:.3f}" for value in (one.whole, one.marked, one.random))
         told += "\n" + say("covered", *values)

@@ -38,7 +38,7 @@ class Story:
 
     target: int
     heat: Tensor  # (side, side), in [0, 1]
-    half: int  # so many patches carry half of the relevance
+    half: int  # so many patches carry half of the relevance; 0: none speaks for the class
     method: str  # by which the heat was found
     curves: list[DrawnCurve] = field(default_factory=list)
     by_block: dict[int, float] = field(default_factory=dict)  # sum of all contributions
@@ -64,10 +64,10 @@ def explain(
     stories = []
     name = serving(model)
     for image, target in zip(images, targets, strict=True):
-        patches = METHODS[name](model, image[None], target[None])[0].clamp_min(0).cpu()
+        patches = METHODS[name](model, image[None], target[None])[0].float().cpu()
         story = Story(int(target), heat_map(patches), patches_for_half(patches), name)
-        if probabilities:
-            story.covered = cover(probabilities, image, story.target, story.heat)
+        if probabilities and story.half:  # what speaks against the class is marked last
+            story.covered = cover(probabilities, image, story.target, as_square(patches))
         stories.append(story)
     if curves.kan_layers(model):
         tell_of_splines(model, images, stories, stored)
@@ -96,16 +96,26 @@ def tell_of_splines(
     add_samples(model, images, layers, [one for story in stories for one in story.curves])
 
 
-def heat_map(patches: Tensor) -> Tensor:
-    """Relevance of patches (P,) as a square with values in [0, 1]."""
+def as_square(patches: Tensor) -> Tensor:
+    """Values of patches (P,) as they lie in the photo, (side, side)."""
     side = round(len(patches) ** 0.5)
-    return (patches / patches.max().clamp_min(1e-12)).view(side, side)
+    return patches.view(side, side)
+
+
+def heat_map(patches: Tensor) -> Tensor:
+    """What speaks for a class in the relevance of patches (P,): a square of values in [0, 1]."""
+    spoken = patches.clamp_min(0)
+    return as_square(spoken / spoken.max().clamp_min(1e-12))
 
 
 def patches_for_half(patches: Tensor) -> int:
-    """How many of the strongest patches together hold half of the relevance."""
-    shares = patches.sort(descending=True).values.cumsum(0) / patches.sum().clamp_min(1e-12)
-    return int((shares < 0.5).sum()) + 1
+    """How many of the strongest patches together hold half of what speaks for the class.
+
+    0 where none does.
+    """
+    spoken = patches.double().clamp_min(0).sort(descending=True).values
+    total = spoken.sum()
+    return int((spoken.cumsum(0) < total / 2).sum()) + 1 if total > 0 else 0
 
 
 def totals_by_block(records: dict[str, LayerRecord]) -> dict[int, float]:

@@ -15,6 +15,7 @@ WORDS = {
         "photo": "the photo",
         "looked": "where it looked for “{0}”",
         "half": "bright: counted most. Half of what counted lies\nin {0} of {1} patches",
+        "nothing": "no patch of the photo speaks for “{0}”",
         "covered": "measured: the answer goes from {0} to {1} when the\n"
         "brightest fifth is covered, to {2} with a random fifth",
         "answered": "what it answered",
@@ -50,6 +51,7 @@ WORDS = {
         "photo": "這張照片",
         "looked": "它為「{0}」看了哪裡",
         "half": "越亮越重要。一半的依據落在\n{1} 個圖塊中的 {0} 個",
+        "nothing": "照片中沒有圖塊支持「{0}」",
         "covered": "實測：遮住最亮的五分之一，答案由 {0} 變為 {1}；\n隨機遮住五分之一，則變為 {2}",
         "answered": "它的答案",
         "unknown": "未知",

@@ -3,9 +3,9 @@
 {"index": 4, "class": "tulips",
  "box": [left, top, right, bottom],    # what the model saw, in shares of the photo's sides
  "heat": [[0.1, ...], ...],            # per row of patches, how much each mattered, 0 to 1
- "half": 12,                           # so many patches carry half of it
+ "half": 12,                           # so many patches carry half of it; 0: nothing speaks for it
  "method": "LeGrad",                   # that found it
- "covered": {"patches": 13, "whole": 0.9, "marked": 0.2, "random": 0.8},  # see covering.py
+ "covered": {"patches": 13, "whole": 0.9, "marked": 0.2, "random": 0.8},  # null if half is 0
  "unlearned": false,                   # whether there are splines, and all as before training
  "splines": [{"block": 3, "layer": "fc1", "first": 5, "last": 5, "part": 2, "to": null,
               "contribution": 0.4,     # to the class's logit

@@ -41,7 +41,7 @@ function looked(why, picture) {
     element("h3", { textContent: say("looked", why.class) }),
     map,
     slider,
-    element("p", { className: "note", textContent: say("half", why.half, patches) }),
+    element("p", { className: "note", textContent: why.half ? say("half", why.half, patches) : say("nothing", why.class) }),
     ...worth(why),
   );
 }

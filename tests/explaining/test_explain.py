@@ -367,6 +367,32 @@ def test_the_marked_fifth_is_covered_beside_a_fifth_by_chance():
     assert seen[0][:, :, :, 40].min() == 1  # beside the patches
 
 
+def test_marked_patches_are_chosen_by_what_speaks_against_the_class_too(monkeypatch):
+    """Where fewer than a fifth speak for it, those that speak least against it come next."""
+    relevance = torch.linspace(-2, 0.1, 16)  # the last alone speaks for the class
+    monkeypatch.setitem(story.METHODS, "signed", lambda *_: relevance[None])
+    monkeypatch.setattr(story, "serving", lambda model: "signed")
+    seen = []
+
+    def probabilities(images):
+        seen.append(images[1, 0, ::8, ::8].flatten())
+        return torch.full((len(images), 2), 0.5)
+
+    (told,) = story.explain(
+        make_model(), torch.ones(1, 3, 32, 32), torch.tensor([1]), probabilities=probabilities
+    )
+    assert (told.half, int((told.heat > 0).sum())) == (1, 1)
+    assert seen[0].tolist() == [1] * 13 + [0] * 3
+
+
+def test_where_no_patch_speaks_for_the_class_it_is_said(tmp_path):
+    model = make_model()
+    torch.nn.init.zeros_(model.head.weight)  # as before training: nothing moves the answer
+    told = write_figures(tmp_path, model)["a.json"]
+    assert told["covered"] is None
+    assert {value for row in told["map"] for value in row} == {0}
+
+
 def test_words_are_in_the_language_of_the_class_names(tmp_path):
     assert words.language_of(["daisy", "郁金香", "roses"]) == "en"
     assert words.language_of(["雛菊", "郁金香", "roses"]) == "zh-Hant"
@@ -402,6 +428,8 @@ def test_the_class_to_explain_is_found_by_name_or_refused_with_the_nearest():
 def test_half_of_the_relevance_is_counted_from_the_strongest_patch():
     assert story.patches_for_half(torch.tensor([0.1, 0.6, 0.1, 0.2])) == 1
     assert story.patches_for_half(torch.full((16,), 1.0)) == 8
+    assert story.patches_for_half(torch.tensor([0.3, -5.0, 0.4, -0.1])) == 1
+    assert story.patches_for_half(torch.tensor([0.0, -5.0, 0.0, -0.1])) == 0
 
 
 def test_a_map_has_its_patches_in_reading_order():

@@ -143,6 +143,19 @@ def test_a_training_photo_is_told_to_be_one(run, call, monkeypatch):
     assert any(text == "tulips  1.000, the same to the model" for text in found)
 
 
+def test_the_file_beside_the_figure_names_them(run, call):
+    explain(call)
+    near = json.loads(Path("why/photo.json").read_text("utf-8"))["near"]
+    assert near == [
+        {
+            "path": one.path,
+            "label": one.label,
+            "similarity": pytest.approx(one.similarity, abs=1e-3),
+        }
+        for one in nearest().of(run[3])
+    ]
+
+
 def test_the_json_is_as_without_the_figure(run, call):
     out, err = explain(call, "--json")
     _, plain, _ = call(predict.main, "photo.png", "--weights", "run/best.pth", "--json")
