@@ -42,9 +42,9 @@ PAGE_WORDS = {
         "each value was met.",
         "read_ends": "Beside it stand the photos with the lowest and the highest values, and how "
         "much the spline adds there to the score (logit) of each class, less what it adds to all "
-        "on the mean: on the quarter of the photos that lie furthest out, at places below or above "
-        "the middle value. Below the curve: on all photos, at all places. By +0.1 a class gains "
-        "about a tenth of its odds.",
+        "on the mean: on the quarter of the photos that lie furthest out, where the value is among "
+        "the lowest or highest quarter of all. Below the curve: on all photos, at all places. By "
+        "+0.1 a class gains about a tenth of its odds.",
         "read_layers": "Of each block, qkv reads what attention compares, proj passes on what "
         "attention found, and layers 1 and 2 work on each place by itself.",
         "read_order": "A spline stands the higher the more it moves the answers that are given. "
@@ -79,6 +79,7 @@ PAGE_WORDS = {
         "lowers": "lowers {0} (by\u00a0{1})",
         "hardly": "hardly changes {0}",
         "for_against": "that speaks for {0} and against {1}",
+        "neither": "that moves no class noticeably",
         "only_for": "that speaks for {0}",
         "only_against": "that speaks against {0}",
         "valued": "{0} ({1})",
@@ -119,7 +120,7 @@ PAGE_WORDS = {
         "read_curve": "曲線表示特徵為某個數值時（由左到右）樣條加上多少（向上）。"
         "虛線：訓練之前什麼也不加。灰色：各個數值出現得多頻繁。",
         "read_ends": "兩旁是數值最低與最高的照片，以及樣條在那裡給每個類別的分數（logit）加上多少，"
-        "再減去它給所有類別的平均：取最靠外的四分之一照片，以及低於或高於中間值的位置。"
+        "再減去它給所有類別的平均：取最靠外的四分之一照片，以及數值在最低或最高四分之一的位置。"
         "曲線下方：所有照片、所有位置。+0.1 約使一個類別的勝算增加十分之一。",
         "read_layers": "每塊之中，qkv 讀取注意力所比較的內容，proj 傳遞注意力找到的內容，"
         "第 1 層與第 2 層則各自處理每個位置。",
@@ -153,6 +154,7 @@ PAGE_WORDS = {
         "lowers": "使{0}降低（{1}）",
         "hardly": "幾乎不改變{0}",
         "for_against": "這支持{0}，反對{1}",
+        "neither": "這對任何類別都沒有明顯的作用",
         "only_for": "這支持{0}",
         "only_against": "這反對{0}",
         "valued": "「{0}」（{1}）",
@@ -161,6 +163,11 @@ PAGE_WORDS = {
         "unlabelled": "答案：{0}",
     },
 }
+
+
+def all_words(language: str) -> list[str]:
+    """Returns every text of the page, for a font that has its letters."""
+    return [*(WORDS[language] | PAGE_WORDS[language]).values()]
 
 
 def page_words(names: Sequence[str]) -> tuple[str, Say]:

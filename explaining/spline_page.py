@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from explaining import curves
 from explaining.kan_vit import Effect, LayerSurvey, effects_of, in_chunks, without_splines
-from explaining.page_words import page_words
+from explaining.page_words import all_words, page_words
 from explaining.spline_survey import SHOWN, End, Spot, Survey, Told, survey_splines, without_curves
 from explaining.words import Say, place_in_words
 from imaging.preprocess import Preprocess
@@ -30,7 +30,7 @@ LITTLE, FEW = 0.01, 0.05  # of a layer's output; of photos answered otherwise
 WIDE, NARROW, MANY = 160, 96, 150  # pixels of a photo; so many photos are small ones
 OPEN = 3  # blocks shown at once, those that matter most
 TYPICAL = (0.5, 0.75)  # share of an end's photos that are of the one class named, of the two
-NAMED = 0.5  # of the largest push, those that are named
+NAMED, UNNOTICED = 0.5, 0.0005  # of the largest push, those that are named; a logit
 WIDTH, HEIGHT = 240, 130  # of a drawn curve
 
 
@@ -63,8 +63,8 @@ def require_own(folder: Path) -> None:
 def write_unlearned(folder: Path, name: str, model: nn.Module, classes: Sequence[str]) -> Path:
     """Writes the page of a model whose splines are as before training; returns its path."""
     language, say = page_words(classes)
-    lines = [about(name, model, say)]
-    return _write(folder, say, language, name, lines=lines, warning=say("unlearned"), next=True)
+    told = {"lines": [about(name, model, say)], "warning": say("unlearned"), "next": True}
+    return _write(folder, say, language, name, **told, font=font_of([name, *all_words(language)]))
 
 
 def write_page(
@@ -103,7 +103,7 @@ def write_page(
         warning=say("little", *numbers) if little else "",
         tiles=tell.tiles(bare, changed, layers), table=tell.table(layers, effects), blocks=blocks,
         thumbnails=thumbnails(seen.images, tell.used, preprocess), side=seen.images.shape[-1],
-        font=font_of([*classes, name]),
+        font=font_of([*classes, name, *all_words(language)]),
     )  # fmt: skip
 
 
@@ -280,6 +280,8 @@ class Teller:
         """For which classes that speaks and against which: those that gain or lose most."""
         pairs = list(zip(self.survey.shown, end.pushes.tolist(), strict=True))
         largest = max(abs(value) for _, value in pairs)
+        if largest < UNNOTICED:
+            return self.say("neither")
         sides = []
         for sign in (1, -1):
             most = sorted(pairs, key=lambda pair, sign=sign: -sign * pair[1])[:2]
@@ -335,9 +337,10 @@ def isolated(name: str) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign and two figures or so: +0.12, −0.004; 0 for what is less."""
-    text = f"{abs(value):.2f}" if abs(value) >= 0.095 else f"{abs(value):.3f}"
-    return "0" if not float(text) else f"{'−' if value < 0 else '+'}{text}"
+    """A number with its sign and two figures or so: +0.12, −0.004, +0.0002; 0 for what is less."""
+    digits = 2 if abs(value) >= 0.095 else 3 if abs(value) >= 0.0015 else 4
+    text = f"{abs(value):.{digits}f}"
+    return f"{'−' if value < 0 else '+'}{text}" if float(text) else "0"
 
 
 def _percent(share: float) -> str:

@@ -46,8 +46,9 @@ class End:
     """One end of a spline's axis: the photos with the lowest, or highest, values.
 
     spots: of those photos, the most extreme first: a quarter of all, at least SHOWN. lift: what the
-    spline adds to its feature below, or above, the median of the values met, on the mean. pushes:
-    what that gives each class's logit, less the mean of all classes, on these photos' mean (C,).
+    spline adds to its feature in the lowest, or highest, quarter of the values met, on the mean.
+    pushes: what that gives each class's logit, less the mean of all classes, on the mean of these
+    photos (C,).
     """
 
     spots: list[Spot]
@@ -183,10 +184,11 @@ class Measure:
         self.curve, self.layer = curve, curves.kan_layers(model)[curve.layer_name]
         self.prefix = model.num_prefix_tokens
         self.met = [curves.acting_on(curve, self.layer, values).flatten().float() for values in met]
-        self.middle = [values.median() if len(values) else 0.0 for values in self.met]
+        outer = torch.tensor([0.25, 0.75])
+        self.outer = [x.quantile(outer.to(x)) if len(x) else outer for x in self.met]
         self.spots: list[list[list[Spot]]] = [[[], []], [[], []]]  # kind, side
         self.lift = torch.zeros(2, 2, 2)  # kind, side: sum of what it adds, number of places
-        self.added: list[Tensor] = []  # (photos, C, kind, side)
+        self.added: list[Tensor] = []  # (photos, C, kind, 3): at either side, and in all places
         self.seen = 0
 
     def start(self, inputs: Tensor) -> None:
@@ -195,9 +197,10 @@ class Measure:
         self.y = curves.evaluate(self.curve, self.layer, x.flatten()).view_as(x)
         self.sides, self.now = [], []
         for kind, part in enumerate((slice(None, self.prefix), slice(self.prefix, None))):
-            values, high = x[:, part], x[:, part] > self.middle[kind]
-            self.sides.append((part, high))
-            for side, mask in enumerate((~high, high)):
+            values, (low, high) = x[:, part], self.outer[kind]
+            masks = (values <= low, values >= high)
+            self.sides.append((part, masks))
+            for side, mask in enumerate(masks):
                 sums = torch.stack([(self.y[:, part] * mask).sum(), mask.sum()])
                 self.lift[kind, side] += sums.cpu()
             if values.shape[1]:
@@ -215,24 +218,24 @@ class Measure:
     def push(self, gradient: Tensor) -> None:
         """Takes the gradient (B, N, O) of the next class's logit for the photos of `start`."""
         gained = self.y * curves.sensitivity(self.curve, self.layer, gradient)
-        halves = []
-        for part, high in self.sides:
-            halves += [(gained[:, part] * mask).sum((1, 2)) for mask in (~high, high)]
-        self.now.append(torch.stack(halves, 1).unflatten(1, (2, 2)).cpu())  # (B, kind, side)
+        sums = []
+        for part, masks in self.sides:
+            sums += [(gained[:, part] * mask).sum((1, 2)) for mask in (*masks, 1)]
+        self.now.append(torch.stack(sums, 1).unflatten(1, (2, 3)).cpu())  # (B, kind, 3)
 
     def end(self) -> None:
         self.added.append(torch.stack(self.now, 1))
 
     def told(self) -> Told:
-        added = torch.cat(self.added)  # (P, C, kind, side)
-        sizes = added.abs().sum((0, 1, 3))
+        added = torch.cat(self.added)  # (P, C, kind, 3)
+        sizes = added[..., 2].abs().sum((0, 1))
         kind = int(sizes[1] >= sizes[0])
         low, high = (self._end(added, kind, side) for side in (0, 1))
         bounds = low.spots[0].value, high.spots[0].value
         x = torch.linspace(*bounds, POINTS)
         y = curves.evaluate(self.curve, self.layer, x.to(self.met[kind].device)).cpu()
         counts = torch.histc(self.met[kind].cpu(), BINS, *bounds)
-        place, pushes = self.curve.place(self.layer), added.sum((2, 3)).mean(0)
+        place, pushes = self.curve.place(self.layer), added[..., 2].sum(2).mean(0)
         return Told(self.curve, place, not kind, x, y, counts, low, high, pushes)
 
     def _end(self, added: Tensor, kind: int, side: int) -> End:

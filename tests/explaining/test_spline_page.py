@@ -234,6 +234,8 @@ def test_a_sentence_tells_the_photos_the_bend_and_the_classes():
         "Where this feature is low, the spline hardly changes it; "
         "that speaks for daisy (+0.10) and against sun (−0.10)."
     )
+    told.low.pushes = told.low.pushes * 0.002
+    assert teller.speaks(told.low) == "that moves no class noticeably"
     assert teller.spot(told.low.spots[2])["frame"] == (0, 8, 8)  # the fifth of four a row
 
 
