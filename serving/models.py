@@ -97,10 +97,16 @@ class Served:
 
 
 def _accuracy(metrics: dict) -> dict:
-    """The share of photos that it answered right, the test photos' where there are any."""
+    """The share of photos that it answered right, the test photos' where there are any.
+
+    With its interval, and of how many photos, where the file tells.
+    """
+    names = {"share": "acc", "low": "low", "high": "high", "photos": "photos"}
     for side in ("test", "val"):
-        if (share := metrics.get(f"{side}_acc")) is not None:
-            return {"accuracy": {"on": side, "share": share}}
+        found = {key: metrics.get(f"{side}_{name}") for key, name in names.items()}
+        if found["share"] is not None:
+            told = {key: value for key, value in found.items() if value is not None}
+            return {"accuracy": {"on": side} | told}
     return {}
 
 

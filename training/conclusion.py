@@ -131,7 +131,8 @@ class Conclusion:
 
 def _told(side: str, answers: Answers) -> dict[str, float]:
     told = answers.accuracy
-    return {f"{side}_acc": told.share, f"{side}_low": told.low, f"{side}_high": told.high}
+    values = {"acc": told.share, "low": told.low, "high": told.high, "photos": told.photos}
+    return {f"{side}_{name}": value for name, value in values.items()}
 
 
 def conclude(trainer: Trainer) -> Conclusion:

@@ -168,9 +168,16 @@ function about() {
   if (!model()) return;
   const { title, classes, answers, accuracy } = model();
   const names = classes.slice(0, NAMED).join(", ") + (classes.length > NAMED ? " …" : "");
-  const told = accuracy ? `, ${say("right", percent(accuracy.share), say(`${accuracy.on}photos`))}` : "";
+  const told = accuracy ? `, ${say("right", sure(accuracy), say(`${accuracy.on}photos`))}` : "";
   const each = answers === "sigmoid" ? `${say("full")}${say("each")}` : "";
   at("about").textContent = `${title}${told}${say("full")}${say("classes", classes.length, names)}${each}`;
+}
+
+// An accuracy with its interval, and of how many photos, where they are known.
+function sure({ share, low, high, photos }) {
+  const ends = low === undefined || high === undefined ? [] : [say("interval", percent(low), percent(high))];
+  if (photos !== undefined) ends.push(photos === 1 ? say("onephoto") : say("photos", photos));
+  return percent(share) + (ends.length ? say("aside", ends.join(say("comma"))) : "");
 }
 
 function changeModel() {

@@ -71,8 +71,8 @@ export function probable(logits, answers) {
 async function models() {
   const facts = await (await fetched("facts.json")).json();
   open().catch(() => {}); // it loads while the visitor looks for a photo; a photo tells what failed
-  const { name, title, classes, answers } = facts;
-  return [{ name, title, classes, answers, explains: false }];
+  const { name, title, classes, answers, accuracy } = facts;
+  return [{ name, title, classes, answers, accuracy, explains: false }];
 }
 
 export const engine = { place: "here", models, predict };

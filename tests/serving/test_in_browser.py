@@ -72,6 +72,7 @@ def test_a_dropped_photo_is_answered_as_predict_py_does(open_page, checkpoints, 
     expected = Predictor(str(checkpoints[0]))(tmp_path / "photo.jpg")["predictions"]
     page = open_page()
     expect(page.locator("#about")).to_contain_text("daisy, roses, tulips")
+    expect(page.locator("#about")).to_contain_text("81.3% (75.0% to 87.5%, 128 photos)")
     drop(page, photo(1))
     expect(page.locator(".verdict")).to_have_text(expected[0]["class"])
     rows = [row.inner_text().split() for row in page.locator(".bars li").all()]

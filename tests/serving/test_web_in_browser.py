@@ -329,6 +329,7 @@ def test_what_is_unlike_the_training_photos_is_unknown(open_page, make, tmp_path
 def test_a_dropped_photo_is_answered_and_stays_on_the_device(open_page, folder):
     page = open_page(folder)
     expect(page.locator("#about")).to_contain_text(", ".join(CLASSES))
+    expect(page.locator("#about")).to_contain_text("81.3% (75.0% to 87.5%, 128 photos)")
     expect(page.locator("#place")).to_contain_text("stay on this device")
     drop(page, photo(1))
     expect(page.locator(".verdict")).to_have_count(1, timeout=30_000)

@@ -20,6 +20,7 @@ from serving.server import Server
 from vit_model import create_model
 
 CLASSES = ["daisy", "roses", "tulips"]
+METRICS = {"val_acc": 0.8125, "val_low": 0.75, "val_high": 0.875, "val_photos": 128}
 OURS, THEIRS = "classroom.test", "evil.test"  # names that the browser is told point here
 
 
@@ -35,7 +36,7 @@ def write_checkpoint(path: Path, seed=0, classes=CLASSES, learned=True, **config
     for name, parameter in model.named_parameters():
         if learned and "spline" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    facts = checkpoint_facts(model, list(classes), Preprocess(img_size=64), 3, {"val_acc": 0.8125})
+    facts = checkpoint_facts(model, list(classes), Preprocess(img_size=64), 3, METRICS)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, {"model": model.state_dict()} | facts)
     return path

@@ -99,6 +99,7 @@ def test_the_test_photos_are_judged_once_and_after_the_last_epoch(data, call, te
     assert found["ece_on"] == "test"
     assert best()["metrics"]["test_acc"] == found["test_acc"]
     assert set(best()["metrics"]) >= {"test_low", "test_high", "val_low", "val_high"}
+    assert best()["metrics"]["val_photos"] > 0
     status, out, _ = call(train.main, "--resume", "run", "--workers", "0")
     assert (status, results()) == (0, found)
     status, out, _ = call(train.main, "--resume", "run", "--epochs", "3", "--workers", "0")
