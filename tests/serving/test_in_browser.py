@@ -6,6 +6,7 @@ See chromium.py for the browser.
 import re
 
 import pytest
+import torch
 from chromium import drop, expect, real_browser, sent
 from tiny_server import (
     CLASSES,
@@ -19,6 +20,7 @@ from tiny_server import (
 )
 
 from predict import Predictor
+from reporting.page import write_report
 
 pytestmark = pytest.mark.page
 SCRIPT = '<img src=x onerror="document.title=1">.jpg'
@@ -286,3 +288,19 @@ def test_pages_from_elsewhere_get_nothing(browser, server: Client):
     send = ask.replace("/models'", "/predict', {method: 'POST', body: 'x', mode: 'no-cors'}")
     assert page.evaluate(send.replace("r.text()", "r.type")) in ("opaque", "refused")
     context.close()
+
+
+def test_the_settings_of_a_report_fit_the_width_of_a_phone(browser, tmp_path):
+    """Here, because a browser is: report.html is another page of ours."""
+    settings = [("--data-path", f"/photos/{'long' * 12}", "given"), ("--lr", 0.001, "why " * 30)]
+    write_report(
+        tmp_path, title="a run", summary=[("Accuracy", 0.5)], classes=["a", "b"],
+        matrix=torch.eye(2), rows=(), settings=settings,
+    )  # fmt: skip
+    page = browser.new_context(viewport={"width": 360, "height": 800}).new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    box = page.locator(".settings").evaluate("e => [e.parentElement.scrollWidth, e.clientWidth]")
+    reason = page.locator(".settings td:last-child").last.bounding_box()
+    page.context.close()
+    assert box[0] <= box[1] <= 360
+    assert reason["width"] > 250  # the whole line
