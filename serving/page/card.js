@@ -2,7 +2,7 @@
 import { answer, verdict } from "./answers.js";
 import { element, named } from "./elements.js";
 import { explained } from "./why.js";
-import { percent, say } from "./words.js";
+import { percent, readsReasons, say } from "./words.js";
 
 export class Card {
   #url;
@@ -95,7 +95,7 @@ export class Card {
   }
 
   #answer() {
-    if (this.trouble) return [element("p", { className: "trouble", textContent: troubleText(this.trouble) })];
+    if (this.trouble) return [troubled(this.trouble)];
     if (!this.record) return [element("p", { className: "note", textContent: say("wait") })];
     return answer(this.record);
   }
@@ -123,15 +123,19 @@ export class Card {
   }
 
   #more() {
-    if (this.why?.trouble) return element("p", { className: "trouble", textContent: troubleText(this.why.trouble) });
+    if (this.why?.trouble) return troubled(this.why.trouble);
     const parts = this.why ? explained(this.why, this.#picture()) : [this.#picture(), element("p", { className: "note", textContent: say("wait") })];
     return element("div", { className: "why" }, ...parts);
   }
 }
 
-// A Trouble in the language chosen, with the engine's own reason behind it.
+function troubled(trouble) {
+  return element("p", { className: "trouble", textContent: troubleText(trouble), title: trouble.message });
+}
+
+// A Trouble in the language chosen, with the engine's own reason behind it where it can be read.
 export function troubleText(trouble) {
   const kinds = ["photo", "large", "busy", "gone", "refused"];
   const text = say(kinds.includes(trouble.kind) ? trouble.kind : "wrong");
-  return trouble.message ? `${text} (${trouble.message})` : text;
+  return trouble.message && readsReasons() ? `${text} (${trouble.message})` : text;
 }

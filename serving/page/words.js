@@ -198,5 +198,8 @@ export function switchLanguage() {
 
 export const otherLanguage = () => ({ tag: language === "en" ? "zh-Hant" : "en", name: say("other") });
 
+// Whether reasons that a server gives, which are English, can be read beside the page's own words.
+export const readsReasons = () => language === "en";
+
 export const percent = (share, digits = 1) =>
   new Intl.NumberFormat(language, { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits }).format(share);

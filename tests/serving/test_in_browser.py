@@ -172,6 +172,16 @@ def test_a_bad_file_is_told_and_the_next_photo_answered(open_page):
     expect(page.locator(".verdict")).to_have_count(1)
 
 
+def test_reasons_do_not_mix_two_languages(open_page):
+    page = open_page(locale="zh-TW")
+    page.set_input_files("#files", [sent(b"no photo", "notes.jpg")])
+    told = page.locator(".card .trouble")
+    expect(told).to_have_text("這不是可以讀取的照片")
+    expect(told).to_have_attribute("title", re.compile("not a picture"))
+    page.get_by_role("button", name="English").click()
+    expect(told).to_have_text(re.compile(r"can be read \(not a picture .*\)"))
+
+
 def test_a_photo_that_the_browser_cannot_show_is_shown_all_the_same(open_page):
     page = open_page()
     page.set_input_files("#files", [sent(photo(kind="TIFF"), "scan.tif", "image/tiff")] * 2)
