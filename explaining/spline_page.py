@@ -262,7 +262,7 @@ class Teller:
             target = say("result", place.to)
         elif place.part is not None:
             target = say("result_part", place.part)
-        hardly = abs(end.lift) < 0.05 * float(told.y.abs().max())
+        hardly = abs(end.lift) < 0.1 * float(told.y.abs().max())
         verb = "hardly" if hardly else "raises" if end.lift > 0 else "lowers"
         act = say(verb, target, f"{abs(end.lift):.2g}")
         return say(side + "s" * several, like, act, self.speaks(end))
