@@ -15,8 +15,8 @@ the middle of a photo of another class is pasted in, at 3/7 of the width and a p
 chance, and the map of its class should lie in its box. A random map is the control.
 
 Every photo and method appends one JSON line to --results; lines that are there are not measured
-again, so that a run can be stopped and started anew. Differences to today's default are paired,
-photo by photo.
+again, so that a run can be stopped and started anew. Differences are paired, photo by photo, and
+are to gradient-weighted attention, which served before this was measured.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from benchmarks.faithful.measures import curves, paste, pointing
 from benchmarks.runs import append_line, provenance, read_lines, train
-from explaining.methods import DEFAULT, METHODS
+from explaining.methods import METHODS, NEXT_BEST
 from imaging.decoding import load_image
 from imaging.digests import TrainedOn
 from imaging.preprocess import eval_transform
@@ -180,7 +180,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def row(name: str, lines: dict[str, dict], base: dict[str, dict]) -> list[str]:
-    """A method's cells; lines and base (today's default) are by photo."""
+    """A method's cells; lines and base (those of NEXT_BEST) are by photo."""
     every = list(lines.values())
     cells = [name] + [f"{statistics.fmean(line[c] for line in every):.3f}" for c in CURVES]
     for values in ([score(line) for line in every], [line["saco"] for line in every]):
@@ -191,7 +191,7 @@ def row(name: str, lines: dict[str, dict], base: dict[str, dict]) -> list[str]:
         gaps = [measure_of(lines[photo]) - measure_of(base[photo]) for photo in both]
         mean, error = mean_and_error(gaps) if gaps else (0.0, 0.0)
         times = f" ({mean / error:+.1f} SE)" if error else ""
-        cells.append("" if name == DEFAULT else f"{mean:+.3f} ± {error:.3f}{times}")
+        cells.append("" if name == NEXT_BEST else f"{mean:+.3f} ± {error:.3f}{times}")
     for name in ("hit", "inside"):
         cells.append(f"{statistics.fmean(line[name] for line in every):.3f}")
     seconds = statistics.median(line["seconds"] for line in every)
@@ -200,8 +200,8 @@ def row(name: str, lines: dict[str, dict], base: dict[str, dict]) -> list[str]:
 
 HEADS = (
     "method", "deletion (mean colour)", "insertion", "deletion (blurred)", "insertion", "score",
-    "SaCo", "score: above the default", "inside: above the default", "hit", "inside", "s a photo",
-    "photos",
+    "SaCo", "score: above gradient-weighted", "inside: above gradient-weighted", "hit", "inside",
+    "s a photo", "photos",
 )  # fmt: skip
 
 
@@ -213,11 +213,33 @@ def show(lines: list[dict]) -> str:
         methods_of.setdefault(line["method"], {})[line["photo"]] = line
     parts = []
     for (data, model), by_method in found.items():
-        rows = [row(name, of, by_method.get(DEFAULT, {})) for name, of in by_method.items()]
+        rows = [row(name, of, by_method.get(NEXT_BEST, {})) for name, of in by_method.items()]
         rows.sort(key=lambda cells: -float(cells[5].split()[0]))
         table = [HEADS, ["---"] * len(HEADS), *rows]
         parts.append(f"{data}, {model}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
-    return "\n\n".join(parts) or "nothing is measured yet"
+    return "\n\n".join([*parts, overview(found)]) if parts else "nothing is measured yet"
+
+
+def overview(found: dict[tuple, dict[str, dict[str, dict]]]) -> str:
+    """Every method's score for each data set and model, and what it is above NEXT_BEST there."""
+    names = list(dict.fromkeys(name for by_method in found.values() for name in by_method))
+    rows = []
+    for name in names:
+        cells, every = [name], []
+        for by_method in found.values():
+            lines, base = by_method.get(name, {}), by_method.get(NEXT_BEST, {})
+            every += lines.values()
+            both = sorted(lines.keys() & base.keys())
+            gaps = [score(lines[photo]) - score(base[photo]) for photo in both]
+            mean, error = mean_and_error(gaps) if gaps else (0.0, 0.0)
+            value = f"{statistics.fmean(map(score, lines.values())):.3f}" if lines else ""
+            cells.append(f"{value} ({mean / error:+.1f} SE)" if error else value)
+        means = (statistics.fmean(line[key] for line in every) for key in ("saco", "hit", "inside"))
+        rows.append([*cells, *(f"{mean:.3f}" for mean in means), str(len(every))])
+    rows.sort(key=lambda cells: cells[1], reverse=True)
+    heads = ["score", *(f"{data}, {model}" for data, model in found), "SaCo", "hit", "inside", "n"]
+    table = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 # --- the command --------------------------------------------------------------------------------

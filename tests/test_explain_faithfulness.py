@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import explain_faithfulness as script
 from benchmarks.faithful import measures
-from explaining.methods import DEFAULT
+from explaining.methods import NEXT_BEST
 from vit_model import create_model
 
 
@@ -113,7 +113,7 @@ def setting(tmp_path, make_photos, monkeypatch):
     torch.save(state, tmp_path / "flowers-ViT.pth")
     words = ["--data", str(data), "--models", str(tmp_path), "--kinds", "ViT", "--steps", "4"]
     words += ["--results", str(tmp_path / "lines.jsonl"), "--photos", "4", "--workers", "2"]
-    words += ["--methods", DEFAULT, "LibraGrad", "random"]
+    words += ["--methods", NEXT_BEST, "LibraGrad", "random"]
     return script.parse_args(words)
 
 
@@ -125,7 +125,7 @@ def test_workers_share_the_photos_and_a_stopped_run_goes_on(setting: Namespace):
     lines = [json.loads(line) for line in setting.results.read_text("utf-8").splitlines()]
     assert (len(first), len(lines)) == (6, 12)
     assert len({line["key"] for line in lines}) == 12
-    assert {line["method"] for line in lines} == {DEFAULT, "LibraGrad", "random"}
+    assert {line["method"] for line in lines} == {NEXT_BEST, "LibraGrad", "random"}
     text = "\n".join(setting.results.read_text("utf-8").splitlines()[:-1]) + "\n"
     setting.results.write_text(text, "utf-8")
     script.work(setting, 1)
@@ -151,7 +151,7 @@ def test_differences_are_paired_by_photo():
         ]
 
     # The base varies by 0.4 from photo to photo, the difference by 0.1 around 0.2.
-    table = script.show([*lines(DEFAULT, 0.1, 0.5, 0.9), *lines("new", 0.2, 0.7, 1.2)])
+    table = script.show([*lines(NEXT_BEST, 0.1, 0.5, 0.9), *lines("new", 0.2, 0.7, 1.2)])
     rows = [line for line in table.splitlines() if line.startswith("| new")]
     assert "+0.200 ± 0.058 (+3.5 SE)" in rows[0]
-    assert table.index("| new") < table.index(f"| {DEFAULT}")
+    assert table.index("| new") < table.index(f"| {NEXT_BEST}")
