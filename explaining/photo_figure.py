@@ -28,6 +28,7 @@ from system.fonts import legible, use_fonts
 
 SAMPLE = 32  # photos whose values stand under the curves
 THUMBNAIL = 240  # pixels of a training photo's longer side
+BRIGHTEST = 0.97  # the quantile of a map from which on patches are equally bright
 SAME = 0.9995  # the cosine from which on features are equal, as precisely as files keep them
 FOR, AGAINST, GREY = LIGHT.for_, LIGHT.against, LIGHT.other
 
@@ -229,10 +230,10 @@ def model_view(answer: Answer, classifier) -> Tensor:
 def draw_heat(axes, story: Story, grey: Tensor, name: str, say: Say) -> None:
     size = grey.shape[-1]
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1.3, extent=(0, size, size, 0))
-    heat = story.heat
+    heat = shades(story.heat)
     axes.imshow(
-        heat, cmap="inferno", alpha=0.25 + 0.5 * heat.clamp(0, 1), interpolation="bilinear",
-        extent=(0, size, size, 0),
+        heat, cmap="inferno", alpha=0.25 + 0.5 * heat, interpolation="bilinear",
+        extent=(0, size, size, 0), vmin=0, vmax=1,
     )  # fmt: skip
     axes.set_title(say("looked", name), fontsize=10)
     told = say("half", story.half, heat.numel()) if story.half else say("nothing", name)
@@ -242,6 +243,12 @@ def draw_heat(axes, story: Story, grey: Tensor, name: str, say: Say) -> None:
     axes.set_xlabel(told, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def shades(heat: Tensor) -> Tensor:
+    """The map in [0, 1] as it is drawn: a patch or two that stand out leave the others visible."""
+    brightest = heat.quantile(BRIGHTEST)
+    return (heat / brightest if brightest > 0 else heat).clamp(0, 1)
 
 
 def draw_answers(axes, answer: Answer, story: Story, say: Say) -> None:

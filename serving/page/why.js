@@ -61,11 +61,17 @@ function unlearned() {
   );
 }
 
+// A patch or two that stand out leave the others visible: from this quantile on all are as bright.
+const BRIGHTEST = 0.97;
+
 function heatMap(rows) {
   const canvas = element("canvas", { width: rows[0].length, height: rows.length });
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
-  rows.flat().forEach((value, place) => {
+  const values = rows.flat();
+  const most = [...values].sort((a, b) => a - b)[Math.floor(BRIGHTEST * (values.length - 1))] || 1;
+  values.forEach((heat, place) => {
+    const value = Math.min(heat / most, 1);
     const at = value * (INFERNO.length - 1);
     const low = Math.min(Math.floor(at), INFERNO.length - 2);
     const colour = INFERNO[low].map((from, part) => from + (at - low) * (INFERNO[low + 1][part] - from));

@@ -393,6 +393,13 @@ def test_where_no_patch_speaks_for_the_class_it_is_said(tmp_path):
     assert {value for row in told["map"] for value in row} == {0}
 
 
+def test_a_patch_that_stands_out_leaves_the_others_visible():
+    heat, only = torch.full((10, 10), 0.1), torch.zeros(10, 10)
+    heat[3, 4], only[3, 4] = 1.0, 0.5
+    assert photo_figure.shades(heat).min() == 1
+    assert torch.equal(photo_figure.shades(only), only)
+
+
 def test_words_are_in_the_language_of_the_class_names(tmp_path):
     assert words.language_of(["daisy", "郁金香", "roses"]) == "en"
     assert words.language_of(["雛菊", "郁金香", "roses"]) == "zh-Hant"
