@@ -94,6 +94,7 @@ def pack(tmp_path_factory):
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (170, 180), (shade + i, shade, shade)).save(folder / f"{i}.png")
+    torch.manual_seed(0)
     model = create_model("custom", 3, embed_dim=16, depth=2, num_heads=2, patch_size=32)
     torch.nn.init.normal_(model.head.weight)
     save_file(model.state_dict(), root / "tiny.safetensors")

@@ -47,7 +47,9 @@ TABLE = {
     ("train", "layer_decay"): (["0.7", *FILE], HEAD, "--freeze-layers false", ["0.7", *FILE], ALL),
     ("train", "teacher_weight"): (["1"], {}, "--teacher FILE", ["1", "--teacher", __file__], {}),
     ("predict", "explain_class"): (["a"], {}, "--explain DIR", ["a", "--explain", "out"], {}),
-    ("explain", "photos"): (["3"], {}, "--data DIR", ["3", "--data", "."], {"plain": False}),
+    ("explain", "photos"): (
+        ["3"], {"plain": True}, "a Vision Transformer", ["3"], {"plain": False}
+    ),
     ("explain", "prune"): (["0.3"], {"plain": False}, "--data DIR", ["0.3"], {"plain": True}),
     ("export", "data"): (["."], {}, "--int8", [".", "--int8"], {}),
     ("export", "runtime"): (["."], {}, "--format web", [".", "--format", "web"], {}),
