@@ -22,8 +22,6 @@ are to gradient-weighted attention, which served before this was measured.
 import argparse
 import hashlib
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.faithful.measures import curves, paste, pointing
+from benchmarks.faithful.workers import add_shared, share
 from benchmarks.runs import append_line, provenance, read_lines, train
 from explaining.methods import METHODS, NEXT_BEST
 from imaging.decoding import load_image
@@ -41,7 +40,6 @@ from imaging.preprocess import eval_transform
 from predicting.classifier import Classifier, open_classifier
 from predicting.inputs import find_photos
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
 MODELS = {
     "ViT": ("--epochs", "10"),
     "KAN-ViT": ("--epochs", "5", "--mlp", "gkan"),
@@ -248,40 +246,18 @@ def overview(found: dict[tuple, dict[str, dict[str, dict]]]) -> str:
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", default=[], metavar="DIR", help="folders of classes")
-    parser.add_argument("--weights", metavar="FILE", help="the pretrained model")
-    parser.add_argument("--models", type=Path, default=Path("runs/explain_faithfulness"),
-                        metavar="DIR", help="where the trained models are kept")  # fmt: skip
     parser.add_argument("--kinds", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, RANDOM], metavar="NAME",
                         help="default: all")  # fmt: skip
     parser.add_argument("--photos", type=int, default=200, help="of each set (default: 200)")
     parser.add_argument("--steps", type=int, default=14, help="patches come in so many parts")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, help="of each (default: 1)")
-    parser.add_argument("--minutes", type=float, default=1e6, help="begin no photo after so long")
-    parser.add_argument("--show", action="store_true", help="print the tables of what is measured")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    add_shared(parser, Path(__file__))
     return parser.parse_args(words)
 
 
 def main() -> None:
-    args = parse_args()
-    if args.worker is not None:
-        work(args, args.worker)
-        return
-    if not args.show:
-        make_models(args)
-        command = [sys.executable, "-m", "benchmarks.explain_faithfulness", *sys.argv[1:]]
-        others = [
-            subprocess.Popen([*command, "--worker", str(number)])
-            for number in range(1, args.workers)
-        ]
-        work(args, 0)
-        for other in others:
-            other.wait()
-    print(show(read_lines(args.results)))
+    share(parse_args(), "benchmarks.explain_faithfulness", make_models, work, show)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ Differences between methods are paired, photo by photo.
 import argparse
 import hashlib
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.faithful.namings import NAMINGS, Model, falls
+from benchmarks.faithful.workers import add_shared, share
 from benchmarks.runs import append_line, provenance, read_lines, train
 from explaining.attribution import NAMED
 from explaining.kan_vit import survey
@@ -37,7 +36,6 @@ from imaging.preprocess import eval_transform
 from predicting.classifier import Classifier, open_classifier
 from predicting.inputs import Photo, find_photos
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
 # The rates are larger than train.py's, so that splines soon carry weight. Of the last three blocks
 # alone they train and are measured in less time: what comes before is computed once for each photo.
 TRAINING = ("--epochs", "6", "--val-split", "0.25", "--batch-size", "16")
@@ -242,39 +240,17 @@ def show(lines: list[dict]) -> str:
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", metavar="DIR", help="a folder of classes")
-    parser.add_argument("--weights", metavar="FILE", help="the pretrained model")
-    parser.add_argument("--models", type=Path, default=Path("runs/spline_faithfulness"),
-                        metavar="DIR", help="where the trained models are kept")  # fmt: skip
     parser.add_argument("--kinds", nargs="+", default=list(MODELS), metavar="NAME",
                         help="files NAME.pth in --models; default: those it trains")  # fmt: skip
     parser.add_argument("--methods", nargs="+", choices=[*NAMINGS, CHANCE], metavar="NAME",
                         default=[CHANCE, *NAMINGS], help="default: all, and chance")  # fmt: skip
     parser.add_argument("--photos", type=int, default=200, help="of each model (default: 200)")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, help="of each (default: 1)")
-    parser.add_argument("--minutes", type=float, default=1e6, help="begin no photo after so long")
-    parser.add_argument("--show", action="store_true", help="print the tables of what is measured")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    add_shared(parser, Path(__file__))
     return parser.parse_args(words)
 
 
 def main() -> None:
-    args = parse_args()
-    if args.worker is not None:
-        work(args, args.worker)
-        return
-    if not args.show:
-        make_models(args)
-        command = [sys.executable, "-m", "benchmarks.spline_faithfulness", *sys.argv[1:]]
-        others = [
-            subprocess.Popen([*command, "--worker", str(number)])
-            for number in range(1, args.workers)
-        ]
-        work(args, 0)
-        for other in others:
-            other.wait()
-    print(show(read_lines(args.results)))
+    share(parse_args(), "benchmarks.spline_faithfulness", make_models, work, show)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What explain_faithfulness.py measures a map of relevance by."""
+"""What the benchmarks of explanations measure by, and how they share the work."""
