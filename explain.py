@@ -80,7 +80,7 @@ class Options(Given):
     )
     device: str = LOOK.row("auto", DEVICES, metavar="NAME")
     output: str | None = MAKE.row(
-        None, "for pictures (default: explain/ beside the checkpoint)", metavar="DIR"
+        None, "for the page and pictures (default: explain/ beside the checkpoint)", metavar="DIR"
     )
     prune: float | None = MAKE.row(
         None,
@@ -134,19 +134,23 @@ def tell_zeros(model) -> None:
         print(f"the splines of {zero} of {counted(len(layers), 'KAN layer')} are zero: not trained")
 
 
-def photos_to_see(options: Options, loaded: LoadedModel) -> Seen | None:
+def photos_to_see(options: Options, classes: Sequence[str]) -> RunPhotos | None:
     """Returns the photos of --data, else of the checkpoint's run; None, and says why, without any.
 
     Raises FileNotFoundError where --photos was typed and there are none.
     """
-    say = page_words(loaded.classes)[1]
     try:
-        found = photos_of(options.data, options.checkpoint, loaded.classes)
+        return photos_of(options.data, options.checkpoint, classes)
     except FileNotFoundError as error:
         if options.photos:
             raise FileNotFoundError(f"--photos {options.photos}: {error}") from None
         print(f"no {PAGE}: {error}")
         return None
+
+
+def see(options: Options, loaded: LoadedModel, found: RunPhotos) -> Seen:
+    """Returns some of the photos as images, and which they are in words."""
+    say = page_words(loaded.classes)[1]
     count = options.photos or PHOTOS
     photos, images = sample_photos(found.photos, count, loaded.preprocess)
     if options.data:
@@ -198,14 +202,14 @@ def explain_vit(options: Options) -> None:
         )
     make_output_folder(options.folder)
     require_own(options.folder)
-    seen = photos_to_see(options, loaded)
+    found = photos_to_see(options, loaded.classes)
+    seen = found and see(options, loaded, found)
     if seen:
         seen.images = seen.images.to(device)
     if has_kan:
         explain_splines(options, loaded, seen)
     if prunes:
-        photos = photos_of(options.data, options.checkpoint, loaded.classes).photos
-        prune_and_report(loaded, seen.images, photos, options.prune, options.folder, device)
+        prune_and_report(loaded, seen.images, found.photos, options.prune, options.folder, device)
 
 
 def main() -> None:
