@@ -24,9 +24,10 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
     """Runs train.py with `flags` and returns what came of it; raises SystemExit where it fails.
 
     The run is kept in `work` as `name` until it is finished, and its output in `name`.log; its
-    last.pth is moved to `keep`. In the result, `epochs` are the rows of metrics.csv, `seconds` the
-    time of the whole command (None if it was cut off and resumed), `cpu_seconds` the processor's
-    time with the loader's workers, `peak_mb` the memory of the largest process.
+    last.pth is moved to `keep`. In the result, `epochs` are the rows of metrics.csv, `test_acc` is
+    the accuracy on test photos (None without), `seconds` the time of the whole command (None if it
+    was cut off and resumed), `cpu_seconds` the processor's time with the loader's workers,
+    `peak_mb` the memory of the largest process.
     """
     folder, log = work / name, work / f"{name}.log"
     command = [sys.executable, "train.py", *flags, "--output", str(folder)]
@@ -43,11 +44,13 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
         raise SystemExit(f"{name} failed: see {log}")
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         epochs = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    results = json.loads((folder / "results.json").read_text("utf-8"))
     if keep:
         os.replace(folder / "last.pth", keep)
     shutil.rmtree(folder)  # checkpoints of full-rank splines take half a gigabyte
     return {
         "epochs": epochs,
+        "test_acc": results["test_acc"],
         "seconds": None if resumed else seconds,
         "cpu_seconds": None if resumed else usage.ru_utime + usage.ru_stime,
         "peak_mb": usage.ru_maxrss / 1024,

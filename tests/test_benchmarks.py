@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,54 @@ def test_the_gpu_benchmark_runs_on_a_cpu_to_see_that_it_works(tmp_path):
     assert {"nn.Linear", "bare product", "rank 16", "feature"} <= {
         row["layer"] for row in results["layers"]
     }
+
+
+def test_the_commands_of_defaults_are_flags_of_train_py(benchmark):
+    table = benchmark("defaults")
+    for flags in table.COMMANDS.values():
+        parse_args(["--weights", "file", *flags.split()])
+
+
+def test_a_folder_of_few_photos_has_two_of_each_class_and_no_photo_that_judges(benchmark, tmp_path):
+    defaults = benchmark("defaults")
+    for i in range(60):
+        path = tmp_path / "set" / f"class{i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"a photo")
+    job = defaults.Job("head alone", "set", 12, 1)
+    defaults.lay_out(job, tmp_path / "set", tmp_path / "run")
+
+    def photos(part):
+        return [link.resolve() for link in (tmp_path / "run" / part).glob("*/*")]
+
+    assert len(photos("train")) == 12
+    assert len(photos("test")) == 24
+    assert not set(photos("train")) & set(photos("test"))
+    counts = Counter(path.parent.name for path in photos("train"))
+    assert len(counts) == 3
+    assert min(counts.values()) >= 2
+
+
+def test_the_width_of_a_difference_is_that_of_the_seeds_within_each_set(benchmark):
+    difference = benchmark("defaults").difference
+    theirs = {("a", 1): 0.5, ("a", 2): 0.6, ("b", 1): 0.2, ("b", 2): 0.3}
+    ours = {("a", 1): 0.6, ("a", 2): 0.7, ("b", 1): 0.2, ("b", 2): 0.4}  # +0.1, +0.1; 0, +0.1
+    mean, half = difference(ours, theirs)
+    assert mean == pytest.approx(0.075)
+    assert half == pytest.approx(1.96 * (0.005 / 2) ** 0.5 / 2)
+    mean, half = difference({("a", 1): 0.6}, theirs)
+    assert mean == pytest.approx(0.1)
+    assert math.isnan(half)
+
+
+def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(benchmark):
+    def line(command, photos, seed, accuracy):
+        return {"command": command, "set": "a", "photos": photos, "seed": seed} | {
+            "test_acc": accuracy
+        }
+
+    lines = [line("head alone", n, s, 0.5) for n in (0, 50) for s in (1, 2)]
+    lines += [line("--mlp gkan", n, s, 0.6) for n in (0, 50) for s in (1, 2)]
+    told = benchmark("defaults").show(lines)
+    assert told.index("50 photos") < told.index("all photos")
+    assert told.count("| head alone | 2 | 0.500 | 0.500 | +10.0 (± 0.0) |") == 2

@@ -48,7 +48,7 @@ def write(path: str | Path, folders: list[str], weights: str) -> int:
     """Writes the pack and returns its size in bytes; the quality falls until it fits MOST."""
     model = read_weights(weights)
     preprocess = Preprocess(SIZE, mean=tuple(model.mean), std=tuple(model.std))
-    found = {Path(folder).name: _photos(Path(folder)) for folder in folders}
+    found = {Path(folder).name: photos_of(Path(folder)) for folder in folders}
     squares = {
         name: [_square(file, preprocess) for file, _, _ in rows]
         for name, (_, rows) in found.items()
@@ -71,7 +71,7 @@ def write(path: str | Path, folders: list[str], weights: str) -> int:
     return size
 
 
-def _photos(folder: Path) -> tuple[list[str], list[tuple[str, int, bool]]]:
+def photos_of(folder: Path) -> tuple[list[str], list[tuple[str, int, bool]]]:
     """Returns the class names and (file, label, whether of the test part) of each photo."""
     parts = [part for part in sorted(folder.iterdir()) if part.name.lower() in PARTS] or [folder]
     files = [

@@ -71,14 +71,14 @@ def sides(photos: PhotoSet, job: Job) -> tuple[Tensor, Tensor]:
     return pool[ours], pool[rest][:MOST_JUDGES]
 
 
-def drawn(labels: Tensor, count: int) -> Tensor:
-    """Returns the places of `count` labels, each class with its share and at least one."""
+def drawn(labels: Tensor, count: int, least: int = 1) -> Tensor:
+    """Returns the places of `count` labels, each class with its share and `least` or more."""
     if count >= len(labels):
         return torch.arange(len(labels))
     places = [(labels == c).nonzero().flatten() for c in labels.unique()]
-    first = torch.cat([p[:1] for p in places])
+    first = torch.cat([p[:least] for p in places])
     # What comes first in each class by its share of it: rank within the class over its size.
-    rest = [(rank / len(p), int(i)) for p in places for rank, i in enumerate(p[1:], 1)]
+    rest = [(rank / len(p), int(i)) for p in places for rank, i in enumerate(p[least:], least)]
     more = [i for _, i in sorted(rest)[: max(0, count - len(first))]]
     return torch.cat([first, torch.tensor(more, dtype=torch.long)])
 

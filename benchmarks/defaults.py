@@ -1,0 +1,177 @@
+"""What the commands reach by their own defaults, on folders of 50, 200 and all photos.
+
+    python -m benchmarks.defaults --data flower_photos trashnet clothing grocery --weights FILE
+    python -m benchmarks.defaults --show
+
+Each run is `python train.py` on a folder of so many photos, of which it keeps a fifth for
+validation, judged by --test-path: the set's own test part, or 40 % of its photos. Nothing but the
+flags of `COMMANDS`, the seed and --img-size is given. A line a run in benchmarks/defaults.jsonl;
+what has a line is not run again.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import runs
+from benchmarks.forms.pack import photos_of
+from benchmarks.forms.training import JUDGED, drawn
+
+RESULTS = Path(__file__).with_suffix(".jsonl")
+OURS = "--mlp gkan"
+COMMANDS = {
+    "head alone": "",
+    OURS: OURS,
+    "--adapt bias": "--adapt bias",
+    "--adapt affine": "--adapt affine",
+    "--adapt lora": "--adapt lora",
+    "--freeze-layers false": "--freeze-layers false",
+}
+LEAST = 2  # photos of a class: train.py asks for one to train on and one to validate on
+ALL = 0  # a number of photos: as many as there are
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command on so many photos of the set in a folder."""
+
+    command: str
+    set: str
+    photos: int
+    seed: int
+
+
+def jobs(args: argparse.Namespace) -> Iterator[tuple[Job, Path]]:
+    """Yields the runs that have no line yet, those of few photos first, and their folders."""
+    done = {
+        tuple(line[key] for key in ("command", "set", "photos", "seed"))
+        for line in runs.read_lines(args.results)
+    }
+    for photos, seed, data, name in itertools.product(
+        args.photos, args.seeds, args.data, args.commands
+    ):
+        job = Job(name, data.name, photos, seed)
+        if photos and photos < LEAST * len(photos_of(data)[0]):
+            continue  # groceries at 50 photos
+        if tuple(asdict(job).values()) not in done:
+            yield job, data
+
+
+def lay_out(job: Job, data: Path, root: Path) -> None:
+    """Links the photos of a run: root/train/CLASS/N and root/test/CLASS/N."""
+    classes, rows = photos_of(data)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(job.seed)).tolist()
+    test = [i for i in order if rows[i][2]] or order[: int(JUDGED * len(order))]
+    pool = torch.tensor([i for i in order if i not in set(test)])
+    labels = torch.tensor([rows[i][1] for i in pool.tolist()])
+    train = pool[drawn(labels, job.photos or len(pool), LEAST)].tolist()
+    for part, chosen in (("train", train), ("test", test)):
+        for i in chosen:
+            path, label, _ = rows[i]
+            link = root / part / classes[label] / f"{i}{Path(path).suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(Path(path).resolve())
+
+
+def run(job: Job, data: Path, args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        lay_out(job, data, root)
+        flags = [
+            "--data-path", root / "train", "--test-path", root / "test", "--weights", args.weights,
+            *COMMANDS[job.command].split(), "--seed", job.seed, "--img-size", args.img_size,
+            "--workers", 0,
+        ]  # fmt: skip
+        result = runs.train("run", [str(flag) for flag in flags], root)
+    found = {"test_acc": result["test_acc"], "cpu_seconds": round(result["cpu_seconds"], 1)}
+    found |= {"img_size": args.img_size}
+    runs.append_line(args.results, asdict(job) | found | runs.provenance())
+    print(*asdict(job).values(), found, flush=True)
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+Found = dict[tuple[str, int], float]  # accuracy by set and seed
+
+
+def difference(ours: Found, theirs: Found) -> tuple[float, float]:
+    """Returns the mean over sets of ours minus theirs, and its 95 % half width by the seeds.
+
+    The sets are fixed: the spread of the seeds within each tells how sure the mean is. A single
+    seed tells nothing of it (nan).
+    """
+    per_set: dict[str, list[float]] = {}
+    for name, seed in sorted(ours.keys() & theirs.keys()):
+        per_set.setdefault(name, []).append(ours[name, seed] - theirs[name, seed])
+    mean = statistics.fmean(statistics.fmean(values) for values in per_set.values())
+    if min(map(len, per_set.values())) < 2:
+        return mean, math.nan
+    squares = [statistics.variance(values) / len(values) for values in per_set.values()]
+    return mean, 1.96 * math.sqrt(sum(squares)) / len(per_set)
+
+
+def show(lines: list[dict]) -> str:
+    """Returns a table for each number of photos."""
+    told = []
+    for photos in sorted({line["photos"] for line in lines}, key=lambda n: n or math.inf):
+        mine = [line for line in lines if line["photos"] == photos]
+        sets = list(dict.fromkeys(line["set"] for line in mine))
+        found: dict[str, Found] = {}
+        for line in mine:
+            found.setdefault(line["command"], {})[line["set"], line["seed"]] = line["test_acc"]
+        told += [
+            f"\n{photos or 'all'} photos\n",
+            f"| command | runs | {' | '.join(sets)} | mean | ",
+        ]
+        told[-1] += f"{OURS} more, points |"
+        told += [f"|{'---|' * (len(sets) + 4)}"]
+        told += [_row(name, found, sets) for name in COMMANDS if name in found]
+    return "\n".join(told)
+
+
+def _row(name: str, found: dict[str, Found], sets: list[str]) -> str:
+    values = found[name]
+    means = [
+        statistics.fmean([v for (of, _), v in values.items() if of == one] or [math.nan])
+        for one in sets
+    ]
+    cells = [f"{mean:.3f}" for mean in (*means, statistics.fmean(means))]
+    more = ""
+    if name != OURS and OURS in found:
+        mean, half = (100 * value for value in difference(found[OURS], values))
+        more = f"{mean:+.1f}" + ("" if math.isnan(half) else f" (± {half:.1f})")
+    return f"| {name} | {len(values)} | {' | '.join(cells)} | {more} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", default=[], help="folders of the sets")
+    parser.add_argument("--weights", help="the pretrained model")
+    parser.add_argument("--photos", type=int, nargs="+", default=[50, 200, ALL],
+                        help="photos of the folder, 0 for all (default: 50 200 0)")  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--img-size", type=int, default=160)
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--show", action="store_true", help="print the tables of what is measured")
+    args = parser.parse_args()
+    if not args.show:
+        args.weights = str(Path(args.weights).resolve())
+        os.environ["OMP_NUM_THREADS"] = "1"
+        with ThreadPoolExecutor(args.workers) as pool:
+            list(pool.map(lambda pair: run(*pair, args), list(jobs(args))))
+    print(show(runs.read_lines(args.results)))
+
+
+if __name__ == "__main__":
+    main()
