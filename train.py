@@ -140,10 +140,10 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     teacher = teacher and Teacher(teacher.on_data(data.classes), preprocess, data.classes)
     trainable = freeze(model, pretrained if options.frozen else (), options.adapt == "bias")
 
-    photos, chosen = len(data.train.paths), {}
+    chosen, photos = {}, len(data.train.paths)
     if options.batch_size == "auto":
         chosen = try_batch_sizes(options, model.to(device), device, photos, world)
-    case = case_of(options, model, pretrained, trainable, photos, world)
+    case = case_of(options, model, pretrained, trainable, data, world)
     options, reasons = settle(options, case, chosen, model)
     options.refuse_idle(trainable=trainable)
     run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)

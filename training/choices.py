@@ -14,7 +14,8 @@ Chosen = dict[str, tuple[object, str]]  # value and reason by name
 class Kind:
     """What suits a kind of run, by optimiser where it matters.
 
-    rate: for `batch` photos together; it grows linearly with their number (arXiv 1706.02677).
+    rate: for `batch` photos together; it grows linearly with their number (arXiv 1706.02677), but
+        see `head_growth`.
     head_rate: the same for a new head, where that is not the rate of all else.
     """
 
@@ -31,7 +32,8 @@ class Kind:
 # benchmarks/recipe.py measures these.
 KINDS = {
     "head": Kind(
-        "head only", 32, {"adamw": 3e-3, "sgd": 0.03}, {"adamw": 0.0, "sgd": 0.0}, 0.0, 1.0, 0.0
+        "head only", 32, {"adamw": 3e-3, "sgd": 0.03}, {"adamw": 0.0, "sgd": 0.0}, 0.0, 1.0, 0.0,
+        {"adamw": 3e-3, "sgd": 0.03},
     ),
     "fine-tune": Kind(
         "all layers from pretrained weights",
@@ -55,6 +57,8 @@ SPLINES = {"none": 1.0, "full": 0.1, "low-rank": 1.0}
 # together, in units of their inputs (`optim.CurveRates`).
 GROUP_RATE = {"adamw": 1.6e-2, "sgd": 5.0}
 
+MANY = 100  # validation photos, of which the accuracy tells the best epoch
+
 
 @dataclass(frozen=True)
 class Case:
@@ -66,6 +70,7 @@ class Case:
     one_view: the frozen layers come first and run once, for one view of each photo.
     new_head: the head did not come from the weights file.
     adapt: what trains in frozen layers: "none", "bias", "affine" or "lora".
+    val_images: photos by which the best epoch is chosen.
     """
 
     kind: str
@@ -78,11 +83,17 @@ class Case:
     optimizer: str = "adamw"
     new_head: bool = False
     adapt: str = "none"
+    val_images: int = 0
 
     @property
     def factor(self) -> float:
         """The rate as a multiple of that of its kind."""
         return ADAPTERS[self.adapt] if self.kind == "head" else 1.0
+
+    @property
+    def head_leads(self) -> bool:
+        """Whether `lr` is the head's, of which splines then have a multiple: without adapters."""
+        return self.kind == "head" and self.adapt == "none"
 
     @property
     def words(self) -> str:
@@ -100,16 +111,21 @@ def choose(case: Case, given: Mapping) -> Chosen:
     kind, what = KINDS[case.kind], case.words
     batch, why = _batch_size(case, kind)
     total = (given.get("batch_size") or batch) * case.world_size * case.accum_steps
+    growth = head_growth(case, total / kind.batch)
     base = float(f"{kind.rate[case.optimizer] * case.factor:.3g}")
-    rate = float(f"{base * total / kind.batch:.3g}")
+    rate = float(f"{base * (growth if case.head_leads else total / kind.batch):.3g}")
+    why_rate = f"{what}: {base:g} at batch {kind.batch}, now {total}"
+    if rate == base:
+        why_rate = f"{what}: {base:g} up to batch {kind.batch}"
     lr = rate if given.get("lr") is None else given["lr"]
     warmup = min(kind.warmup_epochs, case.epochs / 5) if lr else 0.0
-    head = kind.head_rate.get(case.optimizer, 0.0) * total / kind.batch if case.new_head else 0.0
+    own = case.new_head and not case.head_leads
+    head = kind.head_rate.get(case.optimizer, 0.0) * growth if own else 0.0
     scale = max(1.0, float(f"{head / lr:.3g}")) if lr else 1.0
     aug = ("none", "the frozen layers run once, on each photo as it is")
     table = {
         "batch_size": (batch, why),
-        "lr": (rate, f"{what}: {base:g} at batch {kind.batch}, now {total}"),
+        "lr": (rate, why_rate),
         "weight_decay": (kind.weight_decay[case.optimizer], what),
         "warmup_epochs": (warmup, f"{what}, a fifth of the run at most"),
         "layer_decay": (kind.layer_decay, what),
@@ -119,18 +135,41 @@ def choose(case: Case, given: Mapping) -> Chosen:
             scale,
             f"a new head's rate is {head:.3g}" if scale > 1 else "as all else",
         ),
-        "kan_lr_scale": _spline_scale(case, total, lr),
+        "kan_lr_scale": _spline_scale(case, total, lr, kind),
+        "best_by": _best_by(case.val_images),
     }
     return {name: chosen for name, chosen in table.items() if given.get(name) is None}
 
 
-def _spline_scale(case: Case, total: int, lr: float) -> tuple[float, str]:
+def head_growth(case: Case, share: float) -> float:
+    """Returns a head's rate as a multiple of the usual one; share: of its batch.
+
+    AdamW's steps are as large with few photos as with many: a rate that falls with the batch leaves
+    the head of a small folder untrained (at 50 photos it cost 9 points: docs/results.md).
+    """
+    return max(1.0, share) if case.optimizer == "adamw" else share
+
+
+def _spline_scale(case: Case, total: int, lr: float, kind: Kind) -> tuple[float, str]:
     """Returns the splines' rate as a multiple of `lr` for `total` photos together, and why."""
     if case.spline != "group":
-        return float(f"{SPLINES[case.spline] / case.factor:.3g}"), f"{case.spline} splines"
+        share = total / kind.batch
+        grown = share / head_growth(case, share) if case.head_leads else 1.0
+        return float(f"{SPLINES[case.spline] / case.factor * grown:.3g}"), f"{case.spline} splines"
     rate = GROUP_RATE[case.optimizer] * total / 32
     scale = float(f"{rate / lr:.3g}") if lr else 1.0
     return scale, f"their rate is {rate:.3g} in units of their inputs"
+
+
+def _best_by(photos: int) -> tuple[str, str]:
+    """Returns what makes an epoch the best one, and why; photos: that judge it.
+
+    The accuracy of few photos rises and falls by luck, and by it an untrained epoch is often the
+    best (docs/results.md); the probability of what they are moves with every step.
+    """
+    if 0 < photos < MANY:
+        return "probability", f"{photos} validation photos are few to tell epochs by accuracy"
+    return "accuracy", "usual"
 
 
 def _batch_size(case: Case, kind: Kind) -> tuple[int, str]:

@@ -105,11 +105,12 @@ class Options(DataAndModel):
         metavar="N",
         **FREE,
     )
-    best_by: str = TRAINING.row(
-        "accuracy",
+    best_by: str | None = TRAINING.row(
+        None,
         "what makes an epoch the best one, on validation photos: their accuracy, the mean of the "
-        "classes' (balanced), or their loss",
-        choices=("accuracy", "balanced", "loss"),
+        "classes' (balanced), their loss, or the mean probability of what they are (default: "
+        "accuracy, of under 100 photos probability)",
+        choices=("accuracy", "balanced", "loss", "probability"),
     )
     folds: int | None = TRAINING.row(
         None,

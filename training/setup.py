@@ -271,14 +271,14 @@ def case_of(
     model: VisionTransformer,
     pretrained: set[str],
     trainable: list[str],
-    photos: int,
+    data: DataSplit,
     world: World,
 ) -> Case:
     """Returns what the values depend on that the user did not set.
 
-    pretrained: the names of parameters that came from the weights file. photos: for training.
+    pretrained: the names of parameters that came from the weights file.
     """
-    frozen = options.frozen
+    frozen, photos = options.frozen, len(data.train.paths)
     kind = "head" if frozen else "fine-tune" if options.weights else "scratch"
     return Case(
         kind,
@@ -291,6 +291,7 @@ def case_of(
         optimizer=options.opt,
         new_head="head.weight" not in pretrained,
         adapt=options.adapt,
+        val_images=photos // options.folds if options.folds else len(data.val.paths),
     )
 
 
@@ -319,7 +320,11 @@ def choose_values(case: Case, given: Mapping) -> Chosen:
     """Returns `choices.choose`'s values after printing each with its reason."""
     chosen = choose(case, given)
     for name, (value, reason) in chosen.items():
-        matters = {"kan_lr_scale": case.spline != "none", "head_lr_scale": value != 1}
+        matters = {
+            "kan_lr_scale": case.spline != "none",
+            "head_lr_scale": value != 1,
+            "best_by": value != "accuracy",
+        }
         if matters.get(name, True):
             print(f"{flag_of(name)} {value}  ({reason})")
     return chosen

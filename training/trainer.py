@@ -225,12 +225,13 @@ class Trainer:
             "epoch": self.epoch + 1,
             "train_loss": trained.loss,
             "train_acc": trained.accuracy,
-            **found,
+            **{name: found[name] for name in ("val_loss", "val_acc") if name in found},
             "learning_rate": self.stepper.lr,
             "images_per_second": trained.samples / seconds,
             "seconds": seconds,
             "data_wait": waited / seconds,
             "failed_photos": len(trained.failed) + len(failed),
+            **found,
         }
         self.position.begin_next(row)
         self.keep_best(row)
@@ -240,9 +241,11 @@ class Trainer:
         """Returns what the validation photos tell of the model, and those that failed."""
         result, probabilities, indices = self.validate()
         found = {"val_loss": result.loss, "val_acc": result.accuracy}
+        labels = torch.tensor(self.run.data.val.labels)[indices]
         if self.run.options.best_by == "balanced":
-            labels = torch.tensor(self.run.data.val.labels)[indices]
             found["val_balanced"] = balanced_accuracy(labels, probabilities.argmax(1))
+        if self.run.options.best_by == "probability":
+            found["val_probability"] = probabilities.gather(1, labels[:, None]).mean().item()
         return found, result.failed
 
     def validate(self) -> tuple[EpochResult, Tensor, Tensor]:
@@ -292,8 +295,12 @@ class Trainer:
         self.save()
 
 
-def goodness(row: dict, best_by: str) -> tuple:
-    """Returns what tells which of two epochs is the better one, by their metrics."""
+def goodness(row: dict, best_by: str | None) -> tuple:
+    """Returns what tells which of two epochs is the better one, by their metrics.
+
+    best_by: None in a run that was begun before there was a choice.
+    """
     if best_by == "loss":
         return (-row["val_loss"],)
-    return row["val_balanced" if best_by == "balanced" else "val_acc"], -row["val_loss"]
+    names = {"balanced": "val_balanced", "probability": "val_probability"}
+    return row[names.get(best_by, "val_acc")], -row["val_loss"]

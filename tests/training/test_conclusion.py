@@ -106,15 +106,34 @@ def test_the_test_photos_are_judged_once_and_after_the_last_epoch(data, call, te
     assert "the test photos were judged before, after 2 epochs" in out
 
 
-@pytest.mark.parametrize("best_by", ["accuracy", "balanced", "loss"])
+@pytest.mark.parametrize("best_by", ["accuracy", "balanced", "loss", "probability"])
 def test_the_best_epoch_is_the_best_by_what_was_asked(data, call, best_by):
     run(call, data, "--epochs", "4", "--best-by", best_by, "--warmup-epochs", "0", "--lr", "3e-3")
     last = best("run/last.pth")
-    key = {"accuracy": "val_acc", "balanced": "val_balanced", "loss": "val_loss"}[best_by]
+    key = {"accuracy": "val_acc"}.get(best_by, f"val_{best_by}")
     sign = -1 if best_by == "loss" else 1
     top = max(sign * row[key] for row in last["history"])
     assert sign * last["best"][key] == top
     assert best()["epoch"] == last["best"]["epoch"]
+
+
+def test_of_few_validation_photos_the_probability_of_what_they_are_tells_the_best_epoch(data, call):
+    out = run(call, data, "--epochs", "2")
+    assert "--best-by probability  (" in out
+    rows = best("run/last.pth")["history"]
+    assert best()["epoch"] == max(rows, key=lambda row: row["val_probability"])["epoch"]
+    torch.save(best() | {"temperature": 1.0}, "raw.pth")
+    split = json.loads(Path("run/split.json").read_text("utf-8"))
+    given = [
+        prediction["probability"]
+        for name, paths in split["val"].items()
+        for answer in Predictor("raw.pth")([data / path for path in paths])
+        for prediction in answer["predictions"]
+        if prediction["class"] == name
+    ]
+    assert len(given) == 4
+    mean = best()["metrics"]["val_probability"]
+    assert mean == pytest.approx(sum(given) / len(given), abs=1e-5)
 
 
 def test_photos_that_were_trained_on_are_left_out_and_counted(data, call, make_photos):

@@ -1,6 +1,7 @@
 """The recipe: chosen values, parameter groups, schedule, loss, averaging."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,46 @@ def test_the_chosen_rate_grows_linearly_with_the_total_batch():
     assert choose(four, {"batch_size": 16})["lr"][0] == pytest.approx(4 * one)
 
 
+def rates(case, **given):
+    """Returns the rates of (the head, the splines or all else) that a case comes to."""
+    values = {name: value for name, (value, _) in choose(case, given).items()} | given
+    factors = values["head_lr_scale"], values["kan_lr_scale"]
+    return tuple(values["lr"] * factor for factor in factors)
+
+
+@pytest.mark.parametrize("case", [
+    Case("head", 40, 10), Case("head", 40, 10, "group"), Case("head", 40, 10, "low-rank"),
+    Case("head", 40, 10, adapt="bias", new_head=True), Case("fine-tune", 40, 10, new_head=True),
+])  # fmt: skip
+def test_with_adamw_the_head_of_a_small_folder_trains_at_the_usual_rate(case):
+    assert choose(case, {})["batch_size"][0] == 4
+    assert rates(case)[0] == pytest.approx(3e-3, rel=1e-2)
+    assert rates(replace(case, optimizer="sgd"))[0] < 0.03 * 5 / 4  # SGD's falls with the batch
+
+
+@pytest.mark.parametrize("spline", ["group", "low-rank", "full"])
+def test_the_rate_of_splines_and_adapters_falls_with_the_batch(spline):
+    usual, small = (rates(Case("head", n, 10, spline))[1] for n in (800, 40))
+    assert small == pytest.approx(usual / 8, rel=1e-2)
+    usual, small = (
+        choose(Case("head", n, 10, adapt="bias", new_head=True), {})["lr"][0] for n in (800, 40)
+    )
+    assert small == pytest.approx(usual / 8, rel=1e-2)
+
+
+def test_a_rate_that_was_given_is_that_of_the_head_alone_and_of_the_head_beside_splines():
+    for spline in ("none", "group"):
+        case = Case("head", 40, 10, spline, new_head=True)
+        assert rates(case, lr=1e-5)[0] == 1e-5
+
+
+def test_accuracy_tells_the_best_epoch_where_there_are_photos_enough_or_it_was_asked_for():
+    for photos, wanted in ((1, "probability"), (99, "probability"), (100, "accuracy")):
+        assert choose(Case("head", 800, 5, val_images=photos), {})["best_by"][0] == wanted
+    assert choose(Case("head", 800, 5, val_images=0), {})["best_by"][0] == "accuracy"
+    assert "best_by" not in choose(Case("head", 800, 5, val_images=9), {"best_by": "loss"})
+
+
 @pytest.mark.parametrize("images", [1, 2, 10, 70, 100, 800, 10**6])
 def test_small_data_gets_several_steps_an_epoch(images):
     batch = choose(Case("scratch", images, 5), {})["batch_size"][0]
@@ -51,7 +92,7 @@ def test_small_data_gets_several_steps_an_epoch(images):
 def test_a_new_head_trains_at_its_own_rate_whatever_the_others_is(optimizer, given):
     chosen = choose(Case("fine-tune", 800, 5, optimizer=optimizer, new_head=True), given)
     values = {name: value for name, (value, _) in chosen.items()} | given
-    at_16 = {"adamw": 3e-3, "sgd": 0.03}[optimizer] * values["batch_size"] / 16
+    at_16 = {"adamw": 3e-3, "sgd": 0.03}[optimizer] * max(1, values["batch_size"] / 16)
     assert values["lr"] * values["head_lr_scale"] == pytest.approx(max(at_16, values["lr"]), 1e-2)
 
 
