@@ -84,18 +84,23 @@ def features_of(paths: list[str], labels: list[int], weights: str) -> Tensor:
     return torch.cat([run_frozen(model, skip, batch.images)[:, 0] for batch in loader])
 
 
-def answers(pool: Pool, trained: Tensor, seed: int) -> Tensor:
-    """Trains a head on some photos, by index; returns each epoch's logits for all (E, N, K)."""
+def answers(
+    pool: Pool, trained: Tensor, seed: int, rate: float = RATE, size: int = BATCH
+) -> Tensor:
+    """Trains a head on some photos, by index; returns each epoch's logits for all (E, N, K).
+
+    rate: the peak. size: of a batch.
+    """
     generator = torch.Generator().manual_seed(seed)
     weight = torch.zeros(pool.classes, pool.features.shape[1], requires_grad=True)
     bias = torch.zeros(pool.classes, requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], lr=RATE, weight_decay=0.0)
-    steps = EPOCHS * math.ceil(len(trained) / BATCH)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 0.01 * RATE)
+    optimizer = torch.optim.AdamW([weight, bias], lr=rate, weight_decay=0.0)
+    steps = EPOCHS * math.ceil(len(trained) / size)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 0.01 * rate)
     found = []
     for _ in range(EPOCHS):
         order = trained[torch.randperm(len(trained), generator=generator)]
-        for batch in order.split(BATCH):
+        for batch in order.split(size):
             logits = F.linear(pool.features[batch], weight, bias)
             optimizer.zero_grad()
             F.cross_entropy(logits, pool.labels[batch]).backward()

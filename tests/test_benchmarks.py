@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.flags import parse_args
 
@@ -142,3 +143,12 @@ def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(b
     told = benchmark("defaults").show(lines)
     assert told.index("50 photos") < told.index("all photos")
     assert told.count("| head alone | 2 | 0.500 | 0.500 | +10.0 (± 0.0) |") == 2
+
+
+def test_epochs_are_chosen_by_accuracy_then_loss_by_loss_and_by_probability(benchmark):
+    rules = benchmark("small_folders")
+    right = [[0.99, 0.01], [0.55, 0.3], [0.4, 0.49]]  # of each epoch, the two photos' own class
+    logits = torch.tensor([[[p, 1 - p] for p in row] for row in right]).log()
+    logits = torch.stack([logits[:, 0], logits[:, 1].flip(-1)], 1)  # the second's class is 1
+    found = rules.best_epochs(logits, torch.tensor([0, 1]))
+    assert found == {"accuracy": 1, "loss": 2, "probability": 0, "the last": 2}

@@ -145,7 +145,7 @@ def head_growth(case: Case, share: float) -> float:
     """Returns a head's rate as a multiple of the usual one; share: of its batch.
 
     AdamW's steps are as large with few photos as with many: a rate that falls with the batch leaves
-    the head of a small folder untrained (at 50 photos it cost 9 points: docs/results.md).
+    the head of a small folder untrained (at 50 photos it cost 4 points: docs/results.md).
     """
     return max(1.0, share) if case.optimizer == "adamw" else share
 
