@@ -183,6 +183,12 @@ def finished(*words, mlp="mlp", adapt="none", photo_seconds=0.03):
     return run
 
 
+@pytest.mark.parametrize(("photos", "nearest"), [(1, 50), (99, 50), (101, 200), (10**6, 200)])
+def test_what_the_next_form_adds_is_told_of_the_nearest_number_of_photos(photos, nearest):
+    told = advice.worth_of_next(photos)
+    assert told.startswith(f"{advice.NEXT_WORTH[nearest]} points of accuracy more with {nearest} ")
+
+
 def test_a_head_alone_is_followed_by_the_form_that_won_and_its_time_here():
     run = finished(*FILE, "--data-path", "my photos", "--img-size", "96", "--epochs", "10")
     [(worth, line)] = advice.next_form(run)
