@@ -1,18 +1,22 @@
 """Accuracy after minutes of training: train.py beside the loops that its user would pick instead.
 
     python -m benchmarks.peers --data flower_photos --weights deit_tiny_patch16_224.safetensors
+    taskset -c 0 python -m benchmarks.peers ... --only timm "torchvision reference"
     python -m benchmarks.peers --show
 
-The same weights, 800 photos in, judged on the other 200 in each of five splits, on two threads.
+The same weights, 800 photos in, judged on the other 200 in each of five splits, on all cores that
+the process may use, which stand in each line: bound to one core each, two loops run side by side.
 Peers are Hugging Face's Trainer, timm's parts and torchvision's, with the settings of their own
 scripts (`PEERS` says which); a schedule that needs a number of epochs gets as many as fit into the
-last of `--minutes`. Their clocks stand still while they are judged; train.py's runs from the start
-of the command to the end of an epoch, with everything. A line a run in benchmarks/peers.jsonl: runs
-that have one are not made again. Five splits take nine hours: nothing else may run meanwhile.
+last of `--minutes`. Their clocks stand still while they are judged; train.py has its own number of
+epochs, and its clock runs from the start of the command to the end of an epoch, with everything. A
+line a run in benchmarks/peers.jsonl: runs that have one are not made again. Five splits take eight
+hours of all cores: nothing else may run meanwhile.
 """
 
 import argparse
 import contextlib
+import itertools
 import math
 import os
 import statistics
@@ -253,9 +257,9 @@ PEERS = {
 # --- ours ---------------------------------------------------------------------------------------
 
 
-def ours(name: str, task: Task, epochs: int) -> dict[float, float]:
+def ours(name: str, task: Task) -> dict[float, float]:
     """Runs train.py and reads the validation accuracy of the last epoch that had ended."""
-    flags = f"{OURS[name]} --epochs {epochs if OURS[name] else 10} --workers {WORKERS}".split()
+    flags = f"{OURS[name]} --workers {WORKERS}".split()
     with tempfile.TemporaryDirectory() as folder:
         data = "--data-path", str(task.root), "--weights", task.weights
         result = runs.train("run", [*data, *flags], Path(folder))
@@ -293,28 +297,31 @@ def seconds_an_epoch(task: Task) -> float:
 
 
 def measure(args: argparse.Namespace) -> None:
-    torch.set_num_threads(2)
-    done = {(line["peer"], line["split"]) for line in runs.read_lines(args.results)}
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    done = {(line["peer"], line["split"], line["cores"]) for line in runs.read_lines(args.results)}
+    for seed, name in itertools.product(range(args.splits), args.only):
+        if (name, seed, cores) in done:
+            continue
+        line = {"peer": name, "split": seed, "cores": cores}
+        line |= run(name, seed, args) | runs.provenance() | versions()
+        runs.append_line(args.results, line)
+        print(name, seed, line["accuracy"], flush=True)
+
+
+def run(name: str, seed: int, args: argparse.Namespace) -> dict:
+    """Runs one loop on one split; returns its number of epochs and {minutes: accuracy}."""
     weights = read_weights(args.weights)
-    for seed in range(args.splits):
-        for name in [*OURS, *PEERS]:
-            if (name, seed) in done:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                root = linked(prepare_data(args.data, seed=seed), Path(folder))
-                task = Task(
-                    root,
-                    str(Path(args.weights).resolve()),
-                    tuple(weights.mean),
-                    tuple(weights.std),
-                    args.minutes,
-                )
-                epochs = max(1, int(60 * args.minutes[-1] / seconds_an_epoch(task)))
-                torch.manual_seed(seed)
-                found = PEERS[name](task, epochs) if name in PEERS else ours(name, task, epochs)
-            line = {"peer": name, "split": seed, "epochs": epochs, "accuracy": found}
-            runs.append_line(args.results, line | runs.provenance() | versions())
-            print(name, seed, found, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        root = linked(prepare_data(args.data, seed=seed), Path(folder))
+        file = str(Path(args.weights).resolve())
+        task = Task(root, file, tuple(weights.mean), tuple(weights.std), args.minutes)
+        torch.manual_seed(seed)
+        if name in OURS:
+            return {"accuracy": ours(name, task)}
+        epochs = max(1, int(60 * args.minutes[-1] / seconds_an_epoch(task)))
+        torch.manual_seed(seed)
+        return {"epochs": epochs, "accuracy": PEERS[name](task, epochs)}
 
 
 def versions() -> dict[str, str]:
@@ -327,13 +334,15 @@ def versions() -> dict[str, str]:
 
 def show(args: argparse.Namespace) -> None:
     lines = runs.read_lines(args.results)
-    marks = list(lines[0]["accuracy"]) if lines else []
-    print(f"| loop | splits | {' | '.join(f'{mark} min' for mark in marks)} |")
-    print(f"|---|---|{'---|' * len(marks)}")
-    for name in [*OURS, *PEERS]:
-        mine = [line["accuracy"] for line in lines if line["peer"] == name]
-        means = [f"{statistics.fmean(found[mark] for found in mine):.3f}" for mark in marks if mine]
-        print(f"| {name} | {len(mine)} | {' | '.join(means)} |")
+    for cores in sorted({line["cores"] for line in lines}):
+        here = [line for line in lines if line["cores"] == cores]
+        marks = list(here[0]["accuracy"])
+        print(f"| loop, cores: {cores} | splits | {' | '.join(f'{mark} min' for mark in marks)} |")
+        print(f"|---|---|{'---|' * len(marks)}")
+        for name in [*OURS, *PEERS]:
+            if mine := [line["accuracy"] for line in here if line["peer"] == name]:
+                means = [f"{statistics.fmean(found[mark] for found in mine):.3f}" for mark in marks]
+                print(f"| {name} | {len(mine)} | {' | '.join(means)} |")
 
 
 def main() -> None:
@@ -342,6 +351,7 @@ def main() -> None:
     parser.add_argument("--weights", help=f"the weights of {MODEL}")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--minutes", type=float, nargs="+", default=list(MINUTES))
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--show", action="store_true", help="print the table of what was measured")
     args = parser.parse_args()
