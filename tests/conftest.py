@@ -66,3 +66,12 @@ def call(monkeypatch, capsys):
         return end.value.code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leaves out of a run its pictures and page: half the time of a tiny one."""
+    import train  # only where it is wanted: it brings all of the project with it
+
+    for name in ("show_start", "write_results"):
+        monkeypatch.setattr(train, name, lambda *_: None)

@@ -12,10 +12,8 @@ FAST += ["--batch-size", "8", "--device", "cpu", "--epochs", "1"]
 
 
 @pytest.fixture
-def data(tmp_path, make_photos, monkeypatch):
+def data(tmp_path, make_photos, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)
-    for name in ("show_start", "write_results"):
-        monkeypatch.setattr(train, name, lambda *_: None)
     make_photos(tmp_path / "data", ("cats", "dogs"), per_class=10, size=16)
     return "data"
 

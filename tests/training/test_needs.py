@@ -130,11 +130,9 @@ def test_flags_that_idle_because_nothing_trains_are_taken():
 
 
 @pytest.fixture
-def trained(tmp_path, make_photos, monkeypatch, call):
+def trained(tmp_path, make_photos, monkeypatch, no_pictures, call):
     """Returns run(*words) -> status and all that is said, in a folder with a ViT's best.pth."""
     monkeypatch.chdir(tmp_path)
-    for name in ("show_start", "write_results"):
-        monkeypatch.setattr(train, name, lambda *_: None)
     photos = make_photos(tmp_path / "photos", ("cats", "dogs"), per_class=4, size=16)
     fast = ["--model", "vit_micro_patch8_64", "--img-size", "16"]
 
