@@ -117,7 +117,10 @@ def choose(case: Case, given: Mapping) -> Chosen:
     why_rate = f"{what}: {base:g} at batch {kind.batch}, now {total}"
     if rate == base:
         why_rate = f"{what}: {base:g} up to batch {kind.batch}"
-    lr = rate if given.get("lr") is None else given["lr"]
+    fallen = total / kind.batch / growth  # the others' rate, where --lr is the head's
+    lr = rate
+    if given.get("lr") is not None:
+        lr, fallen = given["lr"], 1.0
     warmup = min(kind.warmup_epochs, case.epochs / 5) if lr else 0.0
     own = case.new_head and not case.head_leads
     head = kind.head_rate.get(case.optimizer, 0.0) * growth if own else 0.0
@@ -135,7 +138,7 @@ def choose(case: Case, given: Mapping) -> Chosen:
             scale,
             f"a new head's rate is {head:.3g}" if scale > 1 else "as all else",
         ),
-        "kan_lr_scale": _spline_scale(case, total, lr, kind),
+        "kan_lr_scale": _spline_scale(case, total, lr, fallen),
         "best_by": _best_by(case.val_images),
     }
     return {name: chosen for name, chosen in table.items() if given.get(name) is None}
@@ -150,12 +153,14 @@ def head_growth(case: Case, share: float) -> float:
     return max(1.0, share) if case.optimizer == "adamw" else share
 
 
-def _spline_scale(case: Case, total: int, lr: float, kind: Kind) -> tuple[float, str]:
-    """Returns the splines' rate as a multiple of `lr` for `total` photos together, and why."""
+def _spline_scale(case: Case, total: int, lr: float, fallen: float) -> tuple[float, str]:
+    """Returns the splines' rate as a multiple of `lr` for `total` photos together, and why.
+
+    fallen: the rate that falls with the batch as a multiple of the head's, which does not.
+    """
     if case.spline != "group":
-        share = total / kind.batch
-        grown = share / head_growth(case, share) if case.head_leads else 1.0
-        return float(f"{SPLINES[case.spline] / case.factor * grown:.3g}"), f"{case.spline} splines"
+        scale = SPLINES[case.spline] / case.factor * (fallen if case.head_leads else 1.0)
+        return float(f"{scale:.3g}"), f"{case.spline} splines"
     rate = GROUP_RATE[case.optimizer] * total / 32
     scale = float(f"{rate / lr:.3g}") if lr else 1.0
     return scale, f"their rate is {rate:.3g} in units of their inputs"

@@ -245,7 +245,9 @@ class Trainer:
         if self.run.options.best_by == "balanced":
             found["val_balanced"] = balanced_accuracy(labels, probabilities.argmax(1))
         if self.run.options.best_by == "probability":
-            found["val_probability"] = probabilities.gather(1, labels[:, None]).mean().item()
+            found["val_probability"] = (
+                probabilities.gather(1, labels[:, None]).double().mean().item()
+            )
         return found, result.failed
 
     def validate(self) -> tuple[EpochResult, Tensor, Tensor]:

@@ -71,6 +71,7 @@ def test_a_rate_that_was_given_is_that_of_the_head_alone_and_of_the_head_beside_
     for spline in ("none", "group"):
         case = Case("head", 40, 10, spline, new_head=True)
         assert rates(case, lr=1e-5)[0] == 1e-5
+    assert rates(Case("head", 40, 10, "low-rank"), lr=1e-5) == (1e-5, 1e-5)
 
 
 def test_accuracy_tells_the_best_epoch_where_there_are_photos_enough_or_it_was_asked_for():
