@@ -47,8 +47,9 @@ KINDS = {
         16, {"adamw": 5e-4, "sgd": 0.01}, {"adamw": 0.05, "sgd": 5e-5}, 5.0, 1.0, 0.1,
     ),
 }  # fmt: skip
-# The rate of what adapts frozen layers, as a multiple of a head's alone.
-ADAPTERS = {"none": 1.0, "bias": 5.0, "affine": 5.0, "lora": 1.7}
+# The rate of what adapts frozen layers, as a multiple of a head's alone; a new head beside it keeps
+# its own. benchmarks/worth.py has looked for both.
+ADAPTERS = {"none": 1.0, "bias": 20 / 3, "affine": 20 / 3, "lora": 5 / 6}
 ADAPTER_WORDS = {"bias": "biases", "affine": "scales and shifts", "lora": "LoRA"}
 # The splines' rate as a multiple of --lr. Ten times the rate at low rank cost three points with all
 # layers training (docs/results.md).
@@ -122,9 +123,8 @@ def choose(case: Case, given: Mapping) -> Chosen:
     if given.get("lr") is not None:
         lr, fallen = given["lr"], 1.0
     warmup = min(kind.warmup_epochs, case.epochs / 5) if lr else 0.0
-    own = case.new_head and not case.head_leads
-    head = kind.head_rate.get(case.optimizer, 0.0) * growth if own else 0.0
-    scale = max(1.0, float(f"{head / lr:.3g}")) if lr else 1.0
+    head = kind.head_rate.get(case.optimizer, 0.0) * growth
+    scale = _head_scale(case, head, lr)
     aug = ("none", "the frozen layers run once, on each photo as it is")
     table = {
         "batch_size": (batch, why),
@@ -136,7 +136,7 @@ def choose(case: Case, given: Mapping) -> Chosen:
         "aug": aug if case.one_view else ("basic", what),
         "head_lr_scale": (
             scale,
-            f"a new head's rate is {head:.3g}" if scale > 1 else "as all else",
+            f"a new head's rate is {head:.3g}" if scale != 1 else "as all else",
         ),
         "kan_lr_scale": _spline_scale(case, total, lr, fallen),
         "best_by": _best_by(case.val_images),
@@ -151,6 +151,14 @@ def head_growth(case: Case, share: float) -> float:
     the head of a small folder untrained (at 50 photos it cost 4 points: docs/results.md).
     """
     return max(1.0, share) if case.optimizer == "adamw" else share
+
+
+def _head_scale(case: Case, rate: float, lr: float) -> float:
+    """Returns a head's rate as a multiple of `lr`; rate: what suits a new head."""
+    if case.head_leads or not (case.new_head and lr and rate):
+        return 1.0
+    scale = float(f"{rate / lr:.3g}")
+    return scale if case.kind == "head" else max(1.0, scale)
 
 
 def _spline_scale(case: Case, total: int, lr: float, fallen: float) -> tuple[float, str]:

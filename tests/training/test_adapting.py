@@ -235,7 +235,12 @@ def test_rates_are_those_that_were_measured_for_each_adapter():
     def rate(**case):
         return choose(Case("head", 1000, 10, **case), {})["lr"][0]
 
-    assert rate() < rate(adapt="lora") < rate(adapt="bias") == rate(adapt="affine") == 0.015
+    assert (rate(), rate(adapt="lora")) == (3e-3, 2.5e-3)
+    assert rate(adapt="bias") == rate(adapt="affine") == 0.02
+    for adapt in ("bias", "affine", "lora"):  # a new head's stays; one from the file trains along
+        words = choose(Case("head", 1000, 10, adapt=adapt, new_head=True), {})
+        assert words["lr"][0] * words["head_lr_scale"][0] == pytest.approx(3e-3)
+        assert choose(Case("head", 1000, 10, adapt=adapt), {})["head_lr_scale"][0] == 1
     case = Case("fine-tune", 1000, 10, adapt="lora")
     assert choose(case, {})["lr"] == choose(Case("fine-tune", 1000, 10), {})["lr"]
     words = choose(Case("head", 1000, 10, "low-rank", adapt="bias"), {})
