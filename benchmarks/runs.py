@@ -68,7 +68,7 @@ def provenance() -> dict:
 
 def append_line(path: Path, result: dict) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
+        file.write(json.dumps(result, separators=(",", ":")) + "\n")
 
 
 def read_lines(path: Path) -> list[dict]:
