@@ -121,7 +121,7 @@ class Conclusion:
         if self.among < 2:
             return ""
         where = "each fold's" if self.folds else "the"
-        return f"{where} epoch was chosen among {self.among} by it, so it is optimistic"
+        return f"{where} epoch was chosen among {self.among} on them, so it is optimistic"
 
     def metrics(self) -> dict[str, float]:
         """What the checkpoint keeps."""
