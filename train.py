@@ -140,7 +140,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
     teacher = teacher and Teacher(teacher.on_data(data.classes), preprocess, data.classes)
     trainable = freeze(model, pretrained if options.frozen else (), options.adapt == "bias")
 
-    chosen, photos = {}, len(data.train.paths)
+    photos, chosen = len(data.train.paths), {}
     if options.batch_size == "auto":
         chosen = try_batch_sizes(options, model.to(device), device, photos, world)
     case = case_of(options, model, pretrained, trainable, data, world)

@@ -52,17 +52,15 @@ class Job:
 
 def jobs(args: argparse.Namespace) -> Iterator[tuple[Job, Path]]:
     """Yields the runs that have no line yet, those of few photos first, and their folders."""
-    done = {
-        tuple(line[key] for key in ("command", "set", "photos", "seed"))
-        for line in runs.read_lines(args.results)
-    }
+    lines = runs.read_lines(args.results)
+    done = {Job(line["command"], line["set"], line["photos"], line["seed"]) for line in lines}
+    fewest = {data: LEAST * len(photos_of(data)[0]) for data in args.data}
     for photos, seed, data, name in itertools.product(
         args.photos, args.seeds, args.data, args.commands
     ):
         job = Job(name, data.name, photos, seed)
-        if photos and photos < LEAST * len(photos_of(data)[0]):
-            continue  # groceries at 50 photos
-        if tuple(asdict(job).values()) not in done:
+        enough = photos == ALL or photos >= fewest[data]  # groceries at 50 photos have too few
+        if enough and job not in done:
             yield job, data
 
 
@@ -71,7 +69,8 @@ def lay_out(job: Job, data: Path, root: Path) -> None:
     classes, rows = photos_of(data)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(job.seed)).tolist()
     test = [i for i in order if rows[i][2]] or order[: int(JUDGED * len(order))]
-    pool = torch.tensor([i for i in order if i not in set(test)])
+    judging = set(test)
+    pool = torch.tensor([i for i in order if i not in judging])
     labels = torch.tensor([rows[i][1] for i in pool.tolist()])
     train = pool[drawn(labels, job.photos or len(pool), LEAST)].tolist()
     for part, chosen in (("train", train), ("test", test)):
@@ -128,12 +127,9 @@ def show(lines: list[dict]) -> str:
         found: dict[str, Found] = {}
         for line in mine:
             found.setdefault(line["command"], {})[line["set"], line["seed"]] = line["test_acc"]
-        told += [
-            f"\n{photos or 'all'} photos\n",
-            f"| command | runs | {' | '.join(sets)} | mean | ",
-        ]
-        told[-1] += f"{OURS} more, points |"
-        told += [f"|{'---|' * (len(sets) + 4)}"]
+        columns = "command", "runs", *sets, "mean", f"{OURS} more, points"
+        told += [f"\n{photos or 'all'} photos\n", f"| {' | '.join(columns)} |"]
+        told += [f"|{'---|' * len(columns)}"]
         told += [_row(name, found, sets) for name in COMMANDS if name in found]
     return "\n".join(told)
 

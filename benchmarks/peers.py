@@ -316,7 +316,6 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict:
         root = linked(prepare_data(args.data, seed=seed), Path(folder))
         file = str(Path(args.weights).resolve())
         task = Task(root, file, tuple(weights.mean), tuple(weights.std), args.minutes)
-        torch.manual_seed(seed)
         if name in OURS:
             return {"accuracy": ours(name, task)}
         epochs = max(1, int(60 * args.minutes[-1] / seconds_an_epoch(task)))

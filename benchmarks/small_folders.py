@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.calibration import best_epoch
 from benchmarks.forms.training import drawn
 from benchmarks.pools import BATCH, RATE, Pool, answers, asked_for, parser_for
 from system.terminal import table
@@ -38,12 +39,10 @@ def folder(photos: Pool, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
 def best_epochs(logits: Tensor, labels: Tensor) -> dict[str, int]:
     """Returns the epoch that each of `RULES` chooses by validation photos, logits (E, M, K)."""
     own = logits.softmax(-1)[:, torch.arange(len(labels)), labels]
-    right = (logits.argmax(-1) == labels).float().mean(1).tolist()
-    loss, probability = (-own.log()).mean(1).tolist(), own.mean(1).tolist()
-    epochs = range(len(logits))
-    keys = [lambda e: (right[e], -loss[e]), lambda e: -loss[e], lambda e: probability[e]]
-    found = [max(epochs, key=key) for key in keys]
-    return dict(zip(RULES, [*found, len(logits) - 1], strict=True))
+    by_accuracy = best_epoch(logits, labels, torch.arange(len(labels)))
+    by_loss, by_probability = (int(x.mean(1).argmax()) for x in (own.log(), own))
+    found = by_accuracy, by_loss, by_probability, len(logits) - 1
+    return dict(zip(RULES, found, strict=True))
 
 
 def measure(photos: Pool, count: int, power: float) -> dict[str, list[tuple[float, float]]]:

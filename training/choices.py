@@ -112,14 +112,13 @@ def choose(case: Case, given: Mapping) -> Chosen:
     kind, what = KINDS[case.kind], case.words
     batch, why = _batch_size(case, kind)
     total = (given.get("batch_size") or batch) * case.world_size * case.accum_steps
-    growth = head_growth(case, total / kind.batch)
+    share = total / kind.batch
+    growth = head_growth(case, share)
+    own = growth if case.head_leads else share
     base = float(f"{kind.rate[case.optimizer] * case.factor:.3g}")
-    rate = float(f"{base * (growth if case.head_leads else total / kind.batch):.3g}")
-    why_rate = f"{what}: {base:g} at batch {kind.batch}, now {total}"
-    if rate == base:
-        why_rate = f"{what}: {base:g} up to batch {kind.batch}"
-    fallen = total / kind.batch / growth  # the others' rate, where --lr is the head's
-    lr = rate
+    rate = float(f"{base * own:.3g}")
+    where = f"at batch {kind.batch}, now {total}" if own == share else f"up to batch {kind.batch}"
+    lr, fallen = rate, share / own
     if given.get("lr") is not None:
         lr, fallen = given["lr"], 1.0
     warmup = min(kind.warmup_epochs, case.epochs / 5) if lr else 0.0
@@ -128,7 +127,7 @@ def choose(case: Case, given: Mapping) -> Chosen:
     aug = ("none", "the frozen layers run once, on each photo as it is")
     table = {
         "batch_size": (batch, why),
-        "lr": (rate, why_rate),
+        "lr": (rate, f"{what}: {base:g} {where}"),
         "weight_decay": (kind.weight_decay[case.optimizer], what),
         "warmup_epochs": (warmup, f"{what}, a fifth of the run at most"),
         "layer_decay": (kind.layer_decay, what),
@@ -148,7 +147,7 @@ def head_growth(case: Case, share: float) -> float:
     """Returns a head's rate as a multiple of the usual one; share: of its batch.
 
     AdamW's steps are as large with few photos as with many: a rate that falls with the batch leaves
-    the head of a small folder untrained (at 50 photos it cost 4 points: docs/results.md).
+    the head of a small folder untrained (at 50 photos it cost 4.5 points: docs/results.md).
     """
     return max(1.0, share) if case.optimizer == "adamw" else share
 
@@ -164,10 +163,11 @@ def _head_scale(case: Case, rate: float, lr: float) -> float:
 def _spline_scale(case: Case, total: int, lr: float, fallen: float) -> tuple[float, str]:
     """Returns the splines' rate as a multiple of `lr` for `total` photos together, and why.
 
-    fallen: the rate that falls with the batch as a multiple of the head's, which does not.
+    fallen: what falls with the batch, as a multiple of `lr` where that is the head's, which does
+    not.
     """
     if case.spline != "group":
-        scale = SPLINES[case.spline] / case.factor * (fallen if case.head_leads else 1.0)
+        scale = SPLINES[case.spline] / case.factor * fallen
         return float(f"{scale:.3g}"), f"{case.spline} splines"
     rate = GROUP_RATE[case.optimizer] * total / 32
     scale = float(f"{rate / lr:.3g}") if lr else 1.0
