@@ -19,19 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pools import EPOCHS, Pool, answers, asked_for, parser_for, probabilities
+from benchmarks.pools import (
+    EPOCHS,
+    Pool,
+    answers,
+    asked_for,
+    best_epoch,
+    parser_for,
+    probabilities,
+)
 from imaging.grouping import grouped_folds
 from reporting.calibration import at_temperature, calibration_error, fit_temperature
 from system.terminal import table
 
 SPLITS, FOLDS = 5, 5
-
-
-def best_epoch(logits: Tensor, labels: Tensor, rows: Tensor) -> int:
-    """Returns the epoch most accurate on some photos, of equal ones that of the lowest loss."""
-    losses = [torch.nn.functional.cross_entropy(one[rows], labels[rows]) for one in logits]
-    right = [(one[rows].argmax(1) == labels[rows]).float().mean() for one in logits]
-    return max(range(len(logits)), key=lambda epoch: (right[epoch], -losses[epoch]))
 
 
 def of_folds(photos: Pool, run: Tensor, seed: int) -> tuple[np.ndarray, Tensor, int]:

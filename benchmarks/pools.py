@@ -19,7 +19,9 @@ from formats.reading import read_weights
 from imaging.preprocess import Preprocess, eval_transform
 from imaging.scanning import scan_classes
 from my_dataset import MyDataSet, PhotoLoader, SeededSampler
+from training.choices import Case, choose
 from training.feature_cache import run_frozen
+from training.trainer import goodness
 from vit_model import create_model
 
 EPOCHS, BATCH, RATE = 10, 32, 3e-3  # what train.py chooses for a head alone
@@ -108,6 +110,27 @@ def answers(
             cosine.step()
         found.append(F.linear(pool.features, weight, bias).detach())
     return torch.stack(found)
+
+
+def best_epoch(logits: Tensor, labels: Tensor, rows: Tensor, best_by: str | None = None) -> int:
+    """Returns the epoch whose head train.py would keep, of logits (E, N, K).
+
+    rows: the validation photos. best_by: as `--best-by`; None is what it chooses for so many.
+    """
+    case = Case("head", len(labels) - len(rows), EPOCHS, val_images=len(rows))
+    best_by = best_by or choose(case, {})["best_by"][0]
+
+    def row(one: Tensor) -> dict[str, float]:
+        logits, truth = one[rows].double(), labels[rows]
+        own = logits.softmax(-1).gather(1, truth[:, None])
+        return {
+            "val_acc": (logits.argmax(1) == truth).double().mean().item(),
+            "val_loss": F.cross_entropy(logits, truth).item(),
+            "val_probability": own.mean().item(),
+        }
+
+    metrics = [row(one) for one in logits]
+    return max(range(len(logits)), key=lambda epoch: goodness(metrics[epoch], best_by))
 
 
 def probabilities(logits: Tensor) -> np.ndarray:

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.calibration import best_epoch
 from benchmarks.forms.training import drawn
-from benchmarks.pools import BATCH, RATE, Pool, answers, asked_for, parser_for
+from benchmarks.pools import BATCH, RATE, Pool, answers, asked_for, best_epoch, parser_for
 from system.terminal import table
 from training.choices import Case, choose
 
@@ -38,11 +37,9 @@ def folder(photos: Pool, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
 def best_epochs(logits: Tensor, labels: Tensor) -> dict[str, int]:
     """Returns the epoch that each of `RULES` chooses by validation photos, logits (E, M, K)."""
-    own = logits.softmax(-1)[:, torch.arange(len(labels)), labels]
-    by_accuracy = best_epoch(logits, labels, torch.arange(len(labels)))
-    by_loss, by_probability = (int(x.mean(1).argmax()) for x in (own.log(), own))
-    found = by_accuracy, by_loss, by_probability, len(logits) - 1
-    return dict(zip(RULES, found, strict=True))
+    rows = torch.arange(len(labels))
+    found = {rule: best_epoch(logits, labels, rows, rule) for rule in RULES[:-1]}
+    return found | {RULES[-1]: len(logits) - 1}
 
 
 def measure(photos: Pool, count: int, power: float) -> dict[str, list[tuple[float, float]]]:

@@ -20,8 +20,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from benchmarks.calibration import best_epoch
-from benchmarks.pools import Pool, answers, asked_for, parser_for, probabilities
+from benchmarks.pools import Pool, answers, asked_for, best_epoch, parser_for, probabilities
 from formats.known import UNKNOWN_SHARE, Known
 from reporting.calibration import at_temperature, fit_temperature
 from system.terminal import table
