@@ -263,13 +263,19 @@ def ours(name: str, task: Task) -> dict[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         data = "--data-path", str(task.root), "--weights", task.weights
         result = runs.train("run", [*data, *flags], Path(folder))
-    rows = result["epochs"]
-    clock = result["seconds"] - sum(row["seconds"] for row in rows)
-    found: dict[float, float] = {}
-    for row in rows:
-        clock += row["seconds"]
-        found |= {mark: row["val_acc"] for mark in task.marks if clock <= 60 * mark}
-    return {mark: found.get(mark, 0.0) for mark in task.marks}
+    return at_marks(result["ended"], [row["val_acc"] for row in result["epochs"]], task.marks)
+
+
+def at_marks(ended: list[float], accuracies: list[float], marks: list[float]) -> dict[float, float]:
+    """Returns the accuracy of the last epoch that had ended by each mark, 0 where none had.
+
+    ended: seconds to the end of each epoch. marks: in minutes.
+    """
+    before = {
+        mark: [a for at, a in zip(ended, accuracies, strict=True) if at <= 60 * mark]
+        for mark in marks
+    }
+    return {mark: found[-1] if found else 0.0 for mark, found in before.items()}
 
 
 # --- all of them --------------------------------------------------------------------------------

@@ -25,9 +25,10 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
 
     The run is kept in `work` as `name` until it is finished, and its output in `name`.log; its
     last.pth is moved to `keep`. In the result, `epochs` are the rows of metrics.csv, `test_acc` is
-    the accuracy on test photos (None without), `seconds` the time of the whole command (None if it
-    was cut off and resumed), `cpu_seconds` the processor's time with the loader's workers,
-    `peak_mb` the memory of the largest process.
+    the accuracy on test photos (None without), `seconds` the time of the whole command, `ended`
+    that from its start to the end of each epoch (both None if it was cut off and resumed),
+    `cpu_seconds` the processor's time with the loader's workers, `peak_mb` the memory of the
+    largest process.
     """
     folder, log = work / name, work / f"{name}.log"
     command = [sys.executable, "train.py", *flags, "--output", str(folder)]
@@ -36,15 +37,16 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
         command = [sys.executable, "train.py", "--resume", str(folder)]
     work.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as output:
-        start = time.perf_counter()
+        start = time.time()
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
+        seconds = time.time() - start
     if status:
         raise SystemExit(f"{name} failed: see {log}")
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         epochs = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     results = json.loads((folder / "results.json").read_text("utf-8"))
+    ended = [at - start for at in ends(folder)]
     if keep:
         os.replace(folder / "last.pth", keep)
     shutil.rmtree(folder)  # checkpoints of full-rank splines take half a gigabyte
@@ -52,9 +54,19 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
         "epochs": epochs,
         "test_acc": results["test_acc"],
         "seconds": None if resumed else seconds,
+        "ended": None if resumed else ended,
         "cpu_seconds": None if resumed else usage.ru_utime + usage.ru_stime,
         "peak_mb": usage.ru_maxrss / 1024,
     }
+
+
+def ends(folder: Path) -> list[float]:
+    """Returns when each epoch of a run ended, by the clock of TensorBoard's events."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.wall_time for event in events.Scalars("train_loss")]
 
 
 def provenance() -> dict:

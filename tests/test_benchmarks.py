@@ -152,3 +152,8 @@ def test_epochs_are_chosen_by_accuracy_then_loss_by_loss_and_by_probability(benc
     logits = torch.stack([logits[:, 0], logits[:, 1].flip(-1)], 1)  # the second's class is 1
     found = rules.best_epochs(logits, torch.tensor([0, 1]))
     assert found == {"accuracy": 1, "loss": 2, "probability": 0, "the last": 2}
+
+
+def test_a_mark_has_the_accuracy_of_the_last_epoch_that_had_ended(benchmark):
+    found = benchmark("peers").at_marks([70.0, 100.0, 290.0], [0.5, 0.7, 0.6], [1, 2, 5, 10])
+    assert found == {1: 0.0, 2: 0.7, 5: 0.6, 10: 0.6}
