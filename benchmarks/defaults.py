@@ -35,6 +35,7 @@ COMMANDS = {
     "--adapt affine": "--adapt affine",
     "--adapt lora": "--adapt lora",
     "--freeze-layers false": "--freeze-layers false",
+    "--freeze-layers false --mlp gkan": "--freeze-layers false --mlp gkan",
 }
 LEAST = 2  # photos of a class: train.py asks for one to train on and one to validate on
 ALL = 0  # a number of photos: as many as there are
