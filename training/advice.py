@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from imaging.data_report import DataReport
 from my_dataset import Failed
@@ -20,10 +21,22 @@ WITHOUT_DATA = (
     f"each class; to begin without one, --data-path sample draws flowers, and --download fetches "
     f"photos of them (229 MB)"
 )
-# What benchmarks/worth.py found best after the head alone, the points of accuracy that it adds with
-# so many photos in training, and what a step of it takes, in passes of the frozen layers forward.
-NEXT_FLAGS = ("--mlp", "gkan")
-NEXT_WORTH = {50: 5, 200: 9}
+
+
+class Next(NamedTuple):
+    """What to try after the head alone: flags, and the points of accuracy that they add."""
+
+    flags: tuple[str, ...]
+    points: int
+
+
+# What benchmarks/defaults.py found best with so many photos in training, and what a step of any of
+# it takes, in passes of the frozen layers forward.
+NEXT = {
+    40: Next(("--mlp", "gkan"), 4),
+    160: Next(("--mlp", "gkan"), 10),
+    700: Next(("--freeze-layers", "false"), 12),
+}
 STEP = 3
 
 
@@ -118,11 +131,14 @@ def _learning_more(options: Options) -> list[str]:
     return ways
 
 
-def worth_of_next(photos: int) -> str:
-    """Returns what the benchmark found at the number of photos that is nearest."""
-    like = min(NEXT_WORTH, key=lambda measured: abs(math.log(measured / photos)))
-    points = f"{NEXT_WORTH[like]} points of accuracy more with {like} photos"
-    return f"{points}, the mean of four data sets (docs/results.md)"
+def next_after(photos: int) -> tuple[Next, str]:
+    """Returns what to try after the head alone on so many photos in training, and its worth.
+
+    Both are those that the benchmark found at the number that is nearest.
+    """
+    like = min(NEXT, key=lambda measured: abs(math.log(measured / photos)))
+    points = f"{NEXT[like].points} points of accuracy more with {like} photos in training"
+    return NEXT[like], f"{points}, the mean of other data sets (docs/results.md)"
 
 
 def next_form(run: Run) -> list[tuple[str, str]]:
@@ -135,8 +151,8 @@ def next_form(run: Run) -> list[tuple[str, str]]:
     names = {"data_path", "val_path", "test_path", "test_split", "exclude", "weights", "img_size"}
     names |= {"folds", "group_by"}
     words = words_of(options, names | {"epochs"})
-    line = command("python", "train.py", *words, *NEXT_FLAGS)
-    worth = worth_of_next(len(run.data.train.paths))
+    best, worth = next_after(len(run.data.train.paths))
+    line = command("python", "train.py", *words, *best.flags)
     if run.photo_seconds:
         minutes = run.photo_seconds * options.epochs * len(run.data.train.paths) * STEP / 60
         worth += f", here in about {max(1, round(minutes))} min"

@@ -183,10 +183,17 @@ def finished(*words, mlp="mlp", adapt="none", photo_seconds=0.03):
     return run
 
 
-@pytest.mark.parametrize(("photos", "nearest"), [(1, 50), (99, 50), (101, 200), (10**6, 200)])
-def test_what_the_next_form_adds_is_told_of_the_nearest_number_of_photos(photos, nearest):
-    told = advice.worth_of_next(photos)
-    assert told.startswith(f"{advice.NEXT_WORTH[nearest]} points of accuracy more with {nearest} ")
+@pytest.mark.parametrize(("photos", "nearest"), [(1, 40), (79, 40), (81, 160), (10**6, 700)])
+def test_what_to_try_next_is_what_won_at_the_nearest_number_of_photos(photos, nearest):
+    best, told = advice.next_after(photos)
+    assert best == advice.NEXT[nearest]
+    assert told.startswith(f"{best.points} points of accuracy more with {nearest} photos")
+
+
+def test_what_to_try_next_is_a_command_that_trains_more_than_the_head():
+    for best in advice.NEXT.values():
+        options = parse_args(["--weights", __file__, *best.flags])
+        assert options.mlp == "gkan" or not options.frozen
 
 
 def test_a_head_alone_is_followed_by_the_form_that_won_and_its_time_here():
@@ -197,7 +204,7 @@ def test_a_head_alone_is_followed_by_the_form_that_won_and_its_time_here():
     assert words[:2] == ["python", "train.py"]
     options = parse_args(words[2:])
     assert (options.data_path, options.weights, options.img_size) == ("my photos", __file__, 96)
-    assert {*advice.NEXT_FLAGS} <= {*words}
+    assert {*advice.NEXT[160].flags} <= {*words}
 
 
 def test_the_time_told_is_that_of_the_command():
