@@ -37,16 +37,16 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
         command = [sys.executable, "train.py", "--resume", str(folder)]
     work.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as output:
-        start = time.time()
+        began, start = time.time(), time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.time() - start
+        seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"{name} failed: see {log}")
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         epochs = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     results = json.loads((folder / "results.json").read_text("utf-8"))
-    ended = [at - start for at in ends(folder)]
+    ended = [at - began for at in ends(folder)]
     if keep:
         os.replace(folder / "last.pth", keep)
     shutil.rmtree(folder)  # checkpoints of full-rank splines take half a gigabyte
@@ -61,12 +61,13 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
 
 
 def ends(folder: Path) -> list[float]:
-    """Returns when each epoch of a run ended, by the clock of TensorBoard's events."""
+    """Returns when each epoch of a run ended, in seconds since 1970 (TensorBoard's events)."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return [event.wall_time for event in events.Scalars("train_loss")]
+    rows = events.Scalars("train_loss") if "train_loss" in events.Tags()["scalars"] else []
+    return [row.wall_time for row in rows]
 
 
 def provenance() -> dict:

@@ -30,8 +30,8 @@ class Next(NamedTuple):
     points: int
 
 
-# What benchmarks/defaults.py found best with so many photos in training, and what a step of any of
-# it takes, in passes of the frozen layers forward.
+# What benchmarks/defaults.py found best for its time with so many photos in training, and what a
+# step of any of it takes, in passes of the frozen layers forward.
 NEXT = {
     40: Next(("--mlp", "gkan"), 4),
     160: Next(("--mlp", "gkan"), 10),
