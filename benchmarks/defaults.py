@@ -1,12 +1,13 @@
 """What the commands reach by their own defaults, on folders of 50, 200 and all photos.
 
     python -m benchmarks.defaults --data flower_photos trashnet clothing grocery --weights FILE
+    python -m benchmarks.defaults ... --photos 200 --commands "--freeze-layers false --lr 4e-4"
     python -m benchmarks.defaults --show
 
 Each run is `python train.py` on a folder of so many photos, of which it keeps a fifth for
-validation, judged by --test-path: the set's own test part, or 40 % of its photos. Nothing but the
-flags of `COMMANDS`, the seed and --img-size is given. A line a run in benchmarks/defaults.jsonl;
-what has a line is not run again.
+validation, judged by --test-path: the set's own test part, or 40 % of its photos. Nothing but its
+own flags, the seed and --img-size is given. A line a run in benchmarks/defaults.jsonl; what has a
+line is not run again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from scipy.stats import t as student
 
 from benchmarks import runs
 from benchmarks.forms.pack import photos_of
@@ -28,15 +30,11 @@ from benchmarks.forms.training import JUDGED, drawn
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 OURS = "--mlp gkan"
-COMMANDS = {
-    "head alone": "",
-    OURS: OURS,
-    "--adapt bias": "--adapt bias",
-    "--adapt affine": "--adapt affine",
-    "--adapt lora": "--adapt lora",
-    "--freeze-layers false": "--freeze-layers false",
-    "--freeze-layers false --mlp gkan": "--freeze-layers false --mlp gkan",
-}
+HEAD = "head alone"
+COMMANDS = (
+    HEAD, OURS, "--adapt bias", "--adapt affine", "--adapt lora", "--freeze-layers false",
+    "--freeze-layers false --mlp gkan",
+)  # fmt: skip
 LEAST = 2  # photos of a class: train.py asks for one to train on and one to validate on
 ALL = 0  # a number of photos: as many as there are
 
@@ -88,7 +86,7 @@ def run(job: Job, data: Path, args: argparse.Namespace) -> None:
         lay_out(job, data, root)
         flags = [
             "--data-path", root / "train", "--test-path", root / "test", "--weights", args.weights,
-            *COMMANDS[job.command].split(), "--seed", job.seed, "--img-size", args.img_size,
+            *job.command.replace(HEAD, "").split(), "--seed", job.seed, "--img-size", args.img_size,
             "--workers", 0,
         ]  # fmt: skip
         result = runs.train("run", [str(flag) for flag in flags], root)
@@ -104,10 +102,10 @@ Found = dict[tuple[str, int], float]  # accuracy by set and seed
 
 
 def difference(ours: Found, theirs: Found) -> tuple[float, float]:
-    """Returns the mean over sets of ours minus theirs, and its 95 % half width by the seeds.
+    """Returns the mean over sets of ours minus theirs, and half of its 95 % interval by the seeds.
 
-    The sets are fixed: the spread of the seeds within each tells how sure the mean is. A single
-    seed tells nothing of it (nan).
+    The sets are fixed: the spread of the seeds within each tells how sure the mean is, by Student's
+    t with the degrees of freedom that Welch gives such a sum. A single seed tells nothing (nan).
     """
     per_set: dict[str, list[float]] = {}
     for name, seed in sorted(ours.keys() & theirs.keys()):
@@ -115,8 +113,10 @@ def difference(ours: Found, theirs: Found) -> tuple[float, float]:
     mean = statistics.fmean(statistics.fmean(values) for values in per_set.values())
     if min(map(len, per_set.values())) < 2:
         return mean, math.nan
-    squares = [statistics.variance(values) / len(values) for values in per_set.values()]
-    return mean, 1.96 * math.sqrt(sum(squares)) / len(per_set)
+    spreads = [(statistics.variance(v) / len(v), len(v) - 1) for v in per_set.values()]
+    squared = sum(spread for spread, _ in spreads)
+    freedom = squared**2 / (sum(spread**2 / of for spread, of in spreads) or 1.0)
+    return mean, student.ppf(0.975, max(1.0, freedom)) * math.sqrt(squared) / len(per_set)
 
 
 def show(lines: list[dict]) -> str:
@@ -128,10 +128,12 @@ def show(lines: list[dict]) -> str:
         found: dict[str, Found] = {}
         for line in mine:
             found.setdefault(line["command"], {})[line["set"], line["seed"]] = line["test_acc"]
-        columns = "command", "runs", *sets, "mean", f"{OURS} more, points"
+        columns = "command", "runs", *sets, "mean", f"{OURS} more, points", "processor, s a run"
         told += [f"\n{photos or 'all'} photos\n", f"| {' | '.join(columns)} |"]
         told += [f"|{'---|' * len(columns)}"]
-        told += [_row(name, found, sets) for name in COMMANDS if name in found]
+        for name in sorted(found, key=(*COMMANDS, *found).index):
+            spent = [line["cpu_seconds"] for line in mine if line["command"] == name]
+            told += [f"{_row(name, found, sets)} {statistics.fmean(spent):.0f} |"]
     return "\n".join(told)
 
 
@@ -156,7 +158,8 @@ def main() -> None:
     parser.add_argument("--photos", type=int, nargs="+", default=[50, 200, ALL],
                         help="photos of the folder, 0 for all (default: 50 200 0)")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--commands", nargs="+", default=list(COMMANDS), metavar="FLAGS",
+                        help="each in quotes (default: those of the tables)")  # fmt: skip
     parser.add_argument("--img-size", type=int, default=160)
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
     parser.add_argument("--results", type=Path, default=RESULTS)

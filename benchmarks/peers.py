@@ -1,17 +1,18 @@
 """Accuracy after minutes of training: train.py beside the loops that its user would pick instead.
 
     python -m benchmarks.peers --data flower_photos --weights deit_tiny_patch16_224.safetensors
-    taskset -c 0 python -m benchmarks.peers ... --only timm "torchvision reference"
+    taskset -c 0 python -m benchmarks.peers ... --splits 1 --only timm "torchvision reference"
     python -m benchmarks.peers --show
 
 The same weights, 800 photos in, judged on the other 200 in each of five splits, on all cores that
 the process may use, which stand in each line: bound to one core each, two loops run side by side.
 Peers are Hugging Face's Trainer, timm's parts and torchvision's, with the settings of their own
-scripts (`PEERS` says which); a schedule that needs a number of epochs gets as many as fit into the
-last of `--minutes`. Their clocks stand still while they are judged; train.py has its own number of
-epochs, and its clock runs from the start of the command to the end of an epoch, with everything. A
-line a run in benchmarks/peers.jsonl: runs that have one are not made again. Five splits take eight
-hours of all cores: nothing else may run meanwhile.
+scripts (`PEERS` says which) but for the epochs: as many as a loop of batches of 32 has in the last
+of `--minutes`, so that a rate that falls is lowest there. The Trainer is there with other rates as
+well, in float32 as every peer. Their clocks stand still while they are judged; train.py has its own
+number of epochs, and its clock runs from the start of the command to the end of an epoch, with
+everything. A line a run in benchmarks/peers.jsonl: runs that have one are not made again. Nothing
+else may run meanwhile: a run of a peer takes 22 minutes.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -115,7 +117,8 @@ class Task:
 
         state = read_weights(self.weights).state
         model = timm.create_model(MODEL, num_classes=len(os.listdir(self.root / "train")))
-        model.load_state_dict({k: v for k, v in state.items() if "head" not in k}, strict=False)
+        heads = {k: v for k, v in model.state_dict().items() if k.startswith("head")}
+        model.load_state_dict({k: v for k, v in state.items() if k not in heads} | heads)
         return model
 
     def photos(self, part: str, *steps) -> ImageFolder:
@@ -129,7 +132,7 @@ class Task:
 # --- the peers ----------------------------------------------------------------------------------
 
 
-def hugging_face(task: Task, epochs: int) -> dict[float, float]:
+def hugging_face(task: Task, epochs: int, rate: float = 2e-5) -> dict[float, float]:
     """transformers' Trainer, as its image-classification example is called in its README."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -155,7 +158,7 @@ def hugging_face(task: Task, epochs: int) -> dict[float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=8, learning_rate=2e-5, num_train_epochs=epochs,
+            folder, per_device_train_batch_size=8, learning_rate=rate, num_train_epochs=epochs,
             dataloader_num_workers=WORKERS, save_strategy="no", report_to=[], use_cpu=True,
             remove_unused_columns=False, disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
@@ -172,7 +175,10 @@ def timed(judge: Judge, model: nn.Module, fit: Callable) -> dict[float, float]:
 
 
 def with_timm(task: Task, epochs: int) -> dict[float, float]:
-    """timm's transforms, optimiser and schedule, as its train.py has them by default."""
+    """timm's transforms, optimiser and schedule, as its train.py has them by default.
+
+    They are made for random weights and many more photos.
+    """
     from timm.data import create_transform
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
@@ -197,28 +203,28 @@ def with_timm(task: Task, epochs: int) -> dict[float, float]:
 
 
 def with_torchvision(task: Task, epochs: int) -> dict[float, float]:
-    """torchvision's classification reference by default: SGD, a tenth of the rate at each third."""
-    train = task.photos("train", T.RandomResizedCrop(224), T.RandomHorizontalFlip())
-    judge = task.judge(T.Resize(256), T.CenterCrop(224))
-    model = task.model()
-    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimiser, max(1, epochs // 3), 0.1)
-    loop = Loop(train, 32, nn.CrossEntropyLoss())
-    return timed(
-        judge, model, lambda: loop.run(model, optimiser, lambda _: scheduler.step(), epochs, judge)
-    )
+    """torchvision's classification reference by default, which is made for random weights.
+
+    SGD at 0.1, batches of 32, a tenth of the rate at each third.
+    """
+    return by_steps(task, epochs, max(1, epochs // 3), batch=32, lr=0.1, weight_decay=1e-4)
 
 
 def with_tutorial(task: Task, epochs: int) -> dict[float, float]:
     """PyTorch's transfer-learning tutorial: SGD at 0.001, batches of 4, a tenth after 7 epochs."""
+    return by_steps(task, 25, 7, batch=4, lr=1e-3)
+
+
+def by_steps(task: Task, epochs: int, step: int, batch: int, **sgd: float) -> dict[float, float]:
+    """SGD whose rate falls to a tenth after each `step` epochs."""
     train = task.photos("train", T.RandomResizedCrop(224), T.RandomHorizontalFlip())
     judge = task.judge(T.Resize(256), T.CenterCrop(224))
     model = task.model()
-    optimiser = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimiser, 7, 0.1)
-    loop = Loop(train, 4, nn.CrossEntropyLoss())
+    optimiser = torch.optim.SGD(model.parameters(), momentum=0.9, **sgd)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimiser, step, 0.1)
+    loop = Loop(train, batch, nn.CrossEntropyLoss())
     return timed(
-        judge, model, lambda: loop.run(model, optimiser, lambda _: scheduler.step(), 25, judge)
+        judge, model, lambda: loop.run(model, optimiser, lambda _: scheduler.step(), epochs, judge)
     )
 
 
@@ -248,6 +254,8 @@ class Loop:
 
 PEERS = {
     "Hugging Face Trainer": hugging_face,
+    "Hugging Face Trainer, rate 5e-5": partial(hugging_face, rate=5e-5),
+    "Hugging Face Trainer, rate 1e-4": partial(hugging_face, rate=1e-4),
     "timm": with_timm,
     "torchvision reference": with_torchvision,
     "torchvision tutorial": with_tutorial,
@@ -295,21 +303,23 @@ def seconds_an_epoch(task: Task) -> float:
     """Returns how long a plain loop takes for the training photos, from some steps."""
     photos, model = task.photos("train", T.RandomResizedCrop(224)), task.model()
     optimiser = torch.optim.SGD(model.parameters(), 0.0)
-    loop, judge = Loop(photos, 32, nn.CrossEntropyLoss()), Judge(photos, [math.inf])
-    judge.start()
     some = torch.utils.data.Subset(photos, range(min(160, len(photos))))
-    Loop(some, 32, loop.criterion).run(model, optimiser, lambda _: None, 1, judge)
+    judge = Judge(photos, [math.inf])
+    judge.start()
+    Loop(some, 32, nn.CrossEntropyLoss()).run(model, optimiser, lambda _: None, 1, judge)
     return 60 * judge.minutes * len(photos) / len(some)
 
 
 def measure(args: argparse.Namespace) -> None:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    done = {(line["peer"], line["split"], line["cores"]) for line in runs.read_lines(args.results)}
+    same = "peer", "split", "cores", "set", "minutes"
+    lines = runs.read_lines(args.results)
     for seed, name in itertools.product(range(args.splits), args.only):
-        if (name, seed, cores) in done:
+        values = name, seed, cores, Path(args.data).name, args.minutes
+        line = dict(zip(same, values, strict=True))
+        if any(line == {key: found[key] for key in same} for found in lines):
             continue
-        line = {"peer": name, "split": seed, "cores": cores}
         line |= run(name, seed, args) | runs.provenance() | versions()
         runs.append_line(args.results, line)
         print(name, seed, line["accuracy"], flush=True)
@@ -338,16 +348,40 @@ def versions() -> dict[str, str]:
 
 
 def show(args: argparse.Namespace) -> None:
-    lines = runs.read_lines(args.results)
-    for cores in sorted({line["cores"] for line in lines}):
-        here = [line for line in lines if line["cores"] == cores]
-        marks = list(here[0]["accuracy"])
-        print(f"| loop, cores: {cores} | splits | {' | '.join(f'{mark} min' for mark in marks)} |")
-        print(f"|---|---|{'---|' * len(marks)}")
-        for name in [*OURS, *PEERS]:
-            if mine := [line["accuracy"] for line in here if line["peer"] == name]:
-                means = [f"{statistics.fmean(found[mark] for found in mine):.3f}" for mark in marks]
-                print(f"| {name} | {len(mine)} | {' | '.join(means)} |")
+    """Prints a table for each set of splits that the same loops have passed on as many cores."""
+    print(tables(runs.read_lines(args.results)))
+
+
+def tables(lines: list[dict]) -> str:
+    """Returns a table of means for the loops that have passed the same splits on so many cores.
+
+    So no mean stands beside one of other photos. Accuracy 0: no epoch had ended.
+    """
+    splits: dict[tuple, set[int]] = {}
+    for line in lines:
+        where = line["set"], tuple(line["minutes"]), line["cores"], line["peer"]
+        splits.setdefault(where, set()).add(line["split"])
+    told = []
+    for shared in sorted({(*where[:3], tuple(sorted(found))) for where, found in splits.items()}):
+        told += ["", *table(lines, *shared)]
+    return "\n".join(told)
+
+
+def table(
+    lines: list[dict], name: str, marks: tuple[float, ...], cores: int, splits: tuple[int, ...]
+) -> list[str]:
+    """Returns the lines of the table of every loop that has passed at least these splits."""
+    rows = [f"| loop; {name}, cores: {cores}, splits: {', '.join(map(str, splits))} |"]
+    rows[0] += "".join(f" {mark:g} min |" for mark in marks)
+    rows += [f"|{'---|' * (1 + len(marks))}"]
+    for peer in [*OURS, *PEERS]:
+        same = {"peer": peer, "set": name, "minutes": list(marks), "cores": cores}
+        mine = {line["split"]: line for line in lines if same.items() <= line.items()}
+        if mine.keys() >= set(splits):
+            found = [list(mine[split]["accuracy"].values()) for split in splits]
+            means = [statistics.fmean(of) for of in zip(*found, strict=True)]
+            rows.append(f"| {peer} |" + "".join(f" {x:.3f} |" if x else " |" for x in means))
+    return rows
 
 
 def main() -> None:

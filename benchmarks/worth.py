@@ -3,7 +3,8 @@
     python -m benchmarks.worth --pack --data flower_photos trashnet clothing grocery --weights FILE
     python -m benchmarks.worth --quick              # two sets, two seeds: under an hour
     python -m benchmarks.worth --stage night        # four sets, five seeds
-    python -m benchmarks.worth --stage controls     # other adapters at the same maps
+    python -m benchmarks.worth --stage controls     # other adapters at the same maps, a longer head
+    python -m benchmarks.worth --stage layers       # all layers, with splines and without
     python -m benchmarks.worth --stage few          # the five forms at 50 photos
     python -m benchmarks.worth --stage variants     # one form of splines, a dozen changes
     python -m benchmarks.worth --stage gpu --device cuda --workers 8 --minutes 9
@@ -11,9 +12,11 @@
 
 Every stage reads worth.pack, appends one JSON line a run to benchmarks/worth.jsonl and ends with
 its table. Lines that are there are not run again, so that any stage can be killed and started anew;
-several workers share the work. Each form's rate is chosen by photos of seed 0 that no reported run
-is judged by, and the search is widened until the best lies inside it; seeds 1 and up are reported,
-judged after the last epoch. Differences are taken photo by photo.
+several workers share the work. Each form's rate is chosen with seed 0, by photos that it neither
+trains on nor keeps for judging, and the search is widened until the best lies inside it; seeds 1
+and up are reported, judged after the last epoch. A set without a test part is split anew by each
+seed, so that choosing photos are among the judging ones, for every form alike. Differences are
+taken photo by photo.
 """
 
 import argparse
@@ -37,6 +40,7 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 FOUR = ("flower_photos", "trashnet", "clothing", "grocery")
 TWO = ("trashnet", "clothing")
 CHOSEN_AT = 200  # photos that rates are chosen with
+PER_PHOTO = ("right", "millinats")
 NAMES = FORMS | VARIANTS
 BASE_NAME = next(name for name, form in FORMS.items() if form is BASE)
 
@@ -62,8 +66,16 @@ STAGES = {
         FIVE, FOUR, (200,), (1, 2, 3, 4, 5), FOUR,
     ),
     "controls": Stage(
-        "(b) controls at the same maps: four sets, five seeds, 200 photos in training",
-        ("biases", "scale and shift", "LoRA r=4", "LoRA r=2, 4 maps", BASE_NAME),
+        "(b) more controls: four sets, five seeds, 200 photos in training",
+        (
+            "head alone, 40 epochs", "biases", "scale and shift", "LoRA r=4", "LoRA r=2, 4 maps",
+            BASE_NAME,
+        ),
+        FOUR, (200,), (1, 2, 3, 4, 5), FOUR,
+    ),
+    "layers": Stage(
+        "(b) all layers: four sets, five seeds, 200 photos in training",
+        ("all layers", "all layers, spline per feature, 4 maps", BASE_NAME),
         FOUR, (200,), (1, 2, 3, 4, 5), FOUR,
     ),
     "few": Stage(
@@ -181,7 +193,8 @@ def work(stage: Stage, pack: Pack, args: argparse.Namespace) -> None:
             continue
         result = train(job, NAMES[job.form], pack, device)
         about = {"key": job.key} | asdict(job) | provenance() | {"device": device.type}
-        append_line(args.results, about | result)
+        each = PER_PHOTO if job.choosing else ()  # a rate is chosen by means
+        append_line(args.results, about | {k: v for k, v in result.items() if k not in each})
         claim.unlink(missing_ok=True)
         print(f"{job.key}: {result['accuracy']:.3f}, {result['loss']:.3f}", flush=True)
 
@@ -325,7 +338,8 @@ def main() -> None:
     if args.pack:
         print(f"{args.file}: {write(args.file, args.data, args.weights) / 1e6:.1f} MB")
         return
-    stage, pack = STAGES["quick" if args.quick else args.stage], Pack(args.file)
+    args.stage = "quick" if args.quick else args.stage
+    stage, pack = STAGES[args.stage], Pack(args.file)
     if args.cost_of:
         spent = cost(FORMS[args.cost_of], pack, torch.device(args.device))
         append_line(args.results, {"key": f"cost of {args.cost_of}"} | provenance() | spent)
@@ -337,8 +351,7 @@ def main() -> None:
 
 def run(stage: Stage, pack: Pack, args: argparse.Namespace) -> None:
     """Makes the stage's runs with `--workers` processes, then measures what a step costs."""
-    name = next(key for key, value in STAGES.items() if value is stage)
-    flags = ["--stage", name, "--minutes", str(args.minutes), "--threads", str(args.threads)]
+    flags = ["--stage", args.stage, "--minutes", str(args.minutes), "--threads", str(args.threads)]
     others = [
         subprocess.Popen([*command(args), *flags, "--workers", "1"], stdout=subprocess.DEVNULL)
         for _ in range(args.workers - 1)

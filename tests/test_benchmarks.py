@@ -96,8 +96,8 @@ def test_the_gpu_benchmark_runs_on_a_cpu_to_see_that_it_works(tmp_path):
 
 def test_the_commands_of_defaults_are_flags_of_train_py(benchmark):
     table = benchmark("defaults")
-    for flags in table.COMMANDS.values():
-        parse_args(["--weights", "file", *flags.split()])
+    for flags in table.COMMANDS:
+        parse_args(["--weights", "file", *flags.replace(table.HEAD, "").split()])
 
 
 def test_a_folder_of_few_photos_has_two_of_each_class_and_no_photo_that_judges(benchmark, tmp_path):
@@ -126,7 +126,9 @@ def test_the_width_of_a_difference_is_that_of_the_seeds_within_each_set(benchmar
     ours = {("a", 1): 0.6, ("a", 2): 0.7, ("b", 1): 0.2, ("b", 2): 0.4}  # +0.1, +0.1; 0, +0.1
     mean, half = difference(ours, theirs)
     assert mean == pytest.approx(0.075)
-    assert half == pytest.approx(1.96 * (0.005 / 2) ** 0.5 / 2)
+    assert half == pytest.approx(12.7062 * (0.005 / 2) ** 0.5 / 2)  # Student's t, one degree
+    both = ours | {("a", 2): 0.8}  # now both sets spread alike: two degrees
+    assert difference(both, theirs)[1] == pytest.approx(4.30265 * 0.005**0.5 / 2)
     mean, half = difference({("a", 1): 0.6}, theirs)
     assert mean == pytest.approx(0.1)
     assert math.isnan(half)
@@ -135,14 +137,15 @@ def test_the_width_of_a_difference_is_that_of_the_seeds_within_each_set(benchmar
 def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(benchmark):
     def line(command, photos, seed, accuracy):
         return {"command": command, "set": "a", "photos": photos, "seed": seed} | {
-            "test_acc": accuracy
+            "test_acc": accuracy,
+            "cpu_seconds": 10.0 * seed,
         }
 
     lines = [line("head alone", n, s, 0.5) for n in (0, 50) for s in (1, 2)]
     lines += [line("--mlp gkan", n, s, 0.6) for n in (0, 50) for s in (1, 2)]
     told = benchmark("defaults").show(lines)
     assert told.index("50 photos") < told.index("all photos")
-    assert told.count("| head alone | 2 | 0.500 | 0.500 | +10.0 (± 0.0) |") == 2
+    assert told.count("| head alone | 2 | 0.500 | 0.500 | +10.0 (± 0.0) | 15 |") == 2
 
 
 def test_epochs_are_chosen_by_accuracy_then_loss_by_loss_and_by_probability(benchmark):
@@ -157,3 +160,21 @@ def test_epochs_are_chosen_by_accuracy_then_loss_by_loss_and_by_probability(benc
 def test_a_mark_has_the_accuracy_of_the_last_epoch_that_had_ended(benchmark):
     found = benchmark("peers").at_marks([70.0, 100.0, 290.0], [0.5, 0.7, 0.6], [1, 2, 5, 10])
     assert found == {1: 0.0, 2: 0.7, 5: 0.6, 10: 0.6}
+
+
+def test_means_of_loops_stand_beside_each_other_only_on_the_same_splits(benchmark):
+    def line(peer, split, accuracy, cores=2):
+        about = {"peer": peer, "split": split, "cores": cores, "set": "flowers", "minutes": [1, 2]}
+        return about | {"accuracy": {"1": 0.0, "2": accuracy}}
+
+    lines = [line("timm", 0, 0.5), line("timm", 1, 0.7), line("train.py, head alone", 0, 0.9)]
+    told = benchmark("peers").tables([*lines, line("timm", 0, 0.8, cores=1)])
+    alone, first, both = told.strip().split("\n\n")
+    assert "cores: 1, splits: 0 |" in alone
+    assert "| timm | | 0.800 |" in alone
+    assert "cores: 2, splits: 0 |" in first
+    assert "| timm | | 0.500 |" in first
+    assert "| train.py, head alone | | 0.900 |" in first
+    assert "cores: 2, splits: 0, 1 |" in both
+    assert "| timm | | 0.600 |" in both
+    assert "head alone" not in both

@@ -30,8 +30,8 @@ class Next(NamedTuple):
     points: int
 
 
-# What benchmarks/defaults.py found best for its time with so many photos in training, and what a
-# step of any of it takes, in passes of the frozen layers forward.
+# What benchmarks/defaults.py found best, or level with that, with so many photos in training, and
+# what a step of any of it takes, in passes of the frozen layers forward.
 NEXT = {
     40: Next(("--mlp", "gkan"), 4),
     160: Next(("--mlp", "gkan"), 10),
@@ -149,7 +149,7 @@ def next_form(run: Run) -> list[tuple[str, str]]:
     if run.model.sizes.adapt != "none" or options.adapt != "none":
         return []
     names = {"data_path", "val_path", "test_path", "test_split", "exclude", "weights", "img_size"}
-    names |= {"folds", "group_by"}
+    names |= {"folds", "group_by", "seed", "val_split"}  # the same validation photos
     words = words_of(options, names | {"epochs"})
     best, worth = next_after(len(run.data.train.paths))
     line = command("python", "train.py", *words, *best.flags)

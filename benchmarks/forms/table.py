@@ -14,18 +14,21 @@ LORA = {"adapt": "lora", "lora_at": "mlp"}
 class Form:
     """config: of the model. rates: where the search begins, of what the form adds or of all layers.
 
-    everything: whether all layers train. biases: whether the blocks' own do. spline_rate: of
-    splines where all layers train, as `training.choices` has it. knots, outside: how the range of a
-    spline is set, `outside` being the share of inputs beyond it. smooth: weight of the squared
-    second differences of coefficients. decay: weight decay of the splines. refined: the cells from
-    the middle of training on.
+    everything: whether all layers train. biases: whether the blocks' own do. epochs: how often the
+    photos pass. spline_rate: of splines where all layers train, as `training.choices` has it.
+    lora_rate: of LoRA beside splines. knots, outside: how the range of a spline is set, `outside`
+    being the share of inputs beyond it. smooth: weight of the squared second differences of
+    coefficients. decay: weight decay of the splines. refined: the cells from the middle of training
+    on.
     """
 
     config: dict = field(default_factory=dict)
     rates: tuple[float, ...] = ()
     everything: bool = False
     biases: bool = False
+    epochs: int = 8
     spline_rate: float | None = None
+    lora_rate: float | None = None
     knots: str = "even"
     outside: float = 0.01
     smooth: float = 0.0
@@ -43,7 +46,8 @@ FORMS: dict[str, Form] = {
     "LoRA r=4": Form(LORA | {"lora_rank": 4}, (1.25e-3, 2.5e-3, 5e-3)),
     "spline per feature": Form(FEATURE, (1e-2, 2e-2, 4e-2)),
     "spline per feature, 4 maps": Form(FEATURE | {"kan_at": "all"}, (5e-3, 1e-2, 2e-2)),
-    # The forms of a GPU's stage alone.
+    # More controls, more forms of splines, and all layers.
+    "head alone, 40 epochs": Form({}, (3e-4, 1e-3, 3e-3), epochs=40),
     "scale and shift": Form({"adapt": "affine"}, (5e-3, 1e-2, 2e-2)),
     "LoRA r=1": Form(LORA | {"lora_rank": 1}, (5e-3, 1e-2, 2e-2)),
     "LoRA r=16": Form(LORA | {"lora_rank": 16}, (2.5e-3, 5e-3, 1e-2)),
@@ -59,6 +63,7 @@ FORMS: dict[str, Form] = {
     "all layers": all_layers(),
     "all layers, LoRA r=4": all_layers(**LORA, lora_rank=4),
     "all layers, spline per feature": all_layers(1.6e-2, **FEATURE),
+    "all layers, spline per feature, 4 maps": all_layers(1.6e-2, **FEATURE, kan_at="all"),
     "all layers, splines of rank 16": all_layers(mlp="kan", kan_rank=16),
 }
 FIVE = tuple(FORMS)[:5]
@@ -84,6 +89,6 @@ VARIANTS: dict[str, Form] = {
     "smoothness 1e-4": replace(BASE, smooth=1e-4),
     "weight decay 1": replace(BASE, decay=1.0),
     "dropout 0.1": changed(drop_rate=0.1),
-    "beside LoRA r=2": changed(**LORA, lora_rank=2),
+    "beside LoRA r=2": replace(changed(**LORA, lora_rank=2), lora_rate=1.25e-3),
     "beside biases": replace(BASE, biases=True),
 }

@@ -24,7 +24,7 @@ from training.feature_cache import plan, rest_of, run_frozen
 from training.optim import CurveRates, create_lr_scheduler, create_optimizer, freeze, param_groups
 from vit_model import HEADS, VisionTransformer, create_model, is_spline
 
-EPOCHS, BATCH, LRF = 8, 16, 0.01
+BATCH, LRF = 16, 0.01
 HEAD_RATE = 3e-3  # of a new head beside anything else; alone it has rates of its own
 JUDGED = 0.4  # the share of photos that judge, of a set without a test part
 MOST_JUDGES = 300  # photos to choose rates by
@@ -35,7 +35,7 @@ CALIBRATION = 128
 class Job:
     """What is trained: a form by its name, on a set, of a seed, so many photos, at a rate.
 
-    choosing: judged by photos that no reported run is judged by, to choose the rate.
+    choosing: judged by photos that the run of this seed neither trains on nor keeps for judging.
     """
 
     form: str
@@ -119,13 +119,14 @@ def set_ranges(model: nn.Module, form: Form, batches) -> None:
 
 def optimiser_of(model: VisionTransformer, form: Form, rate: float) -> torch.optim.Optimizer:
     """Returns AdamW with a rate for what the form adds, another for a new head beside it."""
-    scale, decay, layer_decay = 1.0, 0.0, 1.0
+    lr = form.lora_rate or rate
+    scale, decay, layer_decay = rate / lr, 0.0, 1.0
     if form.everything:
         decay, layer_decay = 0.05, 0.75
         scale = form.spline_rate / rate if form.spline_rate else 1.0
     alone = not (form.everything or form.biases or form.config)
-    head_scale = 1.0 if alone else HEAD_RATE / rate
-    groups = param_groups(model, rate, decay, layer_decay, scale, head_lr_scale=head_scale)
+    head_scale = 1.0 if alone else HEAD_RATE / lr
+    groups = param_groups(model, lr, decay, layer_decay, scale, head_lr_scale=head_scale)
     if form.decay:
         for group in groups:
             group["weight_decay"] = form.decay * any(map(is_spline, group["names"]))
@@ -142,7 +143,7 @@ def refine(model: nn.Module, cells: int) -> None:
 
 
 def roughness(model: nn.Module) -> Tensor:
-    """Returns the mean squared second difference of the grouped splines' coefficients."""
+    """Returns the sum of squared second differences of the grouped splines' coefficients."""
     layers = [module for module in model.modules() if isinstance(module, GroupKANLinear)]
     return torch.stack([layer.spline_weight.diff(n=2).square().sum() for layer in layers]).sum()
 
@@ -150,7 +151,7 @@ def roughness(model: nn.Module) -> Tensor:
 # --- training -----------------------------------------------------------------------------------
 
 
-def train(job: Job, form: Form, pack: Pack, device: torch.device, epochs: int = EPOCHS) -> dict:
+def train(job: Job, form: Form, pack: Pack, device: torch.device) -> dict:
     """Trains and judges; returns numbers, seconds, and each judging photo's log loss and answer."""
     photos = pack.sets[job.set]
     ours, theirs = sides(photos, job)
@@ -164,7 +165,7 @@ def train(job: Job, form: Form, pack: Pack, device: torch.device, epochs: int = 
     inputs = views(model, skip, load, ours, device)
     labels = photos.labels[ours].to(device)
     start = time.process_time()
-    fit(model, rest, form, inputs, labels, job, epochs)
+    fit(model, rest, form, inputs, labels, job)
     seconds = time.process_time() - start
     judged = views(model, skip, load, theirs, device, mirrored=False)
     loss, right = judge(rest, judged, photos.labels[theirs].to(device))
@@ -203,22 +204,24 @@ def views(model, skip: int, load, places: Tensor, device, mirrored: bool = True)
     return lambda batch, flip: kept[int(flip)][batch]
 
 
-def stepping(model: VisionTransformer, form: Form, rate: float, per_epoch: int, epochs: int):
+def stepping(model: VisionTransformer, form: Form, rate: float, per_epoch: int):
     """Returns optimiser, schedule, and all parameters that train."""
     optimiser = optimiser_of(model, form, rate)
-    scheduler = create_lr_scheduler(optimiser, epochs * per_epoch, per_epoch * form.everything, LRF)
+    scheduler = create_lr_scheduler(
+        optimiser, form.epochs * per_epoch, per_epoch * form.everything, LRF
+    )
     return optimiser, scheduler, [p for g in optimiser.param_groups for p in g["params"]]
 
 
-def fit(model, rest, form: Form, inputs, labels: Tensor, job: Job, epochs: int) -> None:
+def fit(model, rest, form: Form, inputs, labels: Tensor, job: Job) -> None:
     """Trains in batches; half of them, drawn by the seed, are mirrored."""
     generator = torch.Generator().manual_seed(job.seed)
-    sizes = form, job.rate, -(-len(labels) // BATCH), epochs
+    sizes = form, job.rate, -(-len(labels) // BATCH)
     optimiser, scheduler, parameters = stepping(model, *sizes)
     torch.manual_seed(job.seed)  # of dropout
     rest.train()
-    for epoch in range(epochs):
-        if form.refined and epoch == epochs // 2:
+    for epoch in range(form.epochs):
+        if form.refined and epoch == form.epochs // 2:
             done = scheduler.last_epoch
             refine(model, form.refined)
             optimiser, scheduler, parameters = stepping(model, *sizes)

@@ -213,6 +213,12 @@ def test_the_time_told_is_that_of_the_command():
     assert "--epochs 30" in line
 
 
+def test_what_to_try_next_is_judged_by_the_same_photos():
+    [(_, line)] = advice.next_form(finished(*FILE, "--seed", "3", "--val-split", "0.3"))
+    options = parse_args(shlex.split(line)[2:])
+    assert (options.seed, options.val_split) == (3, 0.3)
+
+
 def test_no_time_is_told_where_the_frozen_layers_did_not_run_once():
     [(worth, _)] = advice.next_form(finished(*FILE, photo_seconds=None))
     assert " min" not in worth
