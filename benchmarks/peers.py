@@ -1,7 +1,7 @@
 """Accuracy after minutes of training: train.py beside the loops that its user would pick instead.
 
     python -m benchmarks.peers --data flower_photos --weights deit_tiny_patch16_224.safetensors
-    taskset -c 0 python -m benchmarks.peers ... --splits 1 --only timm "torchvision reference"
+    taskset -c 0 python -m benchmarks.peers ... --splits 0 --only timm "torchvision reference"
     python -m benchmarks.peers --show
 
 The same weights, 800 photos in, judged on the other 200 in each of five splits, on all cores that
@@ -315,7 +315,7 @@ def measure(args: argparse.Namespace) -> None:
     torch.set_num_threads(cores)
     same = "peer", "split", "cores", "set", "minutes"
     lines = runs.read_lines(args.results)
-    for seed, name in itertools.product(range(args.splits), args.only):
+    for seed, name in itertools.product(args.splits, args.only):
         values = name, seed, cores, Path(args.data).name, args.minutes
         line = dict(zip(same, values, strict=True))
         if any(line == {key: found[key] for key in same} for found in lines):
@@ -388,7 +388,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder of class folders")
     parser.add_argument("--weights", help=f"the weights of {MODEL}")
-    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, nargs="+", default=list(MINUTES))
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
     parser.add_argument("--results", type=Path, default=RESULTS)
