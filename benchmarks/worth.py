@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -244,17 +244,23 @@ def recommended(stage: Stage, done: dict[str, dict], rates: dict[str, float]) ->
 
 
 def show(stage: Stage, pack: Pack, done: dict[str, dict], ours: str | None = None) -> str:
-    """Returns the stage's tables, one for each number of photos, or what is still missing.
+    """Returns the stage's tables, one for each number of photos, of the forms that have all runs.
 
     ours: the form that differences are of, by default the one that is recommended.
     """
-    missing = len(set(pending(stage, done)))
-    if missing:
-        return f"{stage.words}: at least {missing} runs are still to be made"
+    missing = {form: len(set(pending(replace(stage, forms=(form,)), done))) for form in stage.forms}
+    words = [
+        f"{form!r} is left out: at least {n} of its runs are still to be made"
+        for form, n in missing.items()
+        if n
+    ]
+    stage = replace(stage, forms=tuple(form for form, n in missing.items() if not n))
+    if not SPLINES & {*stage.forms} or (ours and ours not in stage.forms):
+        return "\n".join([stage.words, *words])
     rates = {form: search(form, stage.search, done)[1] for form in stage.forms}
     ours = ours or recommended(stage, done, rates)
     same = {name for name in stage.sets if pack.sets[name].test.any()}
-    parts = [f"{stage.words}; differences are of {ours!r}, points of accuracy and nats"]
+    parts = [f"{stage.words}; differences are of {ours!r}, points of accuracy and nats", *words]
     for photos in stage.photos:
         found = {
             form: {

@@ -67,7 +67,7 @@ FORMS: dict[str, Form] = {
     "all layers, splines of rank 16": all_layers(mlp="kan", kan_rank=16),
 }
 FIVE = tuple(FORMS)[:5]
-SPLINES = tuple(name for name, form in FORMS.items() if form.config.get("mlp"))
+SPLINES = {name for name, form in FORMS.items() if form.config.get("mlp")}
 
 BASE = FORMS["spline per feature, 4 maps"]  # the lowest loss of the splines in stage (a)
 
