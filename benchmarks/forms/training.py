@@ -20,6 +20,7 @@ from formats.fitting import load_into
 from imaging.preprocess import Normalise, Preprocess
 from kan import GroupKANLinear
 from splines.layer import SplineLayer
+from system import devices
 from training.feature_cache import plan, rest_of, run_frozen
 from training.optim import CurveRates, create_lr_scheduler, create_optimizer, freeze, param_groups
 from vit_model import HEADS, VisionTransformer, create_model, is_spline
@@ -174,6 +175,7 @@ def train(job: Job, form: Form, pack: Pack, device: torch.device) -> dict:
         "numbers": count
         - sum(model.get_parameter(n).numel() for n in trainable if n.startswith(HEADS)),
         "train_seconds": round(seconds, 2),
+        "dtype": str(half(device) or torch.float32).removeprefix("torch."),
         "accuracy": right.float().mean().item(),
         "loss": loss.mean().item(),
         "millinats": [round(1000 * value) for value in loss.tolist()],
@@ -182,7 +184,13 @@ def train(job: Job, form: Form, pack: Pack, device: torch.device) -> dict:
 
 
 def autocast(device: torch.device):
-    return torch.autocast(device.type, torch.bfloat16)
+    return devices.autocast(device, half(device))
+
+
+def half(device: torch.device) -> torch.dtype | None:
+    """Returns bfloat16 where the hardware has it: emulated, it takes ten times as long."""
+    dtype = devices.amp_dtype("auto", device)
+    return dtype if dtype is torch.bfloat16 else None
 
 
 @torch.no_grad()
