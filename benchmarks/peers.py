@@ -265,13 +265,15 @@ PEERS = {
 # --- ours ---------------------------------------------------------------------------------------
 
 
-def ours(name: str, task: Task) -> dict[float, float]:
-    """Runs train.py and reads the validation accuracy of the last epoch that had ended."""
+def ours(name: str, task: Task) -> dict:
+    """Runs train.py; returns when its epochs ended, in seconds, their accuracies, and the marks'."""
     flags = f"{OURS[name]} --workers {WORKERS}".split()
     with tempfile.TemporaryDirectory() as folder:
         data = "--data-path", str(task.root), "--weights", task.weights
         result = runs.train("run", [*data, *flags], Path(folder))
-    return at_marks(result["ended"], [row["val_acc"] for row in result["epochs"]], task.marks)
+    ended, found = result["ended"], [round(row["val_acc"], 4) for row in result["epochs"]]
+    by_epoch = {"ended": [round(at, 1) for at in ended], "val_acc": found}
+    return by_epoch | {"accuracy": at_marks(ended, found, task.marks)}
 
 
 def at_marks(ended: list[float], accuracies: list[float], marks: list[float]) -> dict[float, float]:
@@ -326,14 +328,14 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> dict:
-    """Runs one loop on one split; returns its number of epochs and {minutes: accuracy}."""
+    """Runs one loop on one split; returns {minutes: accuracy} and what is known of its epochs."""
     weights = read_weights(args.weights)
     with tempfile.TemporaryDirectory() as folder:
         root = linked(prepare_data(args.data, seed=seed), Path(folder))
         file = str(Path(args.weights).resolve())
         task = Task(root, file, tuple(weights.mean), tuple(weights.std), args.minutes)
         if name in OURS:
-            return {"accuracy": ours(name, task)}
+            return ours(name, task)
         epochs = max(1, int(60 * args.minutes[-1] / seconds_an_epoch(task)))
         torch.manual_seed(seed)
         return {"epochs": epochs, "accuracy": PEERS[name](task, epochs)}
