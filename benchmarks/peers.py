@@ -266,7 +266,7 @@ PEERS = {
 
 
 def ours(name: str, task: Task) -> dict:
-    """Runs train.py; returns when its epochs ended, in seconds, their accuracies, and the marks'."""
+    """Runs train.py; returns when its epochs ended, in seconds, and the accuracies of each."""
     flags = f"{OURS[name]} --workers {WORKERS}".split()
     with tempfile.TemporaryDirectory() as folder:
         data = "--data-path", str(task.root), "--weights", task.weights
