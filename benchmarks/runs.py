@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from system.devices import amp_dtype
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -71,11 +73,15 @@ def ends(folder: Path) -> list[float]:
 
 
 def provenance() -> dict:
-    """Returns when and where a figure was measured."""
+    """Returns when and where a figure was measured.
+
+    bf16: whether the processor computes in bfloat16, as `--amp auto` then does.
+    """
     return {
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "bf16": amp_dtype("auto", torch.device("cpu")) is not None,
     }
 
 
