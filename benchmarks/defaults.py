@@ -3,6 +3,7 @@
     python -m benchmarks.defaults --data flower_photos trashnet clothing grocery --weights FILE
     python -m benchmarks.defaults ... --photos 200 --commands "--freeze-layers false --lr 4e-4"
     python -m benchmarks.defaults --show
+    python -m benchmarks.defaults --show --ours "--freeze-layers false --mlp gkan"
 
 Each run is `python train.py` on a folder of so many photos, of which it keeps a fifth for
 validation, judged by --test-path: the set's own test part, or 40 % of its photos. Nothing but its
@@ -63,6 +64,10 @@ def jobs(args: argparse.Namespace) -> Iterator[tuple[Job, Path]]:
             yield job, data
 
 
+def flags_of(command: str) -> list[str]:
+    return [] if command == HEAD else command.split()
+
+
 def lay_out(job: Job, data: Path, root: Path) -> None:
     """Links the photos of a run: root/train/CLASS/N and root/test/CLASS/N."""
     classes, rows = photos_of(data)
@@ -86,8 +91,7 @@ def run(job: Job, data: Path, args: argparse.Namespace) -> None:
         lay_out(job, data, root)
         flags = [
             "--data-path", root / "train", "--test-path", root / "test", "--weights", args.weights,
-            *job.command.replace(HEAD, "").split(), "--seed", job.seed, "--img-size", args.img_size,
-            "--workers", 0,
+            *flags_of(job.command), "--seed", job.seed, "--img-size", args.img_size, "--workers", 0,
         ]  # fmt: skip
         result = runs.train("run", [str(flag) for flag in flags], root)
     found = {"test_acc": result["test_acc"], "cpu_seconds": round(result["cpu_seconds"], 1)}
@@ -119,8 +123,8 @@ def difference(ours: Found, theirs: Found) -> tuple[float, float]:
     return mean, student.ppf(0.975, max(1.0, freedom)) * math.sqrt(squared) / len(per_set)
 
 
-def show(lines: list[dict]) -> str:
-    """Returns a table for each number of photos."""
+def show(lines: list[dict], ours: str = OURS) -> str:
+    """Returns a table for each number of photos. ours: the command that differences are of."""
     told = []
     for photos in sorted({line["photos"] for line in lines}, key=lambda n: n or math.inf):
         mine = [line for line in lines if line["photos"] == photos]
@@ -128,16 +132,16 @@ def show(lines: list[dict]) -> str:
         found: dict[str, Found] = {}
         for line in mine:
             found.setdefault(line["command"], {})[line["set"], line["seed"]] = line["test_acc"]
-        columns = "command", "runs", *sets, "mean", f"{OURS} more, points", "processor, s a run"
+        columns = "command", "runs", *sets, "mean", f"{ours} more, points", "processor, s a run"
         told += [f"\n{photos or 'all'} photos\n", f"| {' | '.join(columns)} |"]
         told += [f"|{'---|' * len(columns)}"]
         for name in sorted(found, key=(*COMMANDS, *found).index):
             spent = [line["cpu_seconds"] for line in mine if line["command"] == name]
-            told += [f"{_row(name, found, sets)} {statistics.fmean(spent):.0f} |"]
+            told += [_row(name, ours, found, sets, statistics.fmean(spent))]
     return "\n".join(told)
 
 
-def _row(name: str, found: dict[str, Found], sets: list[str]) -> str:
+def _row(name: str, ours: str, found: dict[str, Found], sets: list[str], seconds: float) -> str:
     values = found[name]
     means = [
         statistics.fmean([v for (of, _), v in values.items() if of == one] or [math.nan])
@@ -145,10 +149,10 @@ def _row(name: str, found: dict[str, Found], sets: list[str]) -> str:
     ]
     cells = [f"{mean:.3f}" for mean in (*means, statistics.fmean(means))]
     more = ""
-    if name != OURS and OURS in found:
-        mean, half = (100 * value for value in difference(found[OURS], values))
+    if name != ours and ours in found:
+        mean, half = (100 * value for value in difference(found[ours], values))
         more = f"{mean:+.1f}" + ("" if math.isnan(half) else f" (± {half:.1f})")
-    return f"| {name} | {len(values)} | {' | '.join(cells)} | {more} |"
+    return f"| {name} | {len(values)} | {' | '.join(cells)} | {more} | {seconds:.0f} |"
 
 
 def main() -> None:
@@ -164,13 +168,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--show", action="store_true", help="print the tables of what is measured")
+    parser.add_argument("--ours", default=OURS, metavar="FLAGS",
+                        help=f"take differences of this command (default: {OURS})")  # fmt: skip
     args = parser.parse_args()
     if not args.show:
         args.weights = str(Path(args.weights).resolve())
         os.environ["OMP_NUM_THREADS"] = "1"
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda pair: run(*pair, args), list(jobs(args))))
-    print(show(runs.read_lines(args.results)))
+    print(show(runs.read_lines(args.results), args.ours))
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def test_the_gpu_benchmark_runs_on_a_cpu_to_see_that_it_works(tmp_path):
 
 def test_the_commands_of_defaults_are_flags_of_train_py(benchmark):
     table = benchmark("defaults")
-    for flags in table.COMMANDS:
-        parse_args(["--weights", "file", *flags.replace(table.HEAD, "").split()])
+    for command in table.COMMANDS:
+        parse_args(["--weights", "file", *table.flags_of(command)])
 
 
 def test_a_folder_of_few_photos_has_two_of_each_class_and_no_photo_that_judges(benchmark, tmp_path):
@@ -146,6 +146,8 @@ def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(b
     told = benchmark("defaults").show(lines)
     assert told.index("50 photos") < told.index("all photos")
     assert told.count("| head alone | 2 | 0.500 | 0.500 | +10.0 (± 0.0) | 15 |") == 2
+    other = benchmark("defaults").show(lines, "head alone")
+    assert other.count("| --mlp gkan | 2 | 0.600 | 0.600 | -10.0 (± 0.0) | 15 |") == 2
 
 
 def test_epochs_are_chosen_by_accuracy_then_loss_by_loss_and_by_probability(benchmark):
