@@ -1,7 +1,7 @@
 """What the commands reach by their own defaults, on folders of 50, 200 and all photos.
 
     python -m benchmarks.defaults --data flower_photos trashnet clothing grocery --weights FILE
-    python -m benchmarks.defaults ... --photos 200 --commands "--freeze-layers false --lr 4e-4"
+    python -m benchmarks.defaults ... --photos 200 --commands "--freeze-layers false --lr 2e-4"
     python -m benchmarks.defaults --show
     python -m benchmarks.defaults --show --ours "--freeze-layers false --mlp gkan"
 

@@ -34,8 +34,8 @@ class Next(NamedTuple):
 # what a step of any of it takes, in passes of the frozen layers forward.
 NEXT = {
     40: Next(("--mlp", "gkan"), 4),
-    160: Next(("--mlp", "gkan"), 10),
-    700: Next(("--freeze-layers", "false"), 12),
+    160: Next(("--freeze-layers", "false"), 10),
+    700: Next(("--freeze-layers", "false"), 13),
 }
 STEP = 3
 

@@ -292,6 +292,7 @@ def case_of(
         new_head="head.weight" not in pretrained,
         adapt=options.adapt,
         val_images=photos // options.folds if options.folds else len(data.val.paths),
+        width=model.sizes.embed_dim,
     )
 
 

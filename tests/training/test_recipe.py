@@ -40,6 +40,19 @@ def test_the_chosen_rate_grows_linearly_with_the_total_batch():
     assert choose(four, {"batch_size": 16})["lr"][0] == pytest.approx(4 * one)
 
 
+def test_only_a_wide_pretrained_model_of_which_all_layers_train_has_a_lower_rate():
+    rate, reason = choose(Case("fine-tune", 800, 10, width=768), {})["lr"]
+    assert rate == pytest.approx(choose(Case("fine-tune", 800, 10), {})["lr"][0] / 2)
+    assert "768 channels wide" in reason
+    others = [
+        Case("fine-tune", 800, 10), Case("fine-tune", 800, 10, optimizer="sgd"),
+        Case("scratch", 800, 10), Case("head", 800, 10), Case("head", 800, 10, adapt="bias"),
+    ]  # fmt: skip
+    for case in others:
+        for width in (64, 768) if case != others[0] else (64,):
+            assert choose(replace(case, width=width), {}) == choose(case, {})
+
+
 def rates(case, **given):
     """Returns the rates of (the head, the splines or all else) that a case comes to."""
     values = {name: value for name, (value, _) in choose(case, given).items()} | given
