@@ -1,5 +1,6 @@
 """Grids of KAN layers: moved, refined, calibrated, and the function that stays."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,6 +127,17 @@ def test_calibration_leaves_one_percent_outside(zero):
             if hasattr(layer, "coverage"):
                 assert layer.coverage(x) > 0.98999
             x = layer(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.25])
+def test_calibration_ends_at_the_inputs_that_leave_half_the_share_out_on_either_side(share):
+    layer, x = KANLinear(3, 2, scale_noise=0.0), torch.randn(999, 3) * torch.tensor([1, 0.1, 50])
+    calibrate(layer, [x], outside_share=share)
+    ranked = np.sort(x.numpy(), axis=0)
+    left = int(share / 2 * 999)
+    np.testing.assert_allclose(layer.low, ranked[left], rtol=1e-5)
+    np.testing.assert_allclose(layer.high, ranked[998 - left], rtol=1e-5)
 
 
 @torch.no_grad()
