@@ -62,9 +62,8 @@ SETTINGS: dict[str, Setting] = {
     "+ label smoothing": Setting("--label-smoothing 0.1", "+ no decay of biases, norms"),
     "+ layer decay": Setting("--layer-decay 0.75", "+ label smoothing"),
     "+ the head's own rate": Setting("--head-lr-scale 15", "+ layer decay"),
-    "+ rate 4e-4": Setting(  # train.py's choice
-        "--lr 4e-4 --head-lr-scale 7.5", "+ the head's own rate"
-    ),
+    # train.py's choice
+    "+ rate 4e-4": Setting("--lr 4e-4 --head-lr-scale 7.5", "+ the head's own rate"),
     # One by one on top of the row before.
     "& rate 5e-4": Setting("--lr 5e-4", "+ layer decay"),
     "& EMA": Setting("--ema 0.998", "+ layer decay"),

@@ -37,8 +37,8 @@ KINDS = {
     ),
     "fine-tune": Kind(
         "all layers from pretrained weights",
-        # Twice and half the rate end lower on folders of 50 photos (whose batches are of 4), twice
-        # it no higher on 200, and either lower on all of four sets (benchmarks/defaults.py).
+        # Twice and half the rate end lower on folders of 50 photos (whose batches are of 4) and on
+        # all of four sets; on 200, twice it is level and half lower (benchmarks/defaults.py).
         16, {"adamw": 4e-4, "sgd": 0.003}, {"adamw": 0.05, "sgd": 5e-5}, 1.0, 0.75, 0.1,
         # At the backbone's rate a new head has learned little when a short run ends: worse than
         # alone (docs/results.md).
@@ -93,7 +93,7 @@ class Case:
 
     @property
     def factor(self) -> float:
-        """The rate as a multiple of that of its kind."""
+        """The rate of adapters as a multiple of that of its kind."""
         return ADAPTERS[self.adapt] if self.kind == "head" else 1.0
 
     @property

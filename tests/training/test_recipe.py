@@ -40,17 +40,21 @@ def test_the_chosen_rate_grows_linearly_with_the_total_batch():
     assert choose(four, {"batch_size": 16})["lr"][0] == pytest.approx(4 * one)
 
 
-def test_only_a_wide_pretrained_model_of_which_all_layers_train_has_a_lower_rate():
+@pytest.mark.parametrize(("case", "width"), [
+    (Case("fine-tune", 800, 10), 64),
+    *((case, width) for width in (64, 768) for case in (
+        Case("fine-tune", 800, 10, optimizer="sgd"), Case("scratch", 800, 10),
+        Case("head", 800, 10), Case("head", 800, 10, adapt="bias"),
+    )),
+])  # fmt: skip
+def test_other_rates_do_not_know_the_width(case, width):
+    assert choose(replace(case, width=width), {}) == choose(case, {})
+
+
+def test_a_wide_pretrained_model_of_which_all_layers_train_has_a_lower_rate():
     rate, reason = choose(Case("fine-tune", 800, 10, width=768), {})["lr"]
     assert rate == pytest.approx(choose(Case("fine-tune", 800, 10), {})["lr"][0] / 2)
     assert "768 channels wide" in reason
-    others = [
-        Case("fine-tune", 800, 10), Case("fine-tune", 800, 10, optimizer="sgd"),
-        Case("scratch", 800, 10), Case("head", 800, 10), Case("head", 800, 10, adapt="bias"),
-    ]  # fmt: skip
-    for case in others:
-        for width in (64, 768) if case != others[0] else (64,):
-            assert choose(replace(case, width=width), {}) == choose(case, {})
 
 
 def rates(case, **given):
