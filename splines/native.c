@@ -78,6 +78,9 @@ static inline vec pick(lanes where, vec yes, vec no) {
   return (vec)((where & (lanes)yes) | (~where & (lanes)no));
 }
 
+/* |value|: all but the bit of the sign, by which -0 differs from 0. */
+static inline vec magnitude(vec value) { return (vec)((lanes)value & ~(lanes)-(vec){0}); }
+
 static inline lanes whole(vec value) { return __builtin_convertvector(value, lanes); }
 
 static inline vec number(lanes value) { return __builtin_convertvector(value, vec); }
@@ -120,6 +123,8 @@ typedef uint16_t halves;
 static inline vec only(lanes where, vec value) { return where ? value : 0; }
 
 static inline vec pick(lanes where, vec yes, vec no) { return where ? yes : no; }
+
+static inline vec magnitude(vec value) { return value < 0 ? -value : value; }
 
 static inline lanes whole(vec value) { return (lanes)value; }
 
@@ -620,64 +625,51 @@ EXPORT void even_coefficients(const REAL *sums, int64_t parts, int64_t stride, i
 }
 
 struct piece { /* where a vector of inputs lies, and on what */
-  vec v, w, q[2], square[2], s[2]; /* w: v within the grid; q: how far |w| lies beyond a knot */
-  lanes right;
+  vec w, beyond, q[2], part[2]; /* w: v within the grid; beyond: what v - w counts for; q: how far */
+  lanes right, inside;          /* |w| lies beyond a knot; part: its square times the jump there */
 };
 
-static inline vec magnitude(vec x) { return pick(WHERE(x < 0), -x, x); }
-
-static inline struct piece piece_of(vec x, const REAL *row, int64_t stride) {
-  struct piece at;
-  at.v = x * load(row + INVERSE * stride) + load(row + SHIFT * stride);
-  at.right = WHERE(at.v > 0);
-  at.w = held(at.v, (vec){0} - 2.5f, (vec){0} + 2.5f);
-  const vec d = magnitude(at.w);
+static inline struct piece piece_of(vec x, const vec *row, int64_t outside) {
+  const vec v = x * row[INVERSE] + row[SHIFT];
+  struct piece at = {.w = held(v, (vec){0} - 2.5f, (vec){0} + 2.5f), .right = WHERE(v > 0)};
+  at.inside = WHERE(v == at.w);
+  if (outside == LINEAR) at.beyond = v - at.w;
   UNROLL for (int i = 0; i < 2; i++) {
-    const vec beyond = d - (i + 0.5f);
-    at.q[i] = only(WHERE(beyond > 0), beyond);
-    at.s[i] = pick(at.right, load(row + (RIGHT + i) * stride), load(row + (LEFT + i) * stride));
-    at.square[i] = at.q[i] * at.q[i] * at.s[i];
+    const vec q = magnitude(at.w) - (i + 0.5f);
+    at.q[i] = only(WHERE(q > 0), q);
+    at.part[i] = at.q[i] * at.q[i] * pick(at.right, row[RIGHT + i], row[LEFT + i]);
   }
   return at;
 }
 
-static inline vec value_of(struct piece at, const REAL *row, int64_t stride, int64_t outside) {
-  vec y = load(row + C_2 * stride) + at.w * load(row + C_3 * stride);
-  y = load(row + C_1 * stride) + at.w * y;
-  y = load(row + C_0 * stride) + at.w * y;
-  y = y + at.square[0] * at.q[0] + at.square[1] * at.q[1];
-  if (outside == LINEAR)
-    y += (at.v - at.w) *
-         pick(at.right, load(row + END_RIGHT * stride), load(row + END_LEFT * stride));
-  return y;
+static inline vec value_of(struct piece at, const vec *row) {
+  vec y = row[C_2] + at.w * row[C_3];
+  y = row[C_1] + at.w * y;
+  y = row[C_0] + at.w * y;
+  y += at.part[0] * at.q[0] + at.part[1] * at.q[1];
+  return y + at.beyond * pick(at.right, row[END_RIGHT], row[END_LEFT]);
 }
 
 /* By x. */
-static inline vec slope_on(struct piece at, const REAL *row, int64_t stride, int64_t outside) {
+static inline vec slope_on(struct piece at, const vec *row, int64_t outside) {
   const vec three = pick(at.right, (vec){0} + 3, (vec){0} - 3);
-  vec slope = load(row + TWICE_C_2 * stride) + at.w * load(row + THRICE_C_3 * stride);
-  slope = load(row + C_1 * stride) + at.w * slope + three * (at.square[0] + at.square[1]);
-  if (outside != LINEAR) slope = only(WHERE(at.v == at.w), slope);
-  return slope * load(row + INVERSE * stride);
+  vec slope = row[TWICE_C_2] + at.w * row[THRICE_C_3];
+  slope = row[C_1] + at.w * slope + three * (at.part[0] + at.part[1]);
+  return (outside == LINEAR ? slope : only(at.inside, slope)) * row[INVERSE];
 }
 
-/* sum[i * stride] += what the i-th of c_0 to c_3 and of the jumps right and left get of g. */
-static inline void add_moments(struct piece at, vec g, int64_t outside, REAL *sum, int64_t stride) {
-  const vec w = at.w, gw = g * w;
-  vec of[4] = {g, gw, gw * w, gw * w * w};
-  vec far[2] = {at.q[0] * at.q[0] * at.q[0], at.q[1] * at.q[1] * at.q[1]};
-  if (outside == LINEAR) { /* beyond the ends powers go on with their slopes */
-    const vec e = at.v - w, three = 3 * magnitude(e), ge = g * e;
-    of[1] += ge;
-    of[2] += 2 * w * ge;
-    of[3] += 3 * w * w * ge;
-    UNROLL for (int i = 0; i < 2; i++) far[i] += three * at.q[i] * at.q[i];
-  }
-  UNROLL for (int i = 0; i < 4; i++) *(vec *)(sum + i * stride) += of[i];
+/* sum[i] += what the i-th of c_0 to c_3 and of the jumps right and left get of g. Beyond the ends powers
+   go on with their slopes: w^n as w^(n - 1) (w + n (v - w)). */
+static inline void add_moments(struct piece at, vec g, vec *sum) {
+  const vec gw = g * at.w, on = at.w + at.beyond, side[2] = {only(at.right, g), only(~at.right, g)};
+  sum[0] += g;
+  sum[1] += g * on;
+  sum[2] += gw * (on + at.beyond);
+  sum[3] += gw * at.w * (on + at.beyond + at.beyond);
   UNROLL for (int i = 0; i < 2; i++) {
-    const vec part = g * far[i];
-    *(vec *)(sum + (4 + i) * stride) += only(at.right, part);
-    *(vec *)(sum + (6 + i) * stride) += only(~at.right, part);
+    const vec far = at.q[i] * at.q[i] * (at.q[i] + 3 * magnitude(at.beyond));
+    sum[4 + i] += side[0] * far;
+    sum[6 + i] += side[1] * far;
   }
 }
 
@@ -718,27 +710,62 @@ static inline void activate(vec x, int64_t activation, vec *value, vec *slope) {
   }
 }
 
-#define BLOCK (8 * WIDTH) /* features whose tables and sums stay in the first-level cache */
+struct even { /* a call: y = base function + curves at x; all (rows, features) */
+  struct matrix x, base, grad, grad_x, y;
+  const REAL *table;
+  int64_t stride, outside, activation, again;
+};
 
-/* y = base function + curves at x; where torch has computed that function, it is at `base`. */
+static inline void base_at(struct even of, vec x, int64_t r, int64_t f, int64_t width, vec *value,
+                           vec *slope) {
+  *slope = (vec){0};
+  if (of.activation == GIVEN) *value = get(of.base, r, f, width);
+  else activate(x, of.activation, value, slope);
+}
+
+static inline void even_tile(struct even of, int64_t start, int64_t end, int64_t f, int64_t width) {
+  vec row[ROWS], value, slope;
+  UNROLL for (int i = 0; i < ROWS; i++) row[i] = load(of.table + i * of.stride + f);
+  for (int64_t r = start; r < end; r++) {
+    const vec x = get(of.x, r, f, width);
+    base_at(of, x, r, f, width, &value, &slope);
+    put(of.y, r, f, width, value + value_of(piece_of(x, row, of.outside), row));
+  }
+}
+
+static inline void even_tile_backward(struct even of, int64_t start, int64_t end, int64_t f, int64_t
+                                      width, REAL *sums) {
+  vec row[ROWS], sum[8], value, slope;
+  UNROLL for (int i = 0; i < ROWS; i++) row[i] = load(of.table + i * of.stride + f);
+  UNROLL for (int i = 0; i < 8; i++) sum[i] = load(sums + i * of.stride + f);
+  for (int64_t r = start; r < end; r++) {
+    const vec x = get(of.x, r, f, width), g = get(of.grad, r, f, width);
+    const struct piece on = piece_of(x, row, of.outside);
+    base_at(of, x, r, f, width, &value, &slope);
+    put(of.grad_x, r, f, width, g * (slope_on(on, row, of.outside) + slope));
+    if (of.again) put(of.y, r, f, width, value + value_of(on, row));
+    add_moments(on, g, sum);
+  }
+  UNROLL for (int i = 0; i < 8; i++) *(vec *)(sums + i * of.stride + f) = sum[i];
+}
+
+/* What is known of a vector of features stays at hand for so many rows; tables and sums of so many
+   features stay in the second-level cache. */
+enum { TILE = 16, BLOCK = 32 * WIDTH };
+
+/* Where torch has computed the base function, it is at `base`. */
 EXPORT void even_curves(struct matrix *x, int64_t rows, int64_t features, const REAL *table, int64_t
                         stride, int64_t outside, int64_t activation, struct matrix *base, struct
                         matrix *y, int64_t threads) {
-  const struct matrix in = *x, add = *base, out = *y;
-  const int64_t most = 256;
+  const struct even of = {.x = *x, .base = *base, .y = *y, .table = table, .stride = stride,
+                          .outside = outside, .activation = activation};
 #pragma omp parallel for num_threads(threads)
-  for (int64_t start = 0; start < rows; start += most)
-    for (int64_t block = 0; block < features; block += BLOCK)
-      for (int64_t r = start; r < smaller(rows, start + most); r++)
-        for (int64_t f = block; f < smaller(features, block + BLOCK); f += WIDTH) {
-          const int64_t width = smaller(WIDTH, features - f);
-          const vec at = get(in, r, f, width);
-          vec active, rise;
-          if (activation == GIVEN) active = get(add, r, f, width);
-          else activate(at, activation, &active, &rise);
-          const struct piece on = piece_of(at, table + f, stride);
-          put(out, r, f, width, active + value_of(on, table + f, stride, outside));
-        }
+  for (int64_t r = 0; r < rows; r += TILE)
+    for (int64_t f = 0; f < features; f += WIDTH) {
+      const int64_t end = smaller(rows, r + TILE);
+      if (features - f >= WIDTH) even_tile(of, r, end, f, WIDTH); /* the compiler knows a whole vector */
+      else even_tile(of, r, end, f, features - f);
+    }
 }
 
 /* Gradients of `even_curves`: grad_x, without that of a base function that torch has computed, and
@@ -748,21 +775,16 @@ EXPORT void even_curves_backward(struct matrix *x, int64_t rows, int64_t feature
                                  int64_t stride, int64_t outside, int64_t activation, struct matrix
                                  *base, struct matrix *grad, struct matrix *grad_x, int64_t again,
                                  struct matrix *y, REAL *sums, int64_t most, int64_t threads) {
-  const struct matrix in = *x, add = *base, from = *grad, to = *grad_x, out = *y;
+  const struct even of = {*x, *base, *grad, *grad_x, *y, table, stride, outside, activation, again};
 #pragma omp parallel for collapse(2) num_threads(threads)
   for (int64_t part = 0; part < (rows + most - 1) / most; part++)
     for (int64_t block = 0; block < features; block += BLOCK)
-      for (int64_t r = part * most; r < smaller(rows, (part + 1) * most); r++)
+      for (int64_t r = part * most; r < smaller(rows, (part + 1) * most); r += TILE)
         for (int64_t f = block; f < smaller(features, block + BLOCK); f += WIDTH) {
-          const int64_t width = smaller(WIDTH, features - f);
-          const vec at = get(in, r, f, width), g = get(from, r, f, width);
-          const struct piece on = piece_of(at, table + f, stride);
-          vec active, slope = slope_on(on, table + f, stride, outside), rise = {0};
-          if (activation == GIVEN) active = get(add, r, f, width);
-          else activate(at, activation, &active, &rise);
-          put(to, r, f, width, g * (slope + rise));
-          if (again) put(out, r, f, width, active + value_of(on, table + f, stride, outside));
-          add_moments(on, g, outside, sums + part * 8 * stride + f, stride);
+          const int64_t end = smaller(smaller(rows, (part + 1) * most), r + TILE);
+          REAL *to = sums + part * 8 * stride;
+          if (features - f >= WIDTH) even_tile_backward(of, r, end, f, WIDTH, to);
+          else even_tile_backward(of, r, end, f, features - f, to);
         }
 }
 
