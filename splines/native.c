@@ -171,7 +171,8 @@ static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline vec load(const REAL *from) { return *(const vec *)from; }
 
-/* What is a few rows ahead in the same columns, which no processor expects, is fetched beforehand. */
+/* What comes soon, though no processor expects it, is fetched beforehand: the same columns a few rows
+   ahead, or what follows in one of many rows. */
 static inline void fetch(struct matrix m, int64_t row, int64_t column) {
   PREFETCH((const char *)m.at + (row * m.stride + column) * (m.narrow ? 2 : sizeof(REAL)));
   (void)m, (void)row, (void)column; /* where PREFETCH does nothing */
@@ -710,6 +711,10 @@ static inline void activate(vec x, int64_t activation, vec *value, vec *slope) {
   }
 }
 
+/* What is known of a vector of features stays at hand for so many rows; tables and sums of so many
+   features stay in the second-level cache. AHEAD: numbers, at which rows are fetched beforehand. */
+enum { TILE = 16, BLOCK = 32 * WIDTH, AHEAD = 4 * WIDTH };
+
 struct even { /* a call: y = base function + curves at x; all (rows, features) */
   struct matrix x, base, grad, grad_x, y;
   const REAL *table;
@@ -727,6 +732,8 @@ static inline void even_tile(struct even of, int64_t start, int64_t end, int64_t
   vec row[ROWS], value, slope;
   UNROLL for (int i = 0; i < ROWS; i++) row[i] = load(of.table + i * of.stride + f);
   for (int64_t r = start; r < end; r++) {
+    fetch(of.x, r, f + AHEAD);
+    fetch(of.y, r, f + AHEAD);
     const vec x = get(of.x, r, f, width);
     base_at(of, x, r, f, width, &value, &slope);
     put(of.y, r, f, width, value + value_of(piece_of(x, row, of.outside), row));
@@ -739,6 +746,9 @@ static inline void even_tile_backward(struct even of, int64_t start, int64_t end
   UNROLL for (int i = 0; i < ROWS; i++) row[i] = load(of.table + i * of.stride + f);
   UNROLL for (int i = 0; i < 8; i++) sum[i] = load(sums + i * of.stride + f);
   for (int64_t r = start; r < end; r++) {
+    fetch(of.x, r, f + AHEAD);
+    fetch(of.grad, r, f + AHEAD);
+    fetch(of.grad_x, r, f + AHEAD);
     const vec x = get(of.x, r, f, width), g = get(of.grad, r, f, width);
     const struct piece on = piece_of(x, row, of.outside);
     base_at(of, x, r, f, width, &value, &slope);
@@ -748,10 +758,6 @@ static inline void even_tile_backward(struct even of, int64_t start, int64_t end
   }
   UNROLL for (int i = 0; i < 8; i++) *(vec *)(sums + i * of.stride + f) = sum[i];
 }
-
-/* What is known of a vector of features stays at hand for so many rows; tables and sums of so many
-   features stay in the second-level cache. */
-enum { TILE = 16, BLOCK = 32 * WIDTH };
 
 /* Where torch has computed the base function, it is at `base`. */
 EXPORT void even_curves(struct matrix *x, int64_t rows, int64_t features, const REAL *table, int64_t
