@@ -47,7 +47,11 @@ BASE_NAME = next(name for name, form in FORMS.items() if form is BASE)
 
 @dataclass(frozen=True)
 class Stage:
-    """words: what the table says of itself. search: whether each form's rate is looked for here."""
+    """words: what the table says of itself. search: the sets that choose each form's rate.
+
+    by: what chooses it, "loss" or "accuracy", for a form is to be at its best in what it is judged
+    by: with all layers training the two differ fourfold, in frozen layers hardly.
+    """
 
     words: str
     forms: tuple[str, ...]
@@ -55,6 +59,7 @@ class Stage:
     photos: tuple[int, ...]
     seeds: tuple[int, ...]
     search: tuple[str, ...]
+    by: str = "loss"
 
 
 STAGES = {
@@ -76,7 +81,7 @@ STAGES = {
     "layers": Stage(
         "(b) all layers: four sets, five seeds, 200 photos in training",
         ("all layers", "all layers, spline per feature, 4 maps", BASE_NAME),
-        FOUR, (200,), (1, 2, 3, 4, 5), FOUR,
+        FOUR, (200,), (1, 2, 3, 4, 5), FOUR, "accuracy",
     ),
     "few": Stage(
         "few photos: four sets, three seeds, 50 photos in training, rates of (b)",
@@ -103,31 +108,34 @@ def choosing(form: str, name: str, rate: float) -> Job:
     return Job(form, name, 0, CHOSEN_AT, rate, True)
 
 
-def search(
-    form: str, sets: tuple[str, ...], done: dict[str, dict]
-) -> tuple[list[Job], float | None]:
+def search(form: str, stage: Stage, done: dict[str, dict]) -> tuple[list[Job], float | None]:
     """Returns the runs that the choice of a form's rate still needs, and the rate when it is found.
 
-    The lowest mean loss decides; where it lies at an edge, a rate beyond is tried.
+    The lowest mean loss or the highest mean accuracy decides; where it lies at an edge, a rate
+    beyond is tried.
     """
     if form in VARIANTS:
-        return search(BASE_NAME, sets, done)
+        return search(BASE_NAME, stage, done)
     rates = list(NAMES[form].rates)
     while True:
-        jobs = [choosing(form, name, rate) for rate in rates for name in sets]
+        jobs = [choosing(form, name, rate) for rate in rates for name in stage.search]
         missing = [job for job in jobs if job.key not in done]
         if missing:
             return missing, None
-        losses = [
-            sum(done[choosing(form, name, rate).key]["loss"] for name in sets) for rate in rates
-        ]
-        best = losses.index(min(losses))
+        scores = [score(form, rate, stage, done) for rate in rates]
+        best = scores.index(max(scores))
         if 0 < best < len(rates) - 1:
             return [], rates[best]
         if best == 0:
             rates.insert(0, rates[0] / 2)
         else:
             rates.append(rates[-1] * 2)
+
+
+def score(form: str, rate: float, stage: Stage, done: dict[str, dict]) -> float:
+    """Returns the form's success on the photos that choose; the higher, the better."""
+    sign = 1 if stage.by == "accuracy" else -1
+    return sum(sign * done[choosing(form, name, rate).key][stage.by] for name in stage.search)
 
 
 def reported(stage: Stage, form: str, rate: float) -> list[Job]:
@@ -143,7 +151,7 @@ def pending(stage: Stage, done: dict[str, dict]) -> Iterator[Job]:
     """Yields the runs that can be made now, the choice of rates first."""
     rates = {}
     for form in stage.forms:
-        jobs, rates[form] = search(form, stage.search, done)
+        jobs, rates[form] = search(form, stage, done)
         yield from jobs
     found = {form: rate for form, rate in rates.items() if rate is not None}
     jobs = [job for form, rate in found.items() for job in reported(stage, form, rate)]
@@ -234,13 +242,11 @@ def mean(found: Values) -> float:
 
 
 def recommended(stage: Stage, done: dict[str, dict], rates: dict[str, float]) -> str:
-    """Returns the spline form whose loss was lowest on the photos that chose the rates."""
+    """Returns the spline form that did best on the photos that chose the rates."""
+    if stage.forms[0] == BASE_NAME:
+        return BASE_NAME
     forms = [form for form in stage.forms if form in SPLINES]
-
-    def loss(form: str) -> float:
-        return sum(done[choosing(form, name, rates[form]).key]["loss"] for name in stage.search)
-
-    return BASE_NAME if stage.forms[0] == BASE_NAME else min(forms, key=loss)
+    return max(forms, key=lambda form: score(form, rates[form], stage, done))
 
 
 def show(stage: Stage, pack: Pack, done: dict[str, dict], ours: str | None = None) -> str:
@@ -257,7 +263,7 @@ def show(stage: Stage, pack: Pack, done: dict[str, dict], ours: str | None = Non
     stage = replace(stage, forms=tuple(form for form, n in missing.items() if not n))
     if not SPLINES & {*stage.forms} or (ours and ours not in stage.forms):
         return "\n".join([stage.words, *words])
-    rates = {form: search(form, stage.search, done)[1] for form in stage.forms}
+    rates = {form: search(form, stage, done)[1] for form in stage.forms}
     ours = ours or recommended(stage, done, rates)
     same = {name for name in stage.sets if pack.sets[name].test.any()}
     parts = [f"{stage.words}; differences are of {ours!r}, points of accuracy and nats", *words]
