@@ -19,10 +19,13 @@ from vit_model import create_model
 SETS = ("a", "b")
 
 
-def finished_with(losses: dict[float, float], form: str) -> dict:
+STAGE = replace(worth.STAGES["night"], search=SETS)
+
+
+def finished_with(values: dict[float, float], form: str, of: str = "loss") -> dict:
     return {
-        worth.choosing(form, name, rate).key: {"loss": loss}
-        for rate, loss in losses.items()
+        worth.choosing(form, name, rate).key: {"loss": 0.0, "accuracy": 0.0} | {of: value}
+        for rate, value in values.items()
         for name in SETS
     }
 
@@ -30,17 +33,26 @@ def finished_with(losses: dict[float, float], form: str) -> dict:
 def test_a_rate_is_chosen_only_once_it_lies_between_two_that_are_worse():
     form = "LoRA r=4"
     low, middle, high = FORMS[form].rates
-    jobs, found = worth.search(form, SETS, {})
+    jobs, found = worth.search(form, STAGE, {})
     assert (len(jobs), found) == (6, None)
     falling = {low: 3.0, middle: 2.0, high: 1.0}
-    jobs, found = worth.search(form, SETS, finished_with(falling, form))
+    jobs, found = worth.search(form, STAGE, finished_with(falling, form))
     assert {job.rate for job in jobs} == {2 * high}
     assert found is None
-    assert worth.search(form, SETS, finished_with(falling | {2 * high: 1.5}, form)) == ([], high)
-    rising = {low: 1.0, middle: 2.0, high: 3.0}
-    assert {job.rate for job in worth.search(form, SETS, finished_with(rising, form))[0]} == {
-        low / 2
-    }
+    done = finished_with(falling | {2 * high: 1.5}, form)
+    assert worth.search(form, STAGE, done) == ([], high)
+    rising = finished_with({low: 1.0, middle: 2.0, high: 3.0}, form)
+    assert {job.rate for job in worth.search(form, STAGE, rising)[0]} == {low / 2}
+
+
+def test_where_accuracy_is_judged_it_chooses_the_rate():
+    form = "LoRA r=4"
+    low, middle, high = FORMS[form].rates
+    stage = replace(STAGE, by="accuracy")
+    done = finished_with({low: 0.7, middle: 0.8, high: 0.6}, form, "accuracy")
+    assert worth.search(form, stage, done) == ([], middle)
+    done = finished_with({low: 0.7, middle: 0.8, high: 0.9}, form, "accuracy")
+    assert {job.rate for job in worth.search(form, stage, done)[0]} == {2 * high}
 
 
 @pytest.fixture(scope="module")
