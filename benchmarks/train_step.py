@@ -4,6 +4,7 @@
     python -m benchmarks.train_step --sizes base --forms ViT --steps 3
     python -m benchmarks.train_step --device cuda --batch 128
     python -m benchmarks.train_step --sizes tiny --forms ViT "LoRA r=4" "spline per feature"
+    python -m benchmarks.train_step --sizes tiny --against ViT --forms "all layers, spline per feature"
 
 A step is forward, cross-entropy, backward and an AdamW update on random images of 224 pixels. Every
 model has a process of its own, so that peak memory is its own, too; ours and timm's take a step in
@@ -39,7 +40,11 @@ FORMS = {
     "LoRA r=4": {"adapt": "lora", "lora_rank": 4},
     "spline per feature": {"mlp": "gkan", "kan_groups": "feature"},
     "spline per feature, 4 maps": {"mlp": "gkan", "kan_groups": "feature", "kan_at": "all"},
-}
+    "all layers, spline per feature": {"mlp": "gkan", "kan_groups": "feature"},
+    "all layers, spline per feature, 4 maps": {
+        "mlp": "gkan", "kan_groups": "feature", "kan_at": "all",
+    },
+}  # fmt: skip
 FROZEN = ("head alone", "LoRA r=4", "spline per feature", "spline per feature, 4 maps")
 WARM_UP = 2
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

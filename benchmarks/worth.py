@@ -353,6 +353,7 @@ def main() -> None:
     args.stage = "quick" if args.quick else args.stage
     stage, pack = STAGES[args.stage], Pack(args.file)
     if args.cost_of:
+        torch.set_num_threads(args.threads)  # threads that wait for each other count as work
         spent = cost(FORMS[args.cost_of], pack, torch.device(args.device))
         append_line(args.results, {"key": f"cost of {args.cost_of}"} | provenance() | spent)
         return
