@@ -4,7 +4,7 @@
     python -m benchmarks.train_step --sizes base --forms ViT --steps 3
     python -m benchmarks.train_step --device cuda --batch 128
     python -m benchmarks.train_step --sizes tiny --forms ViT "LoRA r=4" "spline per feature"
-    python -m benchmarks.train_step --sizes tiny --against ViT --forms "all layers, spline per feature"
+    python -m benchmarks.train_step --against ViT --forms "all layers, spline per feature"
 
 A step is forward, cross-entropy, backward and an AdamW update on random images of 224 pixels. Every
 model has a process of its own, so that peak memory is its own, too; ours and timm's take a step in
