@@ -30,11 +30,12 @@ class Next(NamedTuple):
     points: int
 
 
-# What benchmarks/defaults.py found best, or level with that, with so many photos in training, and
-# what a step of any of it takes, in passes of the frozen layers forward.
+# What benchmarks/defaults.py found best, or level with that, with so many photos in training (that
+# splines add to all layers at 200 photos, benchmarks/worth.py has decided), and what a step of any
+# of it takes, in passes of the frozen layers forward.
 NEXT = {
     40: Next(("--mlp", "gkan"), 4),
-    160: Next(("--freeze-layers", "false"), 10),
+    160: Next(("--freeze-layers", "false", "--mlp", "gkan"), 10),
     700: Next(("--freeze-layers", "false"), 13),
 }
 STEP = 3
