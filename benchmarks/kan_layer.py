@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kan import GroupKANLinear, KANLinear
+from training.batch_size import resident
 
 GRID, ORDER = 5, 3
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -244,9 +245,7 @@ def peak_gib(label: str, args: argparse.Namespace, answer: multiprocessing.Queue
     if args.device == "cuda":
         answer.put(torch.cuda.max_memory_allocated() / 2**30)
     else:
-        # Not getrusage, whose figure begins with that of the process that started this one.
-        status = Path("/proc/self/status").read_text("utf-8").split()
-        answer.put(int(status[status.index("VmHWM:") + 1]) / 2**20)
+        answer.put(resident("VmHWM") / 2**30)
 
 
 def compare_vits(args: argparse.Namespace) -> None:

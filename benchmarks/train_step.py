@@ -17,7 +17,6 @@ is the process's, with 0.3 GB for Python and torch; on CUDA it is what tensors t
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ import time
 import torch
 import torch.nn.functional as F
 
+from benchmarks.forms.table import FEATURE
+from training.batch_size import resident
 from training.optim import CurveRates, freeze
 from vit.adapters import is_adapter
 from vit_model import create_model, is_spline
@@ -38,13 +39,11 @@ FORMS = {
     "KAN full": {"mlp": "kan"},
     "head alone": {},
     "LoRA r=4": {"adapt": "lora", "lora_rank": 4},
-    "spline per feature": {"mlp": "gkan", "kan_groups": "feature"},
-    "spline per feature, 4 maps": {"mlp": "gkan", "kan_groups": "feature", "kan_at": "all"},
-    "all layers, spline per feature": {"mlp": "gkan", "kan_groups": "feature"},
-    "all layers, spline per feature, 4 maps": {
-        "mlp": "gkan", "kan_groups": "feature", "kan_at": "all",
-    },
-}  # fmt: skip
+    "spline per feature": FEATURE,
+    "spline per feature, 4 maps": FEATURE | {"kan_at": "all"},
+    "all layers, spline per feature": FEATURE,
+    "all layers, spline per feature, 4 maps": FEATURE | {"kan_at": "all"},
+}
 FROZEN = ("head alone", "LoRA r=4", "spline per feature", "spline per feature, 4 maps")
 WARM_UP = 2
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -88,7 +87,7 @@ def work(args: argparse.Namespace) -> None:
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e9)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        print(resident("VmHWM") / 1e9)
 
 
 def is_new(name: str) -> bool:

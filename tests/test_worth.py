@@ -17,8 +17,6 @@ from benchmarks.forms.training import Job, drawn, sides, train
 from vit_model import create_model
 
 SETS = ("a", "b")
-
-
 STAGE = replace(worth.STAGES["night"], search=SETS)
 
 

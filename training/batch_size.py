@@ -142,12 +142,16 @@ def peak_of(function: Callable[[], None]) -> int:
     """Returns by how many bytes this process grew while `function` ran; 0 where it is not told."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak starts anew
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     function()
-    return max(0, _resident("VmHWM") - before)
+    return max(0, resident("VmHWM") - before)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Returns the bytes of this process now ("VmRSS") or at most ("VmHWM"); 0 where it isn't told.
+
+    Not getrusage, whose peak begins with that of the process that started this one.
+    """
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith(field))) << 10

@@ -15,11 +15,11 @@ class Form:
     """config: of the model. rates: where the search begins, of what the form adds or of all layers.
 
     everything: whether all layers train. biases: whether the blocks' own do. epochs: how often the
-    photos pass. spline_rate: of splines where all layers train, as `training.choices` has it.
-    lora_rate: of LoRA beside splines. knots, outside: how the range of a spline is set, `outside`
-    being the share of inputs beyond it. smooth: weight of the squared second differences of
-    coefficients. decay: weight decay of the splines. refined: the cells from the middle of training
-    on.
+    photos pass. spline_rate: of splines where all layers train, twice what `training.choices` has
+    for such batches. lora_rate: of LoRA beside splines. knots, outside: how the range of a spline
+    is set, `outside` being the share of inputs beyond it. smooth: weight of the squared second
+    differences of coefficients. decay: weight decay of the splines. refined: the cells from the
+    middle of training on.
     """
 
     config: dict = field(default_factory=dict)

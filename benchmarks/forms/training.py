@@ -4,7 +4,6 @@ All forms see the same photos in the same order from the same logits, and only t
 pieces are train.py's own: conversion, calibration, optimiser, rates of curves, schedule.
 """
 
-import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from imaging.preprocess import Normalise, Preprocess
 from kan import GroupKANLinear
 from splines.layer import SplineLayer
 from system import devices
+from training.batch_size import resident
 from training.feature_cache import plan, rest_of, run_frozen
 from training.optim import CurveRates, create_lr_scheduler, create_optimizer, freeze, param_groups
 from vit_model import HEADS, VisionTransformer, create_model, is_spline
@@ -282,9 +282,8 @@ def cost(form: Form, pack: Pack, device: torch.device, steps: int = 7) -> dict:
             torch.cuda.synchronize()
         seconds.append(clock() - start)
     on_device = device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated() / 1e6
-        if on_device
-        else (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-    )
-    return {"step_ms": round(1000 * statistics.median(seconds[2:]), 1), "peak_mb": round(peak)}
+    peak = torch.cuda.max_memory_allocated() if on_device else resident("VmHWM")
+    return {
+        "step_ms": round(1000 * statistics.median(seconds[2:]), 1),
+        "peak_mb": round(peak / 1e6),
+    }
