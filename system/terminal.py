@@ -1,5 +1,7 @@
 """What a command says: names that cannot steer a terminal, columns, errors of one sentence."""
 
+import contextlib
+import faulthandler
 import os
 import shlex
 import subprocess
@@ -32,11 +34,15 @@ def printable(text: str) -> str:
 def run_cli(main: Callable[[], int | None]) -> None:
     """Runs a command line's `main`; a user's mistake ends in one sentence and exit status 2.
 
-    KAN_VIT_TRACEBACK=1 in the environment shows the traceback behind the sentence.
+    KAN_VIT_TRACEBACK=1 in the environment shows the traceback behind the sentence. A crash below
+    Python (a library's, or native.c's) leaves where each thread was on standard error.
     """
     prog = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):  # names of files and classes, whatever the encoding
         stream.reconfigure(errors="backslashreplace")
+    with contextlib.suppress(OSError):  # a standard error that is no file, as a notebook's
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
     try:
         status = main() or 0
         sys.stdout.flush()

@@ -1,9 +1,12 @@
 """What commands say: numbers with their words, lists of names, commands to type next."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,3 +40,15 @@ def test_a_command_is_read_by_a_shell_as_it_was_meant(name):
     assert words[:3] == ["python", "train.py", "--resume"]
     assert Path(words[3]) == Path(name)
     assert not words[3].startswith("-")
+
+
+def test_a_crash_below_python_tells_where_it_was():
+    crash = (
+        "import ctypes\nfrom system.terminal import run_cli\nrun_cli(lambda: ctypes.string_at(0))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", crash], check=False, cwd=ROOT, capture_output=True
+    )
+    assert result.returncode not in (0, 1, 2)
+    assert b"in string_at" in result.stderr, result.stderr
+    assert b"in run_cli" in result.stderr
