@@ -47,6 +47,7 @@ OURS = {
     "train.py, head alone": "",
     "train.py, --mlp gkan": "--mlp gkan",
     "train.py, all layers": "--freeze-layers false",
+    "train.py, all layers, --mlp gkan": "--freeze-layers false --mlp gkan",
     "train.py, all layers, rate 2e-4": "--freeze-layers false --lr 2e-4",
 }
 
