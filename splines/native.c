@@ -6,8 +6,8 @@
    that are told -DSCALAR, see vectors of one number, in plain C11. Only ORDER + 1 bases of an input
    differ from zero. They come from the local form of the Cox-de Boor recursion (The NURBS Book,
    algorithms A2.2 and A2.3), for a vector of neighbouring features at once: about 1 ns an input on
-   one core with AVX-512. A feature's knots are picked while its cell is looked for; looked up afterwards, by a
-   number that differs from lane to lane, they would take three times as long.
+   one core with AVX-512. A feature's knots are picked while its cell is looked for; looked up
+   afterwards, by a number that differs from lane to lane, they would take three times as long.
 
    Knots are a table, knot by knot: at[m * stride + feature], m from 0 to count + 2 * ORDER, with
    ORDER invented ones on both sides of the grid, and room to read a whole vector from any feature
