@@ -50,6 +50,7 @@ OURS = {
     "train.py, all layers, --mlp gkan": "--freeze-layers false --mlp gkan",
     "train.py, all layers, 6 epochs": "--freeze-layers false --epochs 6",  # a third of 20 minutes
     "train.py, all layers, rate 2e-4": "--freeze-layers false --lr 2e-4",
+    "train.py, all layers, head at 1e-3": "--freeze-layers false --head-lr-scale 2.5",
 }
 
 
