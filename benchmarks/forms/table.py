@@ -17,7 +17,8 @@ class Form:
     everything: whether all layers train. biases: whether the blocks' own do. epochs: how often the
     photos pass. spline_rate: of splines where all layers train, twice what `training.choices` has
     for such batches. lora_rate: of LoRA beside splines. knots, outside: how the range of a spline
-    is set, `outside` being the share of inputs beyond it. smooth: weight of the squared second
+    is set, `outside` being the share of inputs beyond it. head_rate: of a new head beside anything
+    else; alone it has the rates of its form. smooth: weight of the squared second
     differences of coefficients. decay: weight decay of the splines. refined: the cells from the
     middle of training on.
     """
@@ -29,6 +30,7 @@ class Form:
     epochs: int = 8
     spline_rate: float | None = None
     lora_rate: float | None = None
+    head_rate: float = 3e-3
     knots: str = "even"
     outside: float = 0.01
     smooth: float = 0.0
@@ -67,7 +69,12 @@ FORMS: dict[str, Form] = {
     "all layers, splines of rank 16": all_layers(mlp="kan", kan_rank=16),
 }
 FIVE = tuple(FORMS)[:5]
-SPLINES = {name for name, form in FORMS.items() if form.config.get("mlp")}
+# A third of the head's rate beside all layers, with splines and without.
+SLOW_HEAD = {
+    f"{name}, head at 1e-3": replace(FORMS[name], head_rate=1e-3, rates=(2e-4, 4e-4, 8e-4))
+    for name in ("all layers", "all layers, spline per feature, 4 maps")
+}
+SPLINES = {name for name, form in (FORMS | SLOW_HEAD).items() if form.config.get("mlp")}
 
 BASE = FORMS["spline per feature, 4 maps"]  # the lowest loss of the splines in stage (a)
 

@@ -26,7 +26,6 @@ from training.optim import CurveRates, create_lr_scheduler, create_optimizer, fr
 from vit_model import HEADS, VisionTransformer, create_model, is_spline
 
 BATCH, LRF = 16, 0.01
-HEAD_RATE = 3e-3  # of a new head beside anything else; alone it has rates of its own
 JUDGED = 0.4  # the share of photos that judge, of a set without a test part
 MOST_JUDGES = 300  # photos to choose rates by
 CALIBRATION = 128
@@ -126,7 +125,7 @@ def optimiser_of(model: VisionTransformer, form: Form, rate: float) -> torch.opt
         decay, layer_decay = 0.05, 0.75
         scale = form.spline_rate / rate if form.spline_rate else 1.0
     alone = not (form.everything or form.biases or form.config)
-    head_scale = 1.0 if alone else HEAD_RATE / lr
+    head_scale = 1.0 if alone else form.head_rate / lr
     groups = param_groups(model, lr, decay, layer_decay, scale, head_lr_scale=head_scale)
     if form.decay:
         for group in groups:
