@@ -5,7 +5,6 @@
     python -m benchmarks.worth --stage night        # four sets, five seeds
     python -m benchmarks.worth --stage controls     # other adapters at the same maps, a longer head
     python -m benchmarks.worth --stage layers       # all layers, with splines and without
-    python -m benchmarks.worth --stage heads        # the same with a slower head
     python -m benchmarks.worth --stage few          # the five forms at 50 photos
     python -m benchmarks.worth --stage variants     # one form of splines, a dozen changes
     python -m benchmarks.worth --stage gpu --device cuda --workers 8 --minutes 9
@@ -33,7 +32,7 @@ import torch
 
 from benchmarks.forms.pack import Pack, write
 from benchmarks.forms.paired import Difference, Values, difference
-from benchmarks.forms.table import BASE, FIVE, FORMS, SLOW_HEAD, SPLINES, VARIANTS
+from benchmarks.forms.table import BASE, FIVE, FORMS, SPLINES, VARIANTS
 from benchmarks.forms.training import Job, cost, train
 from benchmarks.runs import append_line, provenance, read_lines
 
@@ -42,7 +41,7 @@ FOUR = ("flower_photos", "trashnet", "clothing", "grocery")
 TWO = ("trashnet", "clothing")
 CHOSEN_AT = 200  # photos that rates are chosen with
 PER_PHOTO = ("right", "millinats")
-NAMES = FORMS | SLOW_HEAD | VARIANTS
+NAMES = FORMS | VARIANTS
 BASE_NAME = next(name for name, form in FORMS.items() if form is BASE)
 
 
@@ -81,12 +80,10 @@ STAGES = {
     ),
     "layers": Stage(
         "(b) all layers: four sets, five seeds, 200 photos in training",
-        ("all layers", "all layers, spline per feature, 4 maps", BASE_NAME),
-        FOUR, (200,), (1, 2, 3, 4, 5), FOUR, "accuracy",
-    ),
-    "heads": Stage(
-        "(b) all layers and a slower head: four sets, five seeds, 200 photos in training",
-        (*SLOW_HEAD, "all layers", "all layers, spline per feature, 4 maps"),
+        (
+            "all layers", "all layers, spline per feature, 4 maps", BASE_NAME,
+            "all layers, head at 1e-3", "all layers, spline per feature, 4 maps, head at 1e-3",
+        ),
         FOUR, (200,), (1, 2, 3, 4, 5), FOUR, "accuracy",
     ),
     "few": Stage(
@@ -217,7 +214,7 @@ def measure_costs(stage: Stage, args: argparse.Namespace) -> None:
     """Appends what a step of each form takes, each in a process of its own."""
     done = finished(args.results)
     for form in stage.forms:
-        if f"cost of {form}" not in done and form in FORMS:
+        if f"cost of {form}" not in done and form not in VARIANTS:
             subprocess.run([*command(args), "--cost-of", form], check=True)
 
 

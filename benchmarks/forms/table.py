@@ -38,8 +38,9 @@ class Form:
     refined: int | None = None
 
 
-def all_layers(spline_rate: float | None = None, **config) -> Form:
-    return Form(config, (1e-4, 2e-4, 4e-4), everything=True, spline_rate=spline_rate)
+def all_layers(spline_rate: float | None = None, head_rate: float = 3e-3, **config) -> Form:
+    rates = 1e-4, 2e-4, 4e-4
+    return Form(config, rates, everything=True, spline_rate=spline_rate, head_rate=head_rate)
 
 
 FORMS: dict[str, Form] = {
@@ -67,14 +68,13 @@ FORMS: dict[str, Form] = {
     "all layers, spline per feature": all_layers(1.6e-2, **FEATURE),
     "all layers, spline per feature, 4 maps": all_layers(1.6e-2, **FEATURE, kan_at="all"),
     "all layers, splines of rank 16": all_layers(mlp="kan", kan_rank=16),
+    "all layers, head at 1e-3": all_layers(head_rate=1e-3),
+    "all layers, spline per feature, 4 maps, head at 1e-3": all_layers(
+        1.6e-2, 1e-3, **FEATURE, kan_at="all"
+    ),
 }
 FIVE = tuple(FORMS)[:5]
-# A third of the head's rate beside all layers, with splines and without.
-SLOW_HEAD = {
-    f"{name}, head at 1e-3": replace(FORMS[name], head_rate=1e-3, rates=(2e-4, 4e-4, 8e-4))
-    for name in ("all layers", "all layers, spline per feature, 4 maps")
-}
-SPLINES = {name for name, form in (FORMS | SLOW_HEAD).items() if form.config.get("mlp")}
+SPLINES = {name for name, form in FORMS.items() if form.config.get("mlp")}
 
 BASE = FORMS["spline per feature, 4 maps"]  # the lowest loss of the splines in stage (a)
 
