@@ -41,7 +41,7 @@ KINDS = {
         # all of four sets; on 200, twice it is level and half lower (benchmarks/defaults.py).
         16, {"adamw": 4e-4, "sgd": 0.003}, {"adamw": 0.05, "sgd": 5e-5}, 1.0, 0.75, 0.1,
         # At the backbone's rate a new head has learned little when a short run ends: worse than
-        # alone (docs/results.md).
+        # alone; a third of this rate costs five points in three epochs (docs/results.md).
         {"adamw": 3e-3, "sgd": 0.03},
     ),
     "scratch": Kind(
