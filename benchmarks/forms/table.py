@@ -38,7 +38,9 @@ class Form:
     refined: int | None = None
 
 
-def all_layers(spline_rate: float | None = None, head_rate: float = 3e-3, **config) -> Form:
+def all_layers(
+    spline_rate: float | None = None, head_rate: float = Form.head_rate, **config
+) -> Form:
     rates = 1e-4, 2e-4, 4e-4
     return Form(config, rates, everything=True, spline_rate=spline_rate, head_rate=head_rate)
 
@@ -70,7 +72,7 @@ FORMS: dict[str, Form] = {
     "all layers, splines of rank 16": all_layers(mlp="kan", kan_rank=16),
     "all layers, head at 1e-3": all_layers(head_rate=1e-3),
     "all layers, spline per feature, 4 maps, head at 1e-3": all_layers(
-        1.6e-2, 1e-3, **FEATURE, kan_at="all"
+        1.6e-2, head_rate=1e-3, **FEATURE, kan_at="all"
     ),
 }
 FIVE = tuple(FORMS)[:5]
