@@ -160,7 +160,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="folders of the sets")
     parser.add_argument("--weights", help="the pretrained model")
     parser.add_argument("--photos", type=int, nargs="+", default=[50, 200, ALL],
-                        help="photos of the folder, 0 for all (default: 50 200 0)")  # fmt: skip
+                        help="photos of the folder, 0 for all; what runs, and stands in the "
+                             "tables (default: 50 200 0)")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3],
                         help="what runs, and stands in the tables (default: 1 2 3)")  # fmt: skip
     parser.add_argument("--commands", nargs="+", default=list(COMMANDS), metavar="FLAGS",
@@ -177,7 +178,11 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda pair: run(*pair, args), list(jobs(args))))
-    lines = [line for line in runs.read_lines(args.results) if line["seed"] in args.seeds]
+    lines = [
+        line
+        for line in runs.read_lines(args.results)
+        if line["photos"] in args.photos and line["seed"] in args.seeds
+    ]
     print(show(lines, args.ours))
 
 

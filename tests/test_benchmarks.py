@@ -134,13 +134,13 @@ def test_the_width_of_a_difference_is_that_of_the_seeds_within_each_set(benchmar
     assert math.isnan(half)
 
 
-def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(benchmark):
-    def line(command, photos, seed, accuracy):
-        return {"command": command, "set": "a", "photos": photos, "seed": seed} | {
-            "test_acc": accuracy,
-            "cpu_seconds": 10.0 * seed,
-        }
+def default_line(command, photos, seed, accuracy):
+    found = {"test_acc": accuracy, "cpu_seconds": 10.0 * seed}
+    return {"command": command, "set": "a", "photos": photos, "seed": seed} | found
 
+
+def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(benchmark):
+    line = default_line
     lines = [line("head alone", n, s, 0.5) for n in (0, 50) for s in (1, 2)]
     lines += [line("--mlp gkan", n, s, 0.6) for n in (0, 50) for s in (1, 2)]
     told = benchmark("defaults").show(lines)
@@ -148,6 +148,22 @@ def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(b
     assert told.count("| head alone | 2 | 0.500 | 0.500 | +10.0 (± 0.0) | 15 |") == 2
     other = benchmark("defaults").show(lines, "head alone")
     assert other.count("| --mlp gkan | 2 | 0.600 | 0.600 | -10.0 (± 0.0) | 15 |") == 2
+
+
+def test_tables_of_defaults_hold_the_photos_and_seeds_that_are_asked_for(
+    benchmark, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "lines.jsonl"
+    lines = [default_line("head alone", n, s, s / 10) for n in (0, 50, 200) for s in (1, 2)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    words = ["--show", "--results", str(file), "--photos", "50", "0", "--seeds", "2"]
+    monkeypatch.setattr("sys.argv", ["defaults", *words])
+    benchmark("defaults").main()
+    told = capsys.readouterr().out
+    assert "50 photos" in told
+    assert "all photos" in told
+    assert "200 photos" not in told
+    assert told.count("| head alone | 1 | 0.200 |") == 2
 
 
 def test_epochs_are_chosen_by_accuracy_then_loss_by_loss_and_by_probability(benchmark):
