@@ -41,7 +41,10 @@ class Strengths:
     """A model whose curves can be turned down; the model that is given stays as it is."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = with_own_modules(model).requires_grad_(False)
+        self.model = with_own_modules(model)
+        for module in self.model.modules():  # parameters of its own, which ask for no gradient
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.detach(), requires_grad=False))
         self.layers = kan_layers(self.model)
         self.stored = {name: coefficients(layer).detach() for name, layer in self.layers.items()}
         self.sizes = [coef[..., 0].numel() for coef in self.stored.values()]

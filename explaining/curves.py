@@ -13,7 +13,7 @@ their gradient, summed over the bases: one backward pass gives it for all curves
 Letters in shape comments: N tokens, I inputs, O outputs, R rank, G groups, K bases.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -120,21 +120,30 @@ def recording(layers: dict[str, nn.Module]) -> Iterator[dict[str, LayerRecord]]:
             hook.remove()
 
 
+@contextmanager
+def gradients_of(parameters: Iterable[nn.Parameter], wanted: bool = True) -> Iterator[None]:
+    """Within it these parameters ask for a gradient, or, with wanted=False, none of them does.
+
+    What asks for none costs nothing in a pass back: without the parameters it takes half of it.
+    """
+    turned = [parameter for parameter in parameters if parameter.requires_grad != wanted]
+    for parameter in turned:
+        parameter.requires_grad_(wanted)
+    try:
+        yield
+    finally:
+        for parameter in turned:
+            parameter.requires_grad_(not wanted)
+
+
 def trace(model: nn.Module, image: Tensor, target: int) -> dict[str, LayerRecord]:
     """One photo (3, S, S) through `model` and back: each KAN layer's record for class `target`."""
     layers = kan_layers(model)
     held = {name: coefficients(layer) for name, layer in layers.items()}
-    frozen = [parameter for parameter in held.values() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_()
-    try:
-        with torch.enable_grad(), recording(layers) as records:
-            logit = model(image[None])[0, target]
-            outputs = [record.outputs for record in records.values()]
-            gradients = torch.autograd.grad(logit, [*held.values(), *outputs])
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+    with torch.enable_grad(), gradients_of(held.values()), recording(layers) as records:
+        logit = model(image[None])[0, target]
+        outputs = [record.outputs for record in records.values()]
+        gradients = torch.autograd.grad(logit, [*held.values(), *outputs])
     count = len(layers)
     for (name, record), of_curve, of_output in zip(
         records.items(), gradients[:count], gradients[count:], strict=True

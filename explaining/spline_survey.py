@@ -97,25 +97,12 @@ def centred(model: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Within it no parameter asks for a gradient, which halves what a pass back computes."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_()
-
-
 def survey_splines(model: nn.Module, images: Tensor, classes: int = CLASSES) -> Survey:
     """Surveys the splines of `model` on images (P, 3, S, S).
 
     classes: how many are followed at most: those that are answered most often.
     """
-    with centred(model), frozen(model):
+    with centred(model), curves.gradients_of(model.parameters(), wanted=False):
         with torch.no_grad():
             logits = torch.cat([model(chunk) for chunk in images.split(BATCH)])
         answers = logits.argmax(1)

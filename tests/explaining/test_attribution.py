@@ -74,6 +74,15 @@ def test_modules_of_its_own_share_the_tensors_and_no_hook():
     assert not model.blocks[0]._forward_hooks
 
 
+def test_the_model_whose_curves_are_turned_down_can_still_be_trained(image):
+    model = tiny(KAN_KINDS[1])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    strengths = Strengths(model.requires_grad_())
+    strengths.logit(image, 1, 0 * strengths.full)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", KAN_KINDS, ids=str)
 def test_what_is_measured_is_the_logit_of_a_model_without_the_named_curves(kind, image):
     model = tiny(kind)
