@@ -292,6 +292,7 @@ def test_a_second_run_is_refused_and_a_resume_right_after_kill_9_is_not(run, pho
     words = [*FLAGS.split(), "--epochs", "2000", "--workers", "2", "--save-steps", "1"]
     command = [sys.executable, ROOT / "train.py", "--data-path", photos, *words, "--output", "run"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    workers = []
     try:
         while not Path("run/last.pth").exists():
             assert first.poll() is None
@@ -299,13 +300,20 @@ def test_a_second_run_is_refused_and_a_resume_right_after_kill_9_is_not(run, pho
         assert_one_sentence(*run("--resume", "run")[::2], "another process is training into run")
         assert_one_sentence(*run("--output", "run")[::2], "already holds a run")
         workers = workers_of(first.pid)
+        for pid in workers:  # left to themselves they see after 5 s that they are orphans, and end
+            os.kill(pid, signal.SIGSTOP)
+        first.kill()
+        first.wait()
+        status, out, errors = run("--resume", "run", "--epochs", 1)
+        assert (status, errors) == (0, ""), out
+        assert len(workers) == 2
+        assert all(map(lives, workers)), "the workers were to be there still"
     finally:
         first.kill()
         first.wait()
-    status, out, errors = run("--resume", "run", "--epochs", 1)
-    assert (status, errors) == (0, ""), out
-    assert len(workers) == 2
-    assert all(map(lives, workers)), "the workers were to be there still"
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_run_that_begins_while_another_ends_in_its_folder_overwrites_nothing(run, monkeypatch):
