@@ -36,7 +36,7 @@ class Next(NamedTuple):
 NEXT = {
     40: Next(("--mlp", "gkan"), 4),
     160: Next(("--freeze-layers", "false", "--mlp", "gkan"), 10),
-    700: Next(("--freeze-layers", "false"), 13),
+    700: Next(("--freeze-layers", "false"), 12),
 }
 STEP = 3
 
