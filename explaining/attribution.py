@@ -21,7 +21,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from explaining.curves import Curve, coefficients, kan_layers
+from explaining.curves import Curve, coefficients, gradients_of, kan_layers
 
 NAMED, MOST_NAMED = 0.01, 10_000  # of all curves, those that a photo's file names
 PARTS = 4
@@ -42,9 +42,6 @@ class Strengths:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = with_own_modules(model)
-        for module in self.model.modules():  # parameters of its own, which ask for no gradient
-            for name, parameter in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(parameter.detach(), requires_grad=False))
         self.layers = kan_layers(self.model)
         self.stored = {name: coefficients(layer).detach() for name, layer in self.layers.items()}
         self.sizes = [coef[..., 0].numel() for coef in self.stored.values()]
@@ -85,8 +82,8 @@ class Strengths:
 
     def slopes(self, image: Tensor, target: int, strengths: Tensor) -> Tensor:
         """The slope of that logit in each of the strengths, (N,)."""
-        turned = self._turn(strengths)
-        with torch.enable_grad():
+        with torch.enable_grad(), gradients_of(self.model.parameters(), wanted=False):
+            turned = self._turn(strengths)  # which alone ask for one
             gradients = torch.autograd.grad(self.model(image[None])[0, target], turned)
         pairs = zip(self.stored.values(), gradients, strict=True)
         return torch.cat([(coef * gradient).sum(-1).flatten() for coef, gradient in pairs])

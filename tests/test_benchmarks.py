@@ -140,9 +140,8 @@ def default_line(command, photos, seed, accuracy):
 
 
 def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(benchmark):
-    line = default_line
-    lines = [line("head alone", n, s, 0.5) for n in (0, 50) for s in (1, 2)]
-    lines += [line("--mlp gkan", n, s, 0.6) for n in (0, 50) for s in (1, 2)]
+    lines = [default_line("head alone", n, s, 0.5) for n in (0, 50) for s in (1, 2)]
+    lines += [default_line("--mlp gkan", n, s, 0.6) for n in (0, 50) for s in (1, 2)]
     told = benchmark("defaults").show(lines)
     assert told.index("50 photos") < told.index("all photos")
     assert told.count("| head alone | 2 | 0.500 | 0.500 | +10.0 (± 0.0) | 15 |") == 2

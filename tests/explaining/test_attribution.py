@@ -79,6 +79,7 @@ def test_the_model_whose_curves_are_turned_down_can_still_be_trained(image):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     strengths = Strengths(model.requires_grad_())
     strengths.logit(image, 1, 0 * strengths.full)
+    strengths.slopes(image, 1, strengths.full)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
