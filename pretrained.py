@@ -32,8 +32,8 @@ from formats.checkpoints import (
     save_checkpoint,
     save_safetensors,
 )
+from formats.finding import check_output, find_weights, weights_name
 from formats.finding import fetch_weights as fetch_weights
-from formats.finding import find_weights, weights_name
 from formats.fitting import load_into
 from formats.known import Known
 from formats.reading import WeightsFile, read_weights
@@ -451,7 +451,10 @@ def main() -> int:
     options = parse(Options, prog="pretrained.py", description=about)
     if options.rank:
         return rank(options.rank, options.data_path)
-    weights = read_weights(find_weights(options.file), num_heads=options.num_heads)
+    file = find_weights(options.file)
+    if options.save:
+        check_output("--save", options.save, file)
+    weights = read_weights(file, num_heads=options.num_heads)
     weights = weights.merged() if options.merge else weights
     print(*describe(weights), sep="\n")
     if options.save:

@@ -97,13 +97,19 @@ OPENAI = {
 }
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-# (pattern somewhere in the name, what it tells); of several that tell one fact the last counts.
+# (pattern somewhere in the name or its tag, what it tells); of several that tell one fact the last
+# counts.
 NOTES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"_clip_|^eva|^aimv2|_radio_|patch16_rope_reg4", OPENAI),
     (r"^eva_giant_patch14_560|^beit3|^beitv2|dinov3|lingbot|sapiens2|_rope_(?:ape_)?224", IMAGENET),
     (r"_rope_mixed_|intern300m|dinov2|^deit|^vit_(?:giant|huge)_patch1\d_gap", IMAGENET),
     (r"siglip|^beit_|_pe_", HALF),
     (r"miil|tipsv2", {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
+    # By what photos, as the tag behind the point tells.
+    (r"sat493m", {"mean": (0.43, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}),
+    (r"^vit_large_patch14_clip_\d+\.laion2b", HALF),
+    (r"\.bamboo$", OPENAI),
+    (r"^eva_giant_patch14_336\.m30m", IMAGENET),
 )
 # Heads of models that are not 64 wide, beside those of the variants: {(width, depth): heads}; of
 # models of a width and depth that others have, too, by name.
@@ -120,9 +126,14 @@ NAMED_HEADS = (
 )
 
 
+def tagged(name: str) -> str:
+    """Returns a name without its owner, in one spelling."""
+    return name.lower().split("/")[-1].replace("-", "_")
+
+
 def short(name: str) -> str:
     """Returns a name without its owner and its tag, in one spelling."""
-    return name.lower().split("/")[-1].split(".")[0].replace("-", "_")
+    return tagged(name).split(".")[0]
 
 
 def heads_by_name(names: Iterable[str], width: int, depth: int) -> int | None:
@@ -135,13 +146,13 @@ def heads_by_name(names: Iterable[str], width: int, depth: int) -> int | None:
 
 def facts_of(name: str) -> dict[str, Any] | None:
     """Returns the facts that timm's name of a model tells beyond a plain one, None if unknown."""
-    name = short(name)
+    whole, name = tagged(name), short(name)
     told = next((dict(facts) for pattern, facts in FAMILIES if re.fullmatch(pattern, name)), None)
     if told is None:
         return None
     side = re.search(r"_(\d{3,4})$", name)
     told |= {"sides of the image": int(side[1])} if side else {}
     for pattern, facts in NOTES:
-        if re.search(pattern, name):
+        if re.search(pattern, whole):
             told |= facts
     return told

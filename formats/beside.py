@@ -9,6 +9,7 @@ from torch import Tensor
 from formats.fact_table import CONTAINERS
 from formats.facts import Source
 from formats.hugging_face import with_defaults
+from formats.open_clip import with_heads
 from formats.opening import ENDINGS, RawWeights
 from system.files import json_if_any
 from vit_model import is_number
@@ -40,6 +41,8 @@ def stated_levels(
     stated = {name: said for name, said in stated.items() if isinstance(said, dict)}
     if "config.json" in stated:
         stated["config.json"] = with_defaults(stated["config.json"])
+    if OPEN_CLIP in stated:
+        stated[OPEN_CLIP] = with_heads(stated[OPEN_CLIP])
     config = stated.get("config.json", {})
     alone = sum(other.suffix in ENDINGS for other in path.parent.iterdir()) == 1
     if stated and not alone and path.name.split(".")[0] not in NAMES:

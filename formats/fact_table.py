@@ -95,12 +95,12 @@ FACTS = (
         "pooling",
         ("global_pool", "gp", "pool_type", "pooling", "classifier_pool"),
         takes=(
-            "token", "tok", "cls", "cls_token", "class_token", "first", False, "avg", "mean",
+            "token", "tok", "cls", "cls_token", "class_token", "first", False, "avg", "mean", True,
             "map", "token+avg",
         ),
         sets="global_pool",
         means=dict.fromkeys(("tok", "cls", "cls_token", "class_token", "first", False), "token")
-        | {"mean": "avg"},
+        | {"mean": "avg", True: "avg"},  # MAE's scripts say yes or no
         headless=("",),
     ),
     Fact(
@@ -269,7 +269,7 @@ MODEL_NAMES = (
 # Such a name inside the name of a file.
 IN_FILE_NAME = (
     r"(?:^|[^a-z])((?:[a-z]*vit\d?|deit\d?|beit\w*?|eva\w*?|aimv2)_\w*patch\d+\w*"
-    r"|flexivit_[a-z]+|test_vit\d?|dinov3_vit\w+)"
+    r"|flexivit_[a-z]+|test_vit\d?|dinov3_vit\w+)(\.(?!safetensors|pth|pt|bin|npz|ckpt)[a-z]\w*)?"
 )
 # (pattern in a model's or file's name, family that normalises its photos), the first that matches.
 NORMALISATION = (
@@ -294,7 +294,7 @@ HARMLESS = (
         r"|contrastive_head|mim_head)\.|(?:^|\.)head\.(?:mlp\.\d|last_layer\.)|(?:^|\.)prototypes\.",
         "a projection head of pretraining",
     ),
-    (r"(?:^|\.)pooler\.dense\.", "a pooler, which no classifier reads"),
+    (r"(?:^|\.)pooler\.dense\.", "a pooler, which no classifier of the library reads"),
     (
         r"^text_model\.|^text_projection\b|^(?:text\.)?(?:transformer\.resblocks|token_embedding"
         r"|positional_embedding|ln_final|cls_emb|attn_mask)\b|^text\.(?:transformer|text_projection)\b",

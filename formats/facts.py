@@ -54,7 +54,8 @@ class Source:
     def of_file_name(cls, path: Path) -> "Source":
         """What the name of a file says: the model's, where it looks like one of timm's."""
         found = re.search(IN_FILE_NAME, path.name.lower())
-        return cls("its name", {"arch": [(found[1], "arch")]} if found else {})
+        named = found[1] + (found[2] or "") if found else ""
+        return cls("its name", {"arch": [(named, "arch")]} if found else {})
 
 
 def _collect(stated: Mapping, above: str, said: dict, depth: int) -> None:

@@ -1,9 +1,11 @@
 """What --weights and its like name: a file, a folder, a variant, or a repository of the hub."""
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 from formats import hub
+from formats.opening import weights_in
 from system.downloads import fetch_file
 from system.files import WEIGHTS_FOLDER, near_file
 from system.flags import existing_or
@@ -21,6 +23,19 @@ def find_weights(name: str | Path) -> Path:
     if Path(text).exists() or not is_name(text):
         return Path(text)
     return hub.fetch(text) if hub.is_hub_name(text) else fetch_weights(text)
+
+
+def check_output(flag: str, output: str | Path, source: str | Path) -> None:
+    """Raises ValueError where a file to be written is the one that is read.
+
+    source: a weights file or the folder that one is taken from.
+    """
+    source = Path(source)
+    if source.is_dir():
+        with suppress(ValueError, OSError):  # who opens it says what is wrong with it
+            source = weights_in(source)
+    if source.exists() and Path(output).exists() and source.samefile(output):
+        raise ValueError(f"{flag} {output} is what is read; name another file")
 
 
 def fetch_weights(name: str, folder: str | Path = WEIGHTS_FOLDER) -> Path:

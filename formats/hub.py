@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,8 +184,15 @@ def _with_backbone(file: Path) -> Path:
     told = json_if_any(file.with_name(ADAPTER_CONFIG)) if adapter else None
     base = told.get("base_model_name_or_path") if isinstance(told, dict) else None
     if isinstance(base, str) and NAME.fullmatch(base) and not os.path.exists(base):
-        fetch(f"hf:{base}")
+        revision = base_revision(told)
+        fetch(f"hf:{base}@{revision}" if revision else f"hf:{base}")
     return file
+
+
+def base_revision(config: Mapping[str, Any]) -> str | None:
+    """Returns at which revision peft's config of an adapter takes its backbone, None for main."""
+    revision = config.get("revision")
+    return revision if isinstance(revision, str) and re.fullmatch(PART, revision) else None
 
 
 # --- the hub --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ What its classes compute beyond their tensors is here, too: what a classifier re
 config.json leaves out because it is the class's own value.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ HUGGING_FACE = [
     (r"^embeddings\.register_tokens$", "reg_token"),
     (r"^embeddings\.position_embeddings?(?:\.weight)?$", "pos_embed"),
     (r"^embeddings\.patch_embeddings?\.(?:projection\.)?", "patch_embed.proj."),
-    (r"^(?:encoder\.)?layers?\.(\d+)\.", r"blocks.\1."),
+    (r"^(?:encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\1."),
     (r"\.attention\.attention\.", ".attention."),
     (r"\.(?:attention|self_attn)\.(?:query|q_proj)\.", ".attn.query."),
     (r"\.(?:attention|self_attn)\.(?:key|k_proj)\.", ".attn.key."),
@@ -42,6 +43,21 @@ HUGGING_FACE = [
     (r"^(?:cls_)?classifier\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
 ]
+
+
+def own_classifier(tensors: Mapping[str, T], prefix: str) -> tuple[dict[str, T], bool]:
+    """Returns CLIP's or SigLIP's tensors, and whether the library's own classifier is among them.
+
+    prefix: what stood before the names of the images' part. In the library's class the classifier
+    stands beside `vision_model`, and what it reads is known. Elsewhere a user's module holds both:
+    what that calls its classifier is named as any other head.
+    """
+    if "embeddings.patch_embedding.weight" not in tensors:
+        return dict(tensors), False
+    outer, within, _ = prefix.rpartition("vision_model.")
+    if within and f"{outer}classifier.weight" in tensors:
+        return rename(tensors, [(rf"^{re.escape(outer)}classifier\.", "classifier.")]), True
+    return rename(tensors, [(r"^classifier\.", "linear.")]), False
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:
@@ -100,10 +116,13 @@ def with_gates(named: Mapping[str, T], state: Iterable[str]) -> dict[str, T]:
     return rename(named, [(r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1.")])
 
 
-def pooling_of(format_name: str, state: Mapping[str, Tensor]) -> str | None:
-    """Returns what a class pools by where its tensors, under our names, tell it."""
+def pooling_of(format_name: str, own: bool, state: Mapping[str, Tensor]) -> str | None:
+    """Returns what a class pools by where its tensors, under our names, tell it.
+
+    own: whether the library's own classifier is among them.
+    """
     mean = {
-        "Hugging Face CLIP": "head.weight" in state,
+        "Hugging Face CLIP": own,
         "Hugging Face SigLIP": "attn_pool.latent" not in state,
     }
     return "avg" if mean.get(format_name) else None

@@ -1,6 +1,6 @@
 """The ledger of a weights file: each tensor ends as used, harmless or unknown.
 
-    tensors, harmless = one_model(raw)          # without prefixes, copies and decoders
+    tensors, harmless, prefix = one_model(raw)  # without prefixes, copies and decoders
     state, head = with_one_head(state, width)   # whatever the head is called
     state, unknown = check(state, wanted, allow_partial)   # unknown ones refuse
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from formats.fact_table import HARMLESS, HEAD_NAMES, PREFERRED, RELATIVES
-from formats.opening import MARKS
+from formats.opening import MARKS, are_copies
 from vit_model import HEADS
 
 State = dict[str, Tensor]
@@ -26,16 +26,18 @@ OURS = re.compile(
 )
 
 
-def one_model(tensors: Mapping[str, Tensor]) -> tuple[State, Reasons]:
+def one_model(tensors: Mapping[str, Tensor]) -> tuple[State, Reasons, str]:
     """Returns one model's tensors without what stands before all their names, and what it leaves.
+
+    Last comes what stood before them.
 
     Raises ValueError, worded to follow a file's name, where the file holds several models.
     """
     prefixes = {name.removesuffix(end) for name in tensors for end in MARKS if _ends(name, end)}
     harmless: Reasons = {}
     if not prefixes:
-        return dict(tensors), harmless
-    prefix = _chosen(prefixes)
+        return dict(tensors), harmless, ""
+    prefix = _chosen(prefixes, tensors)
     state: State = {}
     for name, value in tensors.items():
         reason = _copy_of(name, prefix, prefixes) or _harmless(name.removeprefix(prefix))
@@ -44,7 +46,7 @@ def one_model(tensors: Mapping[str, Tensor]) -> tuple[State, Reasons]:
             continue
         bare = name.removeprefix(prefix)
         state[name if bare in state else bare] = value
-    return state, harmless
+    return state, harmless, prefix
 
 
 def _ends(name: str, end: str) -> bool:
@@ -52,18 +54,26 @@ def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith((f".{end}", f"/{end}"))
 
 
-def _chosen(prefixes: Collection[str]) -> str:
+def _chosen(prefixes: Collection[str], tensors: Mapping[str, Tensor]) -> str:
     """Returns the prefix of the model to take where a file holds copies of one."""
     if len(prefixes) == 1:
         return next(iter(prefixes))
 
     def rank(prefix: str) -> int:
-        words = re.split(r"[./]", prefix.lower())
-        ranks = [n for n, kind in enumerate(PREFERRED) if any(kind in word for word in words)]
+        ranks = [
+            n
+            for n, kind in enumerate(PREFERRED)
+            if re.search(rf"(?:^|[./_]){kind}(?:[./_]|$)", prefix.lower())
+        ]
         return min(ranks, default=len(PREFERRED))
 
     best, second, *_ = sorted(prefixes, key=rank)
-    if rank(best) == rank(second):
+    held: dict[str, State] = {prefix: {} for prefix in prefixes}
+    for name, value in tensors.items():
+        inside = max(filter(name.startswith, prefixes), key=len, default=None)
+        if inside is not None:
+            held[inside][name] = value
+    if rank(best) == rank(second) or not are_copies(held.values()):
         names = ", ".join(sorted(p.strip("./") or "(no prefix)" for p in prefixes))
         raise ValueError(f"holds several models ({names}); keep one of them")
     return best
@@ -133,6 +143,11 @@ def _checked_head(state: State, names: list[str], layer: str, width: int):
     rest = {name: value for name, value in state.items() if name not in names}
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
     return rest | {"head.weight": weight, "head.bias": bias}, None
+
+
+def without_head(state: State) -> State:
+    """Returns the state without its classifier and what else reads the pooled token."""
+    return _headless(state, [name for name in state if name.startswith(HEADS)])
 
 
 def _headless(state: State, names: Collection[str]) -> State:

@@ -1,6 +1,7 @@
 """The names of OpenAI's CLIP and of OpenCLIP, whose images' part is `visual`, made ours."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +21,19 @@ OPEN_CLIP = [
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
+
+
+def with_heads(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an open_clip_config.json with the attention heads, for which it says their width."""
+    model = config.get("model_cfg")
+    vision = model.get("vision_cfg") if isinstance(model, Mapping) else None
+    if not isinstance(vision, Mapping) or "timm_model_name" in vision:
+        return dict(config)
+    width, each = vision.get("width"), vision.get("head_width", 64)  # the library's default
+    if type(width) is not int or type(each) is not int or not 0 < each <= width:
+        return dict(config)
+    told = {**vision, "num_heads": width // each}
+    return {**config, "model_cfg": {**model, "vision_cfg": told}}
 
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> State:

@@ -12,6 +12,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ MARKS = (
     "conv_proj.weight",
     "embedding/kernel",
 )
+# Where in a tensor's name its block begins.
+BLOCK = re.compile(r"(?:blocks|layers?|encoder_layer|encoderblock)[._]\d+[./]").search
 # A file may unpack to so many times its size, and so many bytes more; weights hardly shrink at all.
 MOST_UNPACKED, ROOM = 20, 1 << 28
 DEEPEST = 50  # containers within containers
@@ -65,11 +68,13 @@ class RawWeights:
 
     extras: the plain values at the top of a checkpoint (epoch, classes, ...).
     metadata: the text fields in a .safetensors header.
+    brought: whether the classifier among the tensors comes from elsewhere, with an adapter.
     """
 
     tensors: dict[str, Tensor]
     extras: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    brought: bool = False
 
 
 def open_weights(path: str | Path) -> RawWeights:
@@ -415,14 +420,34 @@ def _inner(payload: dict, path: Path) -> str | None:
         return "model"
     states = [key for key, value in payload.items() if isinstance(value, dict) and _is_state(value)]
     models = [key for key in states if _is_state(payload[key], MARKS)]
-    for key in WRAPPERS:
-        if key in (models or states):
-            return key
-    if any(isinstance(value, Tensor) for value in payload.values()) or not models:
+    usual = [key for key in WRAPPERS if key in (models or states)]
+    whole = any(isinstance(value, Tensor) for value in payload.values())
+    if not usual and whole:
         return None
-    if len(models) > 1:
-        raise ValueError(f"{path} holds several models ({', '.join(map(str, models))}); keep one")
-    return models[0]
+    if len(models) > 1 and not (usual and are_copies(_tensors_in(payload[m]) for m in models)):
+        names = ", ".join(map(str, models))
+        raise ValueError(f"{path} holds several models ({names}); keep one of them")
+    return (usual or models or [None])[0]
+
+
+def are_copies(models: Iterable[Mapping[str, Tensor]]) -> bool:
+    """Whether several models are one, averaged or trained on: their blocks are alike in shape."""
+    outlines = [
+        {name[at.start() :]: value.shape for name, value in model.items() if (at := BLOCK(name))}
+        for model in models
+    ]
+    return all(outline == outlines[0] for outline in outlines)
+
+
+def _tensors_in(value: dict, seen: frozenset[int] = frozenset()) -> dict[str, Tensor]:
+    """Returns the tensors in a dict and in those within it."""
+    found = {}
+    for key, item in value.items():
+        if isinstance(item, Tensor) and isinstance(key, str):
+            found[key] = item
+        elif isinstance(item, dict) and id(item) not in seen:
+            found |= _tensors_in(item, seen | {id(value)})
+    return found
 
 
 def _is_state(value: Any, ends: tuple[str, ...] = ("",)) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from formats.adapter_file import PEFT_FILE, caches
+from formats.hub import HubName, base_revision, cached
 from formats.hugging_face import with_gates
 from formats.naming import of_modules
 from formats.opening import INDEX, open_weights
@@ -44,20 +45,23 @@ class PeftAdapter:
     """What a folder of peft holds.
 
     tensors: by name as the whole model has it, whole; factors: {name of a weight: (A, B, bias of B
-    or None, how often their product counts)}, both under our names.
+    or None, how often their product counts)}, both under our names. head: the tensors of the
+    classifier among the whole ones, under the names of the file.
     """
 
     folder: Path
     backbone: Path
     tensors: dict[str, Tensor]
     factors: dict[str, tuple[Tensor, Tensor, Tensor | None, float]]
+    head: dict[str, Tensor]
 
     def merged_into(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns a backbone's state dict, under our names, with the adapter's part in it.
 
         Raises ValueError, worded to follow the folder's name, where it was made for another model.
         """
-        whole = {name: value.clone() for name, value in state.items()}
+        # In float32, in which the model computes: half of a small change is lost in bfloat16.
+        whole = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
         for name, (down, up, bias, strength) in with_gates(self.factors, state).items():
             if name == "head.weight" and name not in whole:
                 continue  # of a head that could not serve
@@ -106,8 +110,9 @@ def opened(path: Path) -> PeftAdapter | None:
     config = read_json(folder / CONFIG)
     try:
         _check(config)
-        factors, tensors = _sorted(open_weights(file).tensors, config)
-        return PeftAdapter(folder, _backbone(folder, config), tensors, factors)
+        return PeftAdapter(
+            folder, _backbone(folder, config), *_sorted(open_weights(file).tensors, config)
+        )
     except ValueError as error:
         raise ValueError(f"{folder} {error}") from None
 
@@ -128,8 +133,8 @@ def _check(config: object) -> None:
         )
 
 
-def _sorted(held: Mapping[str, Tensor], config: Mapping) -> tuple[dict, dict[str, Tensor]]:
-    """Returns (factors, whole tensors) of a file, under our names."""
+def _sorted(held: Mapping[str, Tensor], config: Mapping) -> tuple[dict, dict, dict]:
+    """Returns (whole tensors, factors, tensors of the head) of a file: see `PeftAdapter`."""
     parts: dict[str, dict] = {}
     tensors = {}
     for key, value in held.items():
@@ -148,7 +153,9 @@ def _sorted(held: Mapping[str, Tensor], config: Mapping) -> tuple[dict, dict[str
         if config.get("fan_in_fan_out") and up.ndim == 2:
             raise ValueError("is LoRA with fan_in_fan_out, which no Vision Transformer here has")
         factors[f"{module}.weight"] = (down, up, part.get("Bbias"), strength)
-    return of_modules(factors), of_modules(tensors)
+    ours = of_modules({name: name for name in tensors})
+    head = {name: tensors[name] for our, name in ours.items() if our.startswith("head.")}
+    return of_modules(tensors), of_modules(factors), head
 
 
 def _strength(module: str, rank: int, config: Mapping) -> float:
@@ -171,18 +178,30 @@ def _backbone(folder: Path, config: Mapping) -> Path:
     """Returns the weights file of the model that an adapter names."""
     name = config.get("base_model_name_or_path")
     name = name if isinstance(name, str) else ""
-    for place in _places(folder, name):
+    revision = base_revision(config)
+    for place in _places(folder, name, revision):
         for file in (place, *(place / name for name in WHOLE)):
             if os.path.isfile(file):  # False also for what is no path at all
                 return file
-    named = f"its backbone {name}" if name else "its backbone, which its config does not name"
+    at = f" at revision {revision}" if revision else ""
+    named = f"its backbone {name}{at}" if name else "its backbone, which its config does not name"
     raise ValueError(
         f"needs {named}: put its file into {WEIGHTS_FOLDER}/, or write where it lies under "
         f"base_model_name_or_path in {folder / CONFIG}"
     )
 
 
-def _places(folder: Path, name: str) -> Iterator[Path]:
+def _snapshots(cache: Path, name: str, revision: str | None) -> list[Path]:
+    """Returns where a cache of the hub's holds a repository: at that revision, else at main.
+
+    The only one that is there serves where no revision is asked for and none is called main.
+    """
+    found = cached(HubName(name, revision or "main"), cache)
+    others = [*cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")]
+    return [found] if found else others if len(others) == 1 and revision is None else []
+
+
+def _places(folder: Path, name: str, revision: str | None) -> Iterator[Path]:
     """Yields where a backbone of that name may lie: as a path, in weights/, in the caches."""
     if name:
         yield from (Path(name), folder / name, WEIGHTS_FOLDER / name)
@@ -194,5 +213,5 @@ def _places(folder: Path, name: str) -> Iterator[Path]:
             yield WEIGHTS_FOLDER / variant.url.rsplit("/", 1)[-1]
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             for cache in caches():
-                yield from sorted(cache.glob(f"models--{name.replace('/', '--')}/snapshots/*"))
+                yield from _snapshots(cache, name, revision)
     yield from (folder / file for file in WHOLE)

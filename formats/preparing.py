@@ -225,6 +225,12 @@ def normalisation(path: Path, format_name, sizes, facts: Decided, model) -> tupl
         said = {key: facts.values[key] for key in ("mean", "std")}
         preprocess = Preprocess.from_dict(said)
         whence = facts.whence["mean"]
+        if max(preprocess.mean) > 1:  # of pixels from 0 to 255, as some scripts count them
+            said = {
+                key: [round(value / 255, 6) for value in getattr(preprocess, key)] for key in said
+            }
+            preprocess = Preprocess.from_dict(said)
+            whence = f"{whence}, over 255,"
         why = whence if whence.startswith("its name") else f"{whence} says so"
         return preprocess.mean, preprocess.std, why
     if format_name in ("OpenCLIP", "Hugging Face CLIP"):

@@ -28,13 +28,14 @@ from formats.checking import (
 from formats.checkpoints import check_version
 from formats.facts import Decided, class_names, decide, misfits
 from formats.followed import pooling, told_sizes
-from formats.hugging_face import pooling_of
+from formats.hugging_face import own_classifier, pooling_of
 from formats.ledger import (
     check,
     one_model,
     refuse_relatives,
     with_one_head,
     with_two_answers,
+    without_head,
 )
 from formats.naming import convert
 from formats.opening import RawWeights, open_weights, weights_in
@@ -145,6 +146,7 @@ def read_weights(
     num_heads: int | None = None,
     allow_partial: bool = False,
     within: int = 0,
+    head: Mapping[str, Tensor] | None = None,
 ) -> WeightsFile:
     """Returns what a file or folder holds, of whatever format, recognised from its tensor names.
 
@@ -152,6 +154,7 @@ def read_weights(
     num_heads: the attention heads, whatever the file says of them.
     allow_partial: leave unknown tensors out instead of refusing the file.
     within: how many adapters this is the backbone of, of adapters themselves but for the last.
+    head: a classifier that such an adapter brings, under the names of its file.
     Raises ValueError or FileNotFoundError, with one sentence that names the file.
     """
     path = Path(path)
@@ -160,13 +163,20 @@ def read_weights(
             f"{path} is an adapter of an adapter of many more: merge them into one file"
         )
     if adapter := peft_folder.opened(path):
-        base = read_weights(adapter.backbone, model, num_heads, allow_partial, within + 1)
+        head = adapter.head | dict(head or {})
+        base = read_weights(adapter.backbone, model, num_heads, allow_partial, within + 1, head)
         return _adapted(base.merged(), adapter)
     path = weights_in(path)
     raw = open_weights(path)
     try:
         if _is_ours(raw):
+            if num_heads is not None:
+                raise ValueError(
+                    "says itself how many attention heads it has: leave out --num-heads"
+                )
             return _read_ours(path, raw, allow_partial, within)
+        if head:
+            raw = replace(raw, tensors=raw.tensors | dict(head), brought=True)
         return _read_foreign(path, raw, model, num_heads, allow_partial)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
@@ -255,13 +265,14 @@ def _read_foreign(
     path: Path, raw: RawWeights, model: str | None, num_heads: int | None, allow_partial: bool
 ) -> WeightsFile:
     try:
-        format_name, state, harmless = _named(raw)
+        format_name, state, harmless, by_class = _named(raw)
         levels, notes = stated_levels(path, raw, state)
         facts = decide(levels, format_name, any("head" in n for n in state), allow_partial)
         notes += facts.not_followed
-        state, no_head = _made_ours(state, allow_partial)
+        pooler = None if raw.brought else _pooler(harmless)
+        state, no_head = _made_ours(state, pooler, allow_partial)
         state, one_logit = _with_two_logits(state, facts, notes)
-        sizes = _sizes(format_name, state, facts, num_heads)
+        sizes = _sizes(format_name, state, facts, num_heads, by_class)
     except (KeyError, IndexError, RuntimeError) as error:  # of tensors that others lack or misshape
         raise ValueError(f"has tensors that do not fit together ({error})") from None
     _check_parts(facts, sizes, allow_partial, notes)
@@ -292,21 +303,42 @@ def _read_foreign(
     )
 
 
-def _named(raw: RawWeights) -> tuple[str, dict[str, Tensor], dict[str, str]]:
-    """Returns (format, tensors under our names, those that are left out with the reason)."""
-    tensors, harmless = one_model(raw.tensors)
+def _named(raw: RawWeights) -> tuple[str, dict[str, Tensor], dict[str, str], str | None]:
+    """Returns (format, tensors under our names, those left out with the reason, pooling).
+
+    The pooling is that of a library's class, None where no tensor tells it.
+    """
+    tensors, harmless, prefix = one_model(raw.tensors)
+    tensors, own = own_classifier(tensors, "vision_model." if raw.brought else prefix)
     format_name, state = convert(tensors, harmless)
     state, unread = without_unread(state)
-    return format_name, state, harmless | unread
+    return format_name, state, harmless | unread, pooling_of(format_name, own, state)
 
 
-def _made_ours(state: dict[str, Tensor], allow_partial: bool) -> tuple[dict, str | None]:
-    """Returns the state with every linear map whole and one head, and why that cannot serve."""
+def _pooler(harmless: Iterable[str]) -> str | None:
+    """Returns why a head cannot serve beside a pooler that the file holds as well, if it does.
+
+    The library's classifiers have none, so a user's module holds both.
+    """
+    name = next((name for name in harmless if "pooler.dense." in name), None)
+    return name and f"the file has a pooler ({name}), and nothing tells whether the head reads it"
+
+
+def _made_ours(
+    state: dict[str, Tensor], pooler: str | None, allow_partial: bool
+) -> tuple[dict, str | None]:
+    """Returns the state with every linear map whole and one head, and why that cannot serve.
+
+    pooler: why no head can serve, where the file holds a pooler as well.
+    """
     if not allow_partial:
         refuse_relatives(state)
     check_complete(state)
     width, _ = width_and_depth(state)
-    return with_one_head(state, width)
+    state, no_head = with_one_head(state, width)
+    if pooler and "head.weight" in state:
+        return without_head(state), pooler
+    return state, no_head
 
 
 def _length(state: Mapping[str, Tensor], name: str) -> int:
@@ -342,7 +374,11 @@ def _check_parts(facts: Decided, sizes: Mapping, allow_partial: bool, notes: lis
 
 
 def _sizes(
-    format_name: str, state: Mapping[str, Tensor], facts: Decided, num_heads: int | None
+    format_name: str,
+    state: Mapping[str, Tensor],
+    facts: Decided,
+    num_heads: int | None,
+    by_class: str | None,
 ) -> dict[str, Any]:
     """Returns the fields of `ViTConfig`: what shapes tell, then what facts do."""
     of_patches = facts.values.get("no_embed_class")
@@ -352,7 +388,7 @@ def _sizes(
     sizes["num_heads"] = _heads(num_heads, facts, sizes | {"seen_heads": heads_in(state)})
     sizes["head_dim"] = width_of_heads(state, sizes["num_heads"])
     sizes |= told_sizes(facts, sizes)
-    return sizes | {"global_pool": pooling(facts, sizes, pooling_of(format_name, state))}
+    return sizes | {"global_pool": pooling(facts, sizes, by_class)}
 
 
 def _heads(typed: int | None, facts: Decided, sizes: Mapping[str, Any]) -> int:

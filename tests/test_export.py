@@ -254,12 +254,28 @@ def test_answers_that_8_bits_change_are_told_without_data(tmp_path, monkeypatch,
     assert re.search(r"float32 .* 0 of 48", out)
 
 
-def test_a_wrong_export_is_not_left_behind(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+def test_a_wrong_export_is_not_written_and_an_earlier_one_stays(
+    kind, tmp_path, monkeypatch, capsys
+):
     checkpoint = write_checkpoint(tmp_path, "vit")
-    monkeypatch.setattr(export, "largest_difference", lambda *_: 0.5)
-    assert run(monkeypatch, export, checkpoint, "--format", "safetensors") == 2
-    assert "differ by 0.5" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
+    earlier = tmp_path / f"best.{kind}"
+    earlier.write_bytes(b"an earlier one")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    assert run(monkeypatch, export, checkpoint, "--format", kind) == 2
+    assert "nothing was written" in capsys.readouterr().err
+    assert earlier.read_bytes() == b"an earlier one"
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pth", earlier.name}
+
+
+def test_what_rounding_changes_is_judged_by_how_large_logits_are(tmp_path):
+    loaded = export.load_model(write_checkpoint(tmp_path, "vit"))
+    wanted = export.Classifier.of(loaded).forward
+    with pytest.raises(ValueError, match="differ by"):
+        export.checked_difference(loaded, lambda images: wanted(images) + 5e-4)
+    with torch.no_grad():
+        loaded.model.head.bias += 100
+    assert export.checked_difference(loaded, lambda images: wanted(images) + 5e-4) < 1e-3
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):

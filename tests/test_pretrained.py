@@ -376,6 +376,17 @@ def describe(monkeypatch, capsys):
     return run
 
 
+def test_what_is_read_is_never_written_over(tmp_path, monkeypatch, capsys):
+    checkpoint(vit(), tmp_path / "best.pth")
+    before = (tmp_path / "best.pth").read_bytes()
+    for source in (tmp_path / "best.pth", tmp_path):
+        words = ["pretrained.py", str(source), "--save", str(tmp_path / "best.pth")]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(ValueError, match=r"--save \S+best\.pth is what is read; name another"):
+            pretrained.main()
+    assert (tmp_path / "best.pth").read_bytes() == before
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [{}, *KAN_KINDS], ids=["mlp", "full", "rank", "gkan"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

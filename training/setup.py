@@ -151,6 +151,7 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
     config |= spline_form(options, config["mlp"], {} if weights is None else weights.config)
     if options.model and weights is not None:  # what no variant's name tells
         config |= {key: weights.config[key] for key in OF_FAMILY if key in weights.config}
+        config |= told_heads(options.model, weights)
     # Biases are the model's own; what a file has of adapters is merged when a run begins.
     adapters = {name: getattr(options, name) for name in ("adapt", "lora_rank", "lora_at")}
     config |= adapters if options.adapt in ADAPTERS else {"adapt": "none"}
@@ -159,6 +160,16 @@ def model_config(options: Options, weights: WeightsFile | None, num_classes: int
     if options.img_size:
         config["img_size"] = options.img_size
     return config
+
+
+def told_heads(model: str, weights: WeightsFile) -> dict:
+    """Returns the attention heads of a file whose model is as wide as a variant, where it tells.
+
+    Heads leave no trace in a shape: weights of three would load into a model of six.
+    """
+    same = find_variant(model).sizes["embed_dim"] == weights.config["embed_dim"]
+    assumed = "attention heads" in weights.facts.assumed
+    return {"num_heads": weights.config["num_heads"]} if same and not assumed else {}
 
 
 def spline_form(options: Options, kind: str, held: Mapping) -> dict:

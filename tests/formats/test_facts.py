@@ -1,5 +1,6 @@
 """What no tensor tells is followed as the files state it, or refused; the rest is listed."""
 
+import argparse
 import inspect
 import json
 
@@ -14,7 +15,8 @@ from formats.architectures import FAMILIES
 from formats.fact_table import FACTS
 from formats.facts import Source, class_names, decide
 from formats.reading import read_weights
-from pretrained import head_classes, load_model
+from pretrained import head_classes, load_model, save_weights
+from training.setup import told_heads
 
 # --- followed -----------------------------------------------------------------------------------
 
@@ -99,6 +101,33 @@ def test_the_file_is_believed_before_its_config(tmp_path):
 def test_typed_heads_are_believed_before_all(tmp_path):
     path = as_timm(vit(num_heads=8), tmp_path)
     assert read_weights(path, num_heads=4).config["num_heads"] == 4
+
+
+def test_typed_heads_are_refused_for_a_file_of_ours_which_tells_them(tmp_path):
+    save_weights(tmp_path / "ours.pth", load_model(saved(vit().state_dict(), tmp_path)))
+    with pytest.raises(ValueError, match=r"says itself how many attention heads"):
+        read_weights(tmp_path / "ours.pth", num_heads=4)
+
+
+def test_a_variant_keeps_the_heads_that_the_weights_file_tells(tmp_path):
+    path = as_timm(vit(embed_dim=192, num_heads=6), tmp_path)
+    weights, name = read_weights(path), "vit_tiny_patch16_224"
+    assert told_heads(name, weights) == {"num_heads": 6}
+    assert told_heads("vit_small_patch16_224", weights) == {}
+
+
+def test_mean_pooling_as_maes_scripts_say_it(tmp_path):
+    theirs = vit(global_pool="avg", fc_norm=True)
+    options = argparse.Namespace(model="vit_base_patch16", global_pool=True)
+    assert_same(saved({"model": theirs.state_dict(), "args": options}, tmp_path), theirs)
+
+
+def test_means_of_pixels_up_to_255_are_taken_as_what_they_are(tmp_path):
+    options = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    path = saved({"state_dict": vit().state_dict(), "hyper_parameters": options}, tmp_path)
+    weights = read_weights(path)
+    assert weights.family == "imagenet"
+    assert "over 255" in weights.family_reason
 
 
 def test_what_is_assumed_is_said(tmp_path):

@@ -4,6 +4,7 @@ Small ones with every number by chance, written by save_pretrained as a folder (
 and as the model itself calls its tensors (the newer ones).
 """
 
+import json
 import re
 
 import pytest
@@ -256,3 +257,53 @@ def test_tensors_that_the_class_does_not_have_are_refused(tmp_path):
     safetensors.torch.save_file(state | extra, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"no model here has a place for .*gate"):
         read_weights(folder)
+
+
+class Own(torch.nn.Module):
+    """A user's module: a model of the library, and a head on what it pools."""
+
+    def __init__(self, model, tower: str, head: str):
+        super().__init__()
+        self.names = tower, head
+        self.add_module(tower, model)
+        self.add_module(head, torch.nn.Linear(48, 5))
+
+    def forward(self, images):
+        tower, head = map(self.get_submodule, self.names)
+        return head(tower(images).pooler_output)
+
+
+@pytest.mark.parametrize("head", ["fc", "classifier"])
+@pytest.mark.parametrize("kind", ["CLIPVision", "SiglipVision", "DINOv3ViT"])
+def test_a_users_head_reads_what_the_model_pools_whatever_it_is_called(tmp_path, kind, head):
+    theirs = shaken(Own(build(kind, "Model", SIZES), "tower", head))
+    if kind == "DINOv3ViT":  # whose side no tensor tells
+        config = {"model_type": "dinov3_vit", "image_size": 64, "num_attention_heads": 4}
+        (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")
+    weights = read_weights(tmp_path / "own.pth", num_heads=4)
+    ours = create_model(**weights.config).eval()
+    assert not load_into(ours, weights).new
+    with torch.no_grad():
+        assert_close(ours(IMAGES), theirs(IMAGES))
+
+
+def test_a_librarys_classifier_inside_a_users_module_pools_as_its_class(tmp_path):
+    theirs = build("CLIP", "ForImageClassification", SIZES, towers=True)
+    state = {f"net.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    weights = read_weights(tmp_path / "net.pth", num_heads=4)
+    ours = create_model(**weights.config).eval()
+    assert not load_into(ours, weights).new
+    with torch.no_grad():
+        assert_close(ours(IMAGES), theirs(IMAGES).logits)
+
+
+def test_a_head_beside_a_pooler_is_not_believed_for_nothing_tells_what_it_reads(tmp_path):
+    theirs = shaken(Own(build("ViT", "Model", SIZES), "vit", "fc"))
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")
+    weights = read_weights(tmp_path / "own.pth")
+    assert weights.config["num_classes"] == 0
+    assert "has a pooler (vit.pooler.dense.weight)" in weights.no_head
+    with pytest.raises(ValueError, match=r"cannot predict here: the file has a pooler"):
+        load_model(tmp_path / "own.pth")

@@ -207,6 +207,23 @@ def test_two_models_in_one_file_are_named(tmp_path, model):
         read_weights(saved({"a": model.state_dict(), "b": model.state_dict()}, tmp_path))
 
 
+def test_a_teacher_of_other_sizes_is_no_copy_of_the_model(tmp_path, model):
+    other = vit(embed_dim=192, depth=3, num_heads=3).state_dict()
+    for student in ("student", "model"):
+        several = rf"holds several models \(({student}|\(no prefix\)), teacher\)"
+        with pytest.raises(ValueError, match=several):
+            read_weights(saved({student: model.state_dict(), "teacher": other}, tmp_path))
+        flat = prefixed(f"{student}.", model.state_dict()) | prefixed("teacher.", other)
+        with pytest.raises(ValueError, match=several):
+            read_weights(saved({"state_dict": flat}, tmp_path))
+
+
+def test_words_that_hold_the_letters_of_another_choose_no_model(tmp_path, model):
+    state = prefixed("semantic_one.", model.state_dict()) | prefixed("two.", model.state_dict())
+    with pytest.raises(ValueError, match=r"holds several models \(semantic_one, two\)"):
+        read_weights(saved(state, tmp_path))
+
+
 def test_a_block_that_lacks_a_tensor_is_said_to(tmp_path, model):
     state = model.state_dict()
     del state["blocks.1.attn.proj.bias"]
@@ -264,7 +281,7 @@ def test_a_head_of_twice_the_width_reads_the_mean_beside_the_class_token(tmp_pat
 
 def test_copies_are_told_from_the_model():
     names = {f"{p}patch_embed.proj.weight": torch.ones(1) for p in ("student.", "teacher.")}
-    state, harmless = one_model(names | {"student.loss": torch.ones(1)})
+    state, harmless, _ = one_model(names | {"student.loss": torch.ones(1)})
     assert set(state) == {"patch_embed.proj.weight"}
     assert set(harmless) == {"student.patch_embed.proj.weight", "student.loss"}
     assert set(harmless.values()) == {"another copy of the model (student)"}

@@ -100,3 +100,11 @@ def test_a_norm_behind_the_pooling_is_refused(tmp_path):
     state = open_clip(vit("vit_base_patch16_clip_224"))
     with pytest.raises(ValueError, match="norm behind the pooling: True"):
         read_weights(written(state, tmp_path, model_cfg={"vision_cfg": cfg}))
+
+
+def test_heads_are_told_by_their_width(tmp_path):
+    theirs = vit("vit_base_patch16_clip_224", num_classes=0, num_heads=4)
+    vision = {"image_size": 64, "layers": 2, "width": 128, "head_width": 32, "patch_size": 16}
+    folder = written(open_clip(theirs), tmp_path, model_cfg={"vision_cfg": vision})
+    assert read_weights(folder).config["num_heads"] == 4
+    assert_same_features(folder, theirs)

@@ -230,3 +230,69 @@ def test_a_folder_that_names_itself_ends(tmp_path):
 def test_other_folders_are_refused_as_before(tmp_path):
     with pytest.raises(ValueError, match="is a folder; name a weights file"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [
+        ("CLIP", "vision_model.encoder.layers.1.self_attn.v_proj"),
+        ("Siglip", "vision_model.encoder.layers.1.self_attn.v_proj"),
+        ("Dinov2", "dinov2.layers.1.attention.v_proj"),
+    ],
+)
+def test_a_classifier_reads_what_its_class_does_over_a_backbone_without_one(tmp_path, kind, module):
+    sizes = {k: v for k, v in SIZES.items() if kind != "Dinov2" or k != "intermediate_size"}
+    config = getattr(transformers, f"{kind}Config")
+    towers = kind != "Dinov2"
+    options = {"vision_config": sizes} if towers else sizes
+    whole = f"{kind}ForImageClassification"
+    model = shaken(getattr(transformers, whole)(config(**options, num_labels=3)))
+    inner = getattr(model, "vision_model" if towers else "dinov2")
+    bare = getattr(transformers, f"{kind}{'Vision' * towers}Model")(inner.config)
+    bare.load_state_dict({k: v for k, v in inner.state_dict().items() if k in bare.state_dict()})
+    bare.save_pretrained(tmp_path / "base")
+    module = next(n for n, _ in model.named_modules() if re.search(r"1\..*(v_proj|value)$", n))
+    tensors = factors(module, 48, 48)
+    head = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("classifier.")}
+    named = {"base_model_name_or_path": str(tmp_path / "base")}
+    folder = as_peft(tmp_path / "peft", tensors | head, **named)
+    down, up = tensors.values()
+    with torch.no_grad():
+        model.get_submodule(module).weight += 2 * up @ down
+        theirs = model(IMAGES).logits
+    torch.testing.assert_close(logits(folder), theirs, rtol=0, atol=1e-4 * theirs.std().item())
+
+
+def test_small_changes_of_half_precision_weights_are_kept(tmp_path):
+    model = hugging_face()
+    half = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    base = as_hub(half, tmp_path / "base", **model.config.to_dict())
+    tensors = factors("vit.layers.0.mlp.fc1", 128, 512)
+    tensors = {name: value / 30 for name, value in tensors.items()}
+    folder = as_peft(tmp_path / "peft", tensors, base_model_name_or_path=str(base.parent))
+    down, up = tensors.values()
+    name = "blocks.0.mlp.fc1.weight"
+    change = read_weights(folder).state[name] - read_weights(base).state[name].float()
+    torch.testing.assert_close(change, 2 * up @ down, rtol=1e-3, atol=1e-6)
+
+
+def test_the_revision_of_a_backbone_that_an_adapter_names_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--some--vit"
+    for commit in ("a" * 40, "b" * 40, "c" * 40):
+        (repository / "snapshots").mkdir(parents=True, exist_ok=True)
+        as_hub(hugging_face().state_dict(), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("b" * 40, "utf-8")
+    for n, (revision, commit) in enumerate([(None, "b"), ("c" * 40, "c"), ("d" * 40, None)]):
+        folder = as_peft(
+            tmp_path / f"peft{n}",
+            factors("vit.layers.0.mlp.fc1", 128, 512),
+            base_model_name_or_path="some/vit",
+            revision=revision,
+        )
+        if commit:
+            assert f"/{commit * 40}/" in read_weights(folder).notes[-1]
+        else:
+            with pytest.raises(ValueError, match=r"needs its backbone some/vit at revision d+:"):
+                read_weights(folder)
