@@ -42,26 +42,37 @@ ALL = 0  # a number of photos: as many as there are
 
 @dataclass(frozen=True)
 class Job:
-    """A command on so many photos of the set in a folder."""
+    """A command on so many photos of the set in a folder, from some weights, at so many pixels."""
 
     command: str
     set: str
     photos: int
     seed: int
+    img_size: int = 160
+    weights: str = "deit_tiny_patch16_224"
+
+    @classmethod
+    def of(cls, line: dict) -> "Job":
+        """Returns whose line of the results it is; those of the first days do not name weights."""
+        return cls(**{field: line[field] for field in cls.__dataclass_fields__ if field in line})
 
 
 def jobs(args: argparse.Namespace) -> Iterator[tuple[Job, Path]]:
     """Yields the runs that have no line yet, those of few photos first, and their folders."""
-    lines = runs.read_lines(args.results)
-    done = {Job(line["command"], line["set"], line["photos"], line["seed"]) for line in lines}
+    done = {Job.of(line) for line in runs.read_lines(args.results)}
     fewest = {data: LEAST * len(photos_of(data)[0]) for data in args.data}
     for photos, seed, data, name in itertools.product(
         args.photos, args.seeds, args.data, args.commands
     ):
-        job = Job(name, data.name, photos, seed)
+        job = Job(name, data.name, photos, seed, args.img_size, weights_of(args))
         enough = photos == ALL or photos >= fewest[data]  # groceries at 50 photos have too few
         if enough and job not in done:
             yield job, data
+
+
+def weights_of(args: argparse.Namespace) -> str:
+    """Returns what lines call the pretrained model."""
+    return Path(args.weights).stem if args.weights else Job.weights
 
 
 def flags_of(command: str) -> list[str]:
@@ -91,11 +102,10 @@ def run(job: Job, data: Path, args: argparse.Namespace) -> None:
         lay_out(job, data, root)
         flags = [
             "--data-path", root / "train", "--test-path", root / "test", "--weights", args.weights,
-            *flags_of(job.command), "--seed", job.seed, "--img-size", args.img_size, "--workers", 0,
+            *flags_of(job.command), "--seed", job.seed, "--img-size", job.img_size, "--workers", 0,
         ]  # fmt: skip
         result = runs.train("run", [str(flag) for flag in flags], root)
     found = {"test_acc": result["test_acc"], "cpu_seconds": round(result["cpu_seconds"], 1)}
-    found |= {"img_size": args.img_size}
     runs.append_line(args.results, asdict(job) | found | runs.provenance())
     print(*asdict(job).values(), found, flush=True)
 
@@ -158,7 +168,7 @@ def _row(name: str, ours: str, found: dict[str, Found], sets: list[str], seconds
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="folders of the sets")
-    parser.add_argument("--weights", help="the pretrained model")
+    parser.add_argument("--weights", help="the pretrained model (in the tables: DeiT-Tiny)")
     parser.add_argument("--photos", type=int, nargs="+", default=[50, 200, ALL],
                         help="photos of the folder, 0 for all; what runs, and stands in the "
                              "tables (default: 50 200 0)")  # fmt: skip
@@ -181,7 +191,9 @@ def main() -> None:
     lines = [
         line
         for line in runs.read_lines(args.results)
-        if line["photos"] in args.photos and line["seed"] in args.seeds
+        if line["photos"] in args.photos
+        and line["seed"] in args.seeds
+        and (Job.of(line).img_size, Job.of(line).weights) == (args.img_size, weights_of(args))
     ]
     print(show(lines, args.ours))
 

@@ -5,6 +5,7 @@
     python -m benchmarks.worth --stage night        # four sets, five seeds
     python -m benchmarks.worth --stage controls     # other adapters at the same maps, a longer head
     python -m benchmarks.worth --stage layers       # all layers, with splines and without
+    python -m benchmarks.worth --stage accuracy     # LoRA at the rate that accuracy chooses
     python -m benchmarks.worth --stage few          # the five forms at 50 photos
     python -m benchmarks.worth --stage variants     # one form of splines, a dozen changes
     python -m benchmarks.worth --stage gpu --device cuda --workers 8 --minutes 9
@@ -20,6 +21,7 @@ taken photo by photo.
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -85,6 +87,11 @@ STAGES = {
             "all layers, head at 1e-3", "all layers, spline per feature, 4 maps, head at 1e-3",
         ),
         FOUR, (200,), (1, 2, 3, 4, 5), FOUR, "accuracy",
+    ),
+    "accuracy": Stage(
+        "(b) rates by accuracy: four sets, five seeds, 200 photos in training",
+        ("LoRA r=4", "LoRA r=2, 4 maps", BASE_NAME), FOUR, (200,), (1, 2, 3, 4, 5), FOUR,
+        "accuracy",
     ),
     "few": Stage(
         "few photos: four sets, three seeds, 50 photos in training, rates of (b)",
@@ -325,7 +332,8 @@ def _words(gap: Difference, scale: int) -> list[str]:
     digits = 1 if scale > 1 else 3
     low, middle, high = (f"{scale * x:+.{digits}f}" for x in (gap.low, gap.mean, gap.high))
     words = f"{middle} ({low} to {high})"
-    return [f"**{words}**" if gap.decided else words, str(gap.seeds or "")]
+    seeds = "never" if gap.seeds == math.inf else str(gap.seeds or "")
+    return [f"**{words}**" if gap.decided else words, seeds]
 
 
 def markdown(heads, rows) -> str:

@@ -1,5 +1,6 @@
 """benchmarks/worth.py searches rates until none lies at an edge, and judges by other photos."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,25 @@ def test_the_interval_of_a_difference_holds_it_and_narrows_with_photos():
     clear = difference(values(0.5, 500), values(0.0, 500), {"a"})
     assert clear.decided
     assert clear.low < 0.5 < clear.high
+
+
+def test_no_number_of_seeds_decides_what_the_photos_that_they_share_do_not():
+    random = np.random.default_rng(1)
+    photos = random.normal(0.01, 0.5, 300)
+
+    def ours(each):
+        return {"a": {s: (photos + random.normal(0, each, 300)).tolist() for s in range(5)}}
+
+    zero = {"a": {s: [0.0] * 300 for s in range(5)}}
+    shared = difference(ours(0.01), zero, {"a"})
+    assert not shared.decided
+    assert shared.seeds == math.inf
+    own = difference(ours(2.0), zero, set())
+    assert not own.decided
+    assert 5 < own.seeds < math.inf
+    clear = difference({"a": {s: [0.5] * 300 for s in range(5)}}, zero, {"a"})
+    assert clear.decided
+    assert clear.seeds == 2
 
 
 @pytest.fixture(scope="module")

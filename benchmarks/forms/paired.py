@@ -1,7 +1,7 @@
 """Differences of two forms, photo by photo, with the interval that photos and seeds leave."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,12 +11,16 @@ Values = dict[str, dict[int, list[float]]]  # set -> seed -> one value for each 
 
 @dataclass(frozen=True)
 class Difference:
-    """mean: ours minus theirs. low, high: its 95 % interval. seeds: how many would decide it."""
+    """mean: ours minus theirs. low, high: its 95 % interval.
+
+    seeds: how many would decide it, infinite where the photos that all seeds share would not let
+    any number of them; None where nothing tells.
+    """
 
     mean: float
     low: float
     high: float
-    seeds: int | None
+    seeds: float | None
 
     @property
     def decided(self) -> bool:
@@ -33,15 +37,16 @@ def difference(
     are drawn once for all of its seeds.
     """
     random = np.random.default_rng(0)
-    per_set, points = [], []
+    per_set, points, stays = [], [], 0.0
     for name in ours:
         pairs = [np.subtract(ours[name][seed], theirs[name][seed]) for seed in sorted(ours[name])]
         points.append([pair.mean() for pair in pairs])
         per_set.append(_drawn(pairs, name in same_photos, random, draws))
-    low, high = np.quantile(np.mean(per_set, axis=0), [0.025, 0.975])
+        stays += _of_photos(pairs) / len(ours) ** 2 if name in same_photos else 0.0
+    low, high = (float(end) for end in np.quantile(np.mean(per_set, axis=0), [0.025, 0.975]))
     by_seed = np.mean(points, axis=0)
-    mean = float(by_seed.mean())
-    return Difference(mean, float(low), float(high), _seeds(by_seed))
+    found = Difference(float(by_seed.mean()), low, high, None)
+    return replace(found, seeds=_seeds(by_seed, stays, found.decided))
 
 
 def _drawn(pairs: list, shared: bool, random, draws: int) -> np.ndarray:
@@ -60,9 +65,25 @@ def _weights(photos: int, random, draws: int) -> np.ndarray:
     return random.multinomial(photos, np.full(photos, 1 / photos), size=draws) / photos
 
 
-def _seeds(by_seed: np.ndarray) -> int | None:
-    """Returns how many seeds would put zero outside the interval if mean and spread stay."""
+def _of_photos(pairs: list) -> float:
+    """Returns the variance that a set's photos leave in its mean, whatever the number of seeds.
+
+    What the seeds have in common, photo by photo, is the photos': their covariance between seeds.
+    """
+    if len(pairs) < 2:
+        return 0.0
+    between = np.cov(np.stack(pairs))
+    common = (between.sum() - np.trace(between)) / (len(pairs) * (len(pairs) - 1))
+    return max(0.0, common / len(pairs[0]))
+
+
+def _seeds(by_seed: np.ndarray, stays: float, decided: bool) -> float | None:
+    """Returns how many seeds would put zero outside the interval if mean and spread stay.
+
+    stays: the variance that no seed takes away.
+    """
     if len(by_seed) < 2 or by_seed.mean() == 0:
         return None
-    ratio = 1.96 * by_seed.std(ddof=1) / abs(by_seed.mean())
-    return max(2, math.ceil(ratio**2))
+    room = (by_seed.mean() / 1.96) ** 2 - stays
+    count = max(2, math.ceil(by_seed.var(ddof=1) / room)) if room > 0 else math.inf
+    return min(count, len(by_seed)) if decided else max(count, len(by_seed) + 1)
