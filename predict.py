@@ -22,7 +22,12 @@ import torch
 
 from formats.finding import weights_name
 from formats.known import UNKNOWN_SHARE
-from predicting.classifier import Classifier, newest_checkpoint, open_classifier
+from predicting.classifier import (
+    Classifier,
+    newest_checkpoint,
+    open_classifier,
+    require_telling,
+)
 from predicting.embedding import ENDINGS, FeatureFile
 from predicting.inputs import class_folders, find_photos
 from predicting.predictor import Predictor
@@ -229,11 +234,8 @@ def main() -> int:
         weights, options.class_indices, device, class_folders(options.inputs)
     )
     check_names(weights, classifier.classes, options.class_indices)
-    if "unknown" in options.given and options.unknown and not classifier.tells_unknown:
-        raise ValueError(
-            f"--unknown {options.unknown:g}: {weights} has no features of its training photos, by "
-            f"which it could tell unlike ones: leave the flag out, or train the model to its end"
-        )
+    if "unknown" in options.given:
+        require_telling(options.unknown, {weights: classifier})
     score = Score(classifier.classes, classifier.facts.get("trained_on", ""))
     photos = find_photos(options.inputs, classifier.classes)
     first = list(islice(photos, TABLES + 1))

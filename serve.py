@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from formats.finding import weights_name
 from formats.known import UNKNOWN_SHARE
-from predicting.classifier import newest_checkpoint
+from predicting.classifier import newest_checkpoint, require_telling
 from serving.desk import Desk, Limits
 from serving.gate import host_of, is_loopback
 from serving.models import Served, open_models
@@ -228,6 +228,9 @@ def main() -> int:
             threshold=options.threshold,
             unknown=options.unknown,
         )
+        if "unknown" in options.given:
+            classifiers = [served.predictor.classifier for served in models]
+            require_telling(options.unknown, dict(zip(paths, classifiers, strict=True)))
         announce(options, paths, models, server.server_address[1])
         try:
             server.serve_forever()

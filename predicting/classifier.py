@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from imaging.digests import joined
 from imaging.preprocess import Preprocess
 from pretrained import LoadedModel, load_model
 from system.files import WEIGHTS_FOLDER, parse_json
+from system.terminal import listed
 from vit_model import VisionTransformer, kind_of
 
 EXPORTED = (".onnx", ".pt2")
@@ -154,6 +155,16 @@ class Classifier:
         if self.ours and not self.tells_unknown:  # of a run that was stopped, or shared without
             words.append("calls no photo unknown")
         return f"{config['name']}{kind}, {len(self.classes)} classes, {', '.join(words)}"
+
+
+def require_telling(unknown: float, classifiers: Mapping[str, Classifier]) -> None:
+    """Raises ValueError where no file of a classifier, by its name, tells what --unknown asks."""
+    if unknown and not any(one.tells_unknown for one in classifiers.values()):
+        raise ValueError(
+            f"--unknown {unknown:g}: there are no features of training photos in "
+            f"{listed(list(classifiers))}, by which unlike ones could be told: leave the flag out, "
+            "or train to the end"
+        )
 
 
 def _share(metrics: dict, side: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from tiny_server import photo, write_checkpoint
 
 import serve
+from formats.known import Known
 from serving.server import Server
 from vit_model import create_model
 
@@ -70,6 +71,18 @@ def test_what_cannot_be_served_is_refused(begin, tmp_path):
         status, _, said = begin("--weights", tmp_path / name, "--port", 0)
         assert (status, said.count("\n")) == (2, 1)
         assert name in said
+
+
+def test_unlike_photos_are_asked_for_only_where_a_model_tells_them(begin, checkpoint, tmp_path):
+    plain = "--weights", checkpoint, checkpoint, "--port", 0
+    status, _, said = begin(*plain, "--unknown", 0.2)
+    assert (status, said.count("\n")) == (2, 1)
+    assert f"--unknown 0.2: there are no features of training photos in {checkpoint}, by" in said
+    assert begin(*plain, "--unknown", 0)[0] == 0
+    known = Known.fit(torch.randn(5, 128), torch.zeros(5), torch.randn(40, 128)).to_dict()
+    torch.save(torch.load(checkpoint, weights_only=True) | {"known": known}, tmp_path / "best.pth")
+    status, _, said = begin(*plain[:2], tmp_path / "best.pth", *plain[3:], "--unknown", 0.2)
+    assert (status, said) == (0, "")
 
 
 def test_beyond_this_machine_it_warns(begin, checkpoint):
