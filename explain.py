@@ -113,12 +113,11 @@ def prune_and_report(loaded, images, photos, share: float, folder: Path, device)
     for name, model in (("before", loaded.model), ("after", small)):
         classifier = Classifier.of(loaded).computing_with(model)
         score = Predictor(classifier, device=device).score(photos)
-        right[name] = score.right / score.total if score.total else None
-        known = "unknown" if right[name] is None else f"{right[name]:.4f}"
+        right[name] = score.accuracy
         size = sum(parameter.numel() for parameter in model.parameters())
         speed = photos_per_second(model, images[:32])
-        rows.append((name, f"{size / 1e6:.2f} M", known, f"{speed:.1f}"))
-    print(*table(rows, "<>>>"), *(score.left_out() if score.total else []), sep="\n")
+        rows.append((name, f"{size / 1e6:.2f} M", score.word, f"{speed:.1f}"))
+    print(*table(rows, "<>>>"), *score.caveats(), sep="\n")
     metrics = {"pruned": share, "accuracy_on_data": right["after"]}
     weights = replace(loaded.weights, meta=loaded.weights.meta | {"metrics": metrics})
     path = folder / "pruned.pth"

@@ -49,6 +49,7 @@ from predicting.classifier import (
 )
 from predicting.inputs import find_photos
 from predicting.predictor import Predictor
+from predicting.writers import Score
 from pretrained import LoadedModel, check_names, load_model, save_weights
 from serving import web
 from serving.models import names_of
@@ -222,13 +223,12 @@ def checked_difference(loaded: LoadedModel, forward: Callable[[Tensor], Tensor])
     return difference
 
 
-def accuracy(classifier: Classifier, folder: str) -> str:
-    """Over a folder of class folders, as a word."""
-    photos = find_photos([folder], classifier.classes)
-    score = Predictor(classifier, device="cpu").score(photos)
-    if not score.total:
+def judged(classifier: Classifier, folder: str) -> Score:
+    """The score over a folder of class folders; raises ValueError where it holds none."""
+    score = Predictor(classifier, device="cpu").score(find_photos([folder], classifier.classes))
+    if not score.total and not score.trained:
         raise ValueError(f"--data {folder} holds no folder named after one of the model's classes")
-    return f"{score.right / score.total:.4f}"
+    return score
 
 
 def export(loaded: LoadedModel, kind: str, path: Path) -> float:
@@ -270,12 +270,13 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
         forward = session_forward(onnx_session(content))
         speed = photos_per_second(forward, images[:BATCH])
         classifier = Classifier.of(loaded).computing_with(forward)
-        known = accuracy(classifier, data) if data else "unknown (no --data)"
+        score = judged(classifier, data) if data else None
+        known = score.word if score else "unknown (no --data)"
         found = torch.cat([forward(some).argmax(1) for some in images.split(BATCH)])
         changed = int((found != answers).sum())
         told = f"{changed} of {len(images)}"
         rows.append((name, f"{len(content) / 1e6:.1f}", f"{speed:.1f}", told, known))
-    print(*table(rows, "<>>><"), sep="\n")
+    print(*table(rows, "<>>><"), *(score.caveats() if score else []), sep="\n")
     if changed > MOST_CHANGED * len(images):
         print(
             f"8 bits change {told} answers, on drawn flowers and noise: find out with --data what "
@@ -305,9 +306,12 @@ def export_web(loaded: LoadedModel, options: Options) -> None:
     facts = web.facts_of_page(classifier, *names_of([options.checkpoint]), model)
     size = web.write_page(folder, model, facts, runtime)
     if options.small:
-        photos = own_photos(options.checkpoint, options.data, loaded.classes)
+        photos = own_photos(options.checkpoint, options.data, classifier)
         found = changes(classifier, session_forward(onnx_session(model)), photos)
-        unknown = "what 8 bits change is not known: the run's photos are not here (--data DIR)"
+        unknown = (
+            "what 8 bits change is not known: no photo is here that the model was not trained on "
+            "(--data DIR)"
+        )
         print(*filter(None, [found.words, found.advice] if found else [unknown]), sep="\n")
     rest = sum(map(len, runtime.values()))
     print(f"written: {folder} ({size / 1e6:.1f} MB, and {rest / 1e6:.1f} MB of onnxruntime-web)")

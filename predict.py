@@ -236,7 +236,7 @@ def main() -> int:
     check_names(weights, classifier.classes, options.class_indices)
     if "unknown" in options.given:
         require_telling(options.unknown, {weights: classifier})
-    score = Score(classifier.classes, classifier.facts.get("trained_on", ""))
+    score = Score(classifier.classes, classifier.trained_on)
     photos = find_photos(options.inputs, classifier.classes)
     first = list(islice(photos, TABLES + 1))
     writers = [*make_writers(options, classifier, device, len(first) > TABLES, weights), score]

@@ -73,7 +73,7 @@ def report(checkpoint: str, options: argparse.Namespace) -> None:
         known = "not measured"
         if not options.speed_only:
             score = Predictor(classifier.computing_with(form.forward), device="cpu").score(photos)
-            known = f"{score.right / score.total:.4f} of {score.total}"
+            known = f"{score.word} of {score.total}"
         away = float((form.forward(images) - wanted).abs().max())
         print(f"{form.name:20s}  {form.size / 1e6:6.1f}  {rate:15.1f}  {known:14s}  {away:.1e}",
               flush=True)  # fmt: skip

@@ -132,6 +132,11 @@ class Classifier:
         return "version" in self.facts
 
     @property
+    def trained_on(self) -> str:
+        """The digests of the photos that it was trained on; "" where the file does not tell."""
+        return self.facts.get("trained_on", "")
+
+    @property
     def tells_unknown(self) -> bool:
         """Whether the file tells photos that are unlike those of the training set."""
         return bool(self.facts.get("known"))

@@ -158,8 +158,8 @@ class Predictor:
         return Seen(*(values if values is None else values.cpu() for values in seen))
 
     def score(self, photos: Iterable[Photo]) -> Score:
-        """The score over photos in class folders."""
-        score = Score(self.classes)
+        """The score over photos in class folders, without those that the model was trained on."""
+        score = Score(self.classes, self.classifier.trained_on)
         for answer in self.answers(photos):
             score.write(answer)
         return score

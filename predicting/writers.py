@@ -247,7 +247,7 @@ class Score(Writer):
     was trained on, whose digests `trained_on` has.
     """
 
-    def __init__(self, classes: Sequence[str], trained_on: str = ""):
+    def __init__(self, classes: Sequence[str], trained_on: str):
         self.classes, self.trained_on = classes, TrainedOn(trained_on)
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true, predicted) -> photos
         self.unknown: Counter[str] = Counter()  # folder that names no class -> photos
@@ -273,22 +273,37 @@ class Score(Writer):
     def right(self) -> int:
         return sum(count for (truth, guess), count in self.pairs.items() if truth == guess)
 
+    @property
+    def accuracy(self) -> float | None:
+        """The share that is right of the photos that are judged, None where none is."""
+        return self.right / self.total if self.total else None
+
+    @property
+    def word(self) -> str:
+        """The accuracy as tables have it."""
+        return "unknown" if self.accuracy is None else f"{self.accuracy:.4f}"
+
     def lines(self) -> list[str]:
         """What to print at the end; nothing where no photo lay in a folder."""
         if not self.total:
-            return self.left_out() if self.unknown or self.trained else []
+            return self.caveats()
         share = f"{self.right} of {counted(self.total, 'photo')}"
-        low, high = wilson(self.right / self.total, self.total)
+        low, high = wilson(self.accuracy, self.total)
         interval = f"95 % interval {low:.3f} to {high:.3f}"
-        doubt = [] if self.trained_on.known else [NOT_TOLD]
-        head = [f"accuracy {self.right / self.total:.4f} ({share}), {interval}", *doubt]
-        head += self.left_out()
+        head = [f"accuracy {self.word} ({share}), {interval}", *self.caveats()]
         present = sorted({index for pair in self.pairs for index in pair})
         if len(present) > LARGEST_MATRIX:
             return [*head, *self._mistakes()]
         return [*head, "", *self._matrix(present)]
 
-    def left_out(self) -> list[str]:
+    def caveats(self) -> list[str]:
+        """What to tell beside the accuracy; nothing where no photo lay in a folder."""
+        if not (self.total or self.unknown or self.trained):
+            return []
+        doubt = [NOT_TOLD] if self.total and not self.trained_on.known else []
+        return doubt + self._left_out()
+
+    def _left_out(self) -> list[str]:
         """A line on the photos that are not judged, and why."""
         reasons = []
         if self.trained:

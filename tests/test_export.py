@@ -20,6 +20,7 @@ from formats.portable import (
     norms_folded,
     portable,
 )
+from imaging.digests import digests
 from imaging.preprocess import Preprocess
 from kan import GroupKANLinear, KANLinear
 from predicting import classifier
@@ -193,6 +194,33 @@ def test_int8_weights_are_smaller_and_answer_alike(tmp_path, monkeypatch, capsys
     rounded = predictions(monkeypatch, capsys, photo, tmp_path / "best_int8.onnx")
     assert rounded == pytest.approx(exact, abs=0.15)
     assert rounded != exact
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Four photos of two classes."""
+    paths = [folder / name / f"{n}.png" for name in CLASSES[:2] for n in range(2)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (60 * number, 90, 0)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("trained", [2, 4])
+def test_photos_that_were_trained_on_are_left_out_of_the_accuracy(tmp_path, capsys, trained):
+    pytest.importorskip("onnxruntime")
+    paths = class_folders(tmp_path / "data")
+    loaded = load_model(write_checkpoint(tmp_path, "vit"))
+    loaded.weights.meta["trained_on"] = digests(paths[:trained])
+    export.export_int8(loaded, tmp_path / "x.onnx", str(tmp_path / "data"))
+    told = capsys.readouterr().out
+    assert f"not judged: {trained} that the model was trained on" in told
+    accuracies = re.findall(r" of 48 +(\S+)$", told, re.MULTILINE)
+    fresh = {"unknown"} if trained == 4 else {"0.0000", "0.5000", "1.0000"}
+    assert len(accuracies) == 2
+    assert {*accuracies} <= fresh
+    loaded.weights.meta["trained_on"] = ""
+    export.export_int8(loaded, tmp_path / "x.onnx", str(tmp_path / "data"))
+    assert "does not tell which photos it was trained on" in capsys.readouterr().out
 
 
 def unfolded(model):

@@ -561,7 +561,7 @@ def test_json_and_csv_have_the_label_that_the_accuracy_uses(
 
 
 def test_many_classes_list_the_mistakes_instead_of_a_matrix():
-    score = writers.Score([f"class {n}" for n in range(30)])
+    score = writers.Score([f"class {n}" for n in range(30)], "")
     for truth in range(30):
         guess = 1 if truth == 2 else truth
         score.write(Answer("x", [(guess, "", 1.0)], truth=truth))

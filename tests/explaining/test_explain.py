@@ -21,6 +21,7 @@ from explaining import (
     story,
     words,
 )
+from imaging.digests import digests
 from imaging.preprocess import Preprocess
 from predicting.writers import Answer
 from pretrained import load_model
@@ -551,6 +552,21 @@ def test_explain_draws_prunes_and_saves_a_checkpoint_that_loads(
     pictures = {path.name for path in (tmp_path / "explain").glob("*.png")}
     if kind["mlp"] == "kan":
         assert {"importance.png", "block_03.png"} <= pictures
+
+
+def test_what_pruning_costs_is_judged_on_photos_not_trained_on(tmp_path, monkeypatch, capsys):
+    write_checkpoint(tmp_path / "best.pth", make_model(mlp="mlp"))
+    paths = [tmp_path / "data" / name / "1.png" for name in ("daisy", "roses")]
+    for path, colour in zip(paths, ("red", "green"), strict=True):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (40, 30), colour).save(path)
+    state = torch.load(tmp_path / "best.pth", weights_only=True)
+    for trained, accuracy in ((1, (0, 1)), (2, (None,))):
+        torch.save(state | {"trained_on": digests(paths[:trained])}, tmp_path / "best.pth")
+        run(monkeypatch, tmp_path / "best.pth", "--data", tmp_path / "data", "--prune", 0.5)
+        assert f"not judged: {trained} that the model was trained on" in capsys.readouterr().out
+        kept = load_model(tmp_path / "explain" / "pruned.pth").facts["metrics"]
+        assert kept["accuracy_on_data"] in accuracy
 
 
 def test_explain_works_without_photos(tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from tiny_server import CLASSES, write_checkpoint
 import export
 from formats import onnx_files
 from formats.onnx_files import onnx_session, weights_in_bytes
+from imaging.digests import digests
 from predicting.classifier import Classifier, open_exported
 from pretrained import load_model
 from serving import rounding, runtime, web
@@ -232,7 +233,7 @@ def photos_in(folder: Path, count=4) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def test_the_photos_are_those_that_the_run_kept_also_where_they_lie_now(tmp_path):
+def test_the_photos_are_those_that_the_run_kept_also_where_they_lie_now(checkpoint, tmp_path):
     names = photos_in(tmp_path / "now")
     sides = {c: [n for n in names if n.startswith(c)] for c in CLASSES}
     train, val = (
@@ -241,13 +242,17 @@ def test_the_photos_are_those_that_the_run_kept_also_where_they_lie_now(tmp_path
     split = {"classes": CLASSES, "train": train, "val": val, "choice": {}, "groups": []}
     (tmp_path / "split.json").write_text(json.dumps(split))
     (tmp_path / "args.json").write_text(json.dumps({"data_path": str(tmp_path / "gone")}))
-    run = str(tmp_path / "best.pth")
-    assert rounding.own_photos(run, None, CLASSES) == []
-    found = rounding.own_photos(run, str(tmp_path / "now"), CLASSES)
+    run, model = str(tmp_path / "best.pth"), Classifier.of(load_model(checkpoint))
+    assert rounding.own_photos(run, None, model) == []
+    found = rounding.own_photos(run, str(tmp_path / "now"), model)
     kept = {str(tmp_path / "now" / name) for names in val.values() for name in names}
     assert set(found) == kept
     (tmp_path / "split.json").unlink()
-    assert len(rounding.own_photos(run, str(tmp_path / "now"), CLASSES)) == len(names)
+    assert len(rounding.own_photos(run, str(tmp_path / "now"), model)) == len(names)
+    model.facts["trained_on"] = digests([str(tmp_path / "now" / name) for name in names[:-1]])
+    assert rounding.own_photos(run, str(tmp_path / "now"), model) == [
+        str(tmp_path / "now" / names[-1])
+    ]
 
 
 def test_changed_answers_are_counted_and_advised_against(checkpoint, tmp_path):
@@ -268,7 +273,7 @@ def test_changed_answers_are_counted_and_advised_against(checkpoint, tmp_path):
 
 def test_without_photos_a_line_says_so(call, checkpoint, tmp_path, quick):
     _, out, _ = exported(call, checkpoint, tmp_path / "page")
-    assert "the run's photos are not here (--data DIR)" in out
+    assert "no photo is here that the model was not trained on (--data DIR)" in out
     _, out, _ = exported(call, checkpoint, tmp_path / "page", "--int8", "false")
     assert "8 bits" not in out
 
