@@ -47,7 +47,7 @@ def find_sides(
 ) -> Folders:
     """The training folder and, where the data come split, those for validation and for testing."""
     _require_apart({"--data-path": data_path, "--val-path": val_path, "--test-path": test_path})
-    folders = {name.lower(): os.path.join(data_path, name) for name in _folder_names(data_path)}
+    folders = _by_side(data_path)
 
     def first(names: Collection[str]) -> str | None:
         return next((folders[name] for name in names if name in folders), None)
@@ -77,6 +77,23 @@ def find_sides(
         ):
             problems.append(Problem("not a class", folder, f"beside train; {photos_in(folder)}"))
     return Folders(train, val, test)
+
+
+def _by_side(data_path: str) -> dict[str, str]:
+    """The folders in `data_path`: by the side that a name is of, in any case, else by the name.
+
+    Raises ValueError for two of one side.
+    """
+    folders = {}
+    for name in sorted(_folder_names(data_path)):
+        path, key = os.path.join(data_path, name), name.lower()
+        other = folders.setdefault(key if key in SIDE_NAMES else name, path)
+        if not os.path.samefile(other, path):
+            raise ValueError(
+                f"{printable(other)} and {printable(path)} differ in capital letters alone: put "
+                "the photos of both into one of them, or rename the other"
+            )
+    return folders
 
 
 def _require_apart(paths: Mapping[str, str | None]) -> None:
@@ -116,8 +133,11 @@ def _folder_names(folder: str) -> list[str]:
 
 
 def scan_classes(root: str, problems: list[Problem]) -> dict[str, list[File]]:
-    """The photos of each class folder of `root`, both sorted; what else is there is noted."""
-    classes = {}
+    """The photos of each class folder of `root`, both sorted; what else is there is noted.
+
+    Folders whose names differ only in how accents are stored are one class, under the first name.
+    """
+    classes, names = {}, {}
     above = {identity(folder) for folder in (root, *Path(root).resolve().parents)}
     for entry in _entries(root, problems):
         if _is_hidden(entry):
@@ -128,7 +148,9 @@ def scan_classes(root: str, problems: list[Problem]) -> dict[str, list[File]]:
         elif entry.name.lower() in NEVER_A_CLASS:
             problems.append(Problem("not a class", entry.path))
         elif photos := sorted(scan_folder(entry.path, above, problems)):
-            classes[as_text(entry.name)] = photos
+            name = as_text(entry.name)
+            name = names.setdefault(composed(name), name)
+            classes[name] = sorted(classes.get(name, []) + photos)
             _look_at_level(entry, photos, problems)
         else:
             problems.append(Problem("empty class", entry.path))
@@ -253,10 +275,10 @@ def match_classes(
     train: Collection[str], val: dict[str, list[File]], root: str, problems: list[Problem]
 ) -> dict[str, list[File]]:
     """The validation photos under the names of the training classes; unknown ones are noted."""
-    names = {unicodedata.normalize("NFC", name): name for name in train}
+    names = {composed(name): name for name in train}
     matched = {}
     for name, photos in val.items():
-        own = names.get(unicodedata.normalize("NFC", name))  # macOS writes accents decomposed
+        own = names.get(composed(name))
         if own is None:
             detail = f"its photos: {len(photos)}"
             problems.append(Problem("extra class", os.path.join(root, name), detail))

@@ -1,6 +1,7 @@
 """scanning.py: finds what is there, names what it leaves out, opens nothing and never hangs."""
 
 import os
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -197,6 +198,23 @@ def test_train_and_validation_folders_are_recognised(tmp_path, name):
     assert sides == (str(tmp_path / "train"), str(tmp_path / name), None)
 
 
+@pytest.mark.parametrize(("name", "other"), [("train", "Train"), ("val", "VAL")])
+def test_two_folders_of_one_side_are_both_named(tmp_path, name, other):
+    touch(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "roses/1.jpg", "Roses/1.jpg")
+    if (tmp_path / "ROSES").exists():
+        pytest.skip("capital letters make no other name here")
+    problems = []
+    find_sides(str(tmp_path), None, problems)
+    assert [Path(problem.path).name for problem in problems] == ["Roses", "roses"]
+    (tmp_path / other).symlink_to(tmp_path / name, target_is_directory=True)
+    assert find_sides(str(tmp_path), None, []).val
+    (tmp_path / other).unlink()
+    touch(tmp_path, f"{other}/a/1.jpg")
+    with pytest.raises(ValueError, match="differ in capital letters alone") as error:
+        find_sides(str(tmp_path), None, [])
+    assert all(str(tmp_path / one) in str(error.value) for one in (name, other))
+
+
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training", "TESTING")])
 def test_a_test_folder_is_for_testing_with_a_validation_folder_and_without(tmp_path, train, test):
     touch(tmp_path, f"{train}/a/1.jpg", f"{test}/a/1.jpg")
@@ -298,6 +316,16 @@ def test_validation_classes_are_matched_by_name(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"no photo of any training class \(oak"):
         match_classes(["oak"], val, "val", [])
+
+
+def test_folders_of_one_visible_name_are_one_class(tmp_path):
+    folders = [tmp_path / name for name in ("caf\u00e9", "cafe\u0301", "tea")]
+    touch(tmp_path, *(f"{folder.name}/{n}.jpg" for n, folder in enumerate(folders)))
+    found = scan_classes(str(tmp_path), [])
+    assert [unicodedata.normalize("NFC", name) for name in found] == ["caf\u00e9", "tea"]
+    photos, _ = found.values()
+    assert [Path(photo.path).name for photo in photos] == ["1.jpg", "0.jpg"]
+    assert list(match_classes(["caf\u00e9"], found, "val", []).values()) == [photos]
 
 
 def test_the_scan_reads_no_file(tmp_path, monkeypatch):
