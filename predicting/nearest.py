@@ -4,7 +4,8 @@
     nearest.note                     # why they cannot be told, or not shown; "" where all is well
     nearest.of(answer.features)      # [Near(path="roses/7.jpg", label="roses", similarity=0.93)]
 
-A run writes features.npz beside its best.pth; the photos themselves lie where the run found them.
+A run writes features.npz beside its best.pth, and some of the features into that itself, by which
+the two are known to belong together; the photos lie where the run found them.
 """
 
 import io
@@ -19,12 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from formats.known import Known, as_bytes, checked_known
 from predicting.classifier import Classifier
 from system.files import json_if_any
 from training.known import FEATURES, MOST_PHOTOS
 
+ANOTHER = "it is of another model"
 SHOWN = 3
-LOOKED_FOR = 20  # photos of the list, which tell whether they are still where the run found them
+LOOKED_FOR = 20  # photos, which tell whether a file is of a model, and whether they are still there
 HEADER = 10_000  # bytes before the numbers of an array, more than there ever are
 LONGEST = 4 * 4_096  # bytes of a path or a name, in numpy's four a letter
 
@@ -61,6 +64,11 @@ class Nearest:
         path = (place if place.is_dir() else place.parent) / FEATURES
         if not path.is_file():
             return cls(note=f"the nearest training photos are not shown: there is no {path}")
+        if not classifier.tells_unknown:
+            return cls(
+                note=f"the nearest training photos are not shown: {place} holds no features of "
+                f"them, by which {path} could be known to be of its model; a finished best.pth does"
+            )
         try:
             features, paths, labels = _read(path, classifier)
         except Exception as error:  # damaged archives raise what they like
@@ -109,15 +117,26 @@ def _read(path: Path, classifier: Classifier) -> tuple[Tensor, list[str], list[s
         labels = _array(archive, "labels", "i", (MOST_PHOTOS,), 8)
         names = _array(archive, "classes", "U", (len(classes),), LONGEST)
     if features.shape[1] != classifier.width or names.tolist() != classes:
-        raise ValueError("it is of another model")
+        raise ValueError(ANOTHER)
     if not len(features) == len(paths) == len(labels) > 0:
         raise ValueError("its arrays do not fit together")
     if not np.isfinite(features).all() or not ((labels >= 0) & (labels < len(classes))).all():
         raise ValueError("it holds numbers that no run writes")
     if not all(map(_lies_below, paths.tolist())):
         raise ValueError("it names files outside the folder of the photos")
-    told = [classes[label] for label in labels.tolist()]
-    return torch.from_numpy(features.astype("float32")), paths.tolist(), told
+    found = torch.from_numpy(features.astype("float32"))
+    if not _holds(found, checked_known(classifier.facts, classifier.width)):
+        raise ValueError(ANOTHER)
+    return found, paths.tolist(), [classes[label] for label in labels.tolist()]
+
+
+def _holds(features: Tensor, known: Known) -> bool:
+    """Whether the first photos that a model knows are among features (M, F) of training photos."""
+    rows = as_bytes(features).short()
+    # Half precision, which features.npz has, rounds a byte to the next one at most.
+    return all(
+        ((rows - row).abs().amax(1) <= 1).any() for row in known.features[:LOOKED_FOR].short()
+    )
 
 
 def _array(

@@ -15,10 +15,11 @@ from PIL import Image
 
 import predict
 from explaining import photo_figure
+from formats.known import Known
 from imaging.digests import digests
 from imaging.preprocess import Preprocess
 from predicting.classifier import open_classifier
-from predicting.nearest import Nearest
+from predicting.nearest import Nearest, _holds
 from predicting.predictor import Predictor
 from vit_model import create_model
 
@@ -56,10 +57,13 @@ def make_run():
     model = create_model("vit_micro_patch8_64", num_classes=2).eval()
     facts = {"classes": CLASSES, "preprocess": Preprocess(img_size=64).to_dict(), "version": 2}
     facts["trained_on"] = digests([f"data/{path}" for path in paths])
-    torch.save({"model": model.state_dict(), "config": model.config, **facts}, "run/best.pth")
+    state = {"model": model.state_dict(), "config": model.config, **facts}
+    torch.save(state, "run/best.pth")
     predictor = Predictor("run/best.pth", device="cpu")
     photos = [photo for path in paths for photo in predictor._named(f"data/{path}")]
     features = torch.stack([answer.features for answer in predictor.answers(photos)])
+    known = Known.fit(features, torch.arange(COUNT) % 2, features).to_dict()
+    torch.save(state | {"known": known}, "run/best.pth")
     write(
         features=features.half().numpy(),
         paths=np.array(paths),
@@ -336,6 +340,34 @@ def test_other_files_in_the_folder_of_the_run_find_the_same(run):
         assert [near.path for near in Nearest.beside(name, classifier()).of(run[1])] == [
             near.path for near in nearest().of(run[1])
         ]
+
+
+def another_epoch(known):
+    """The run's last.pth: the same model, but for an update of its weights."""
+    state = torch.load("run/best.pth", weights_only=True)
+    for name, values in state["model"].items():
+        state["model"][name] = values + 0.02 * torch.randn(values.shape)
+    torch.save(state | {"known": known}, "run/last.pth")
+    return Nearest.beside("run/last.pth", open_classifier("run/last.pth", None, "cpu"))
+
+
+def test_features_of_another_epoch_are_not_compared_with(run):
+    found = another_epoch({})
+    assert "run/last.pth holds no features of them" in found.note.replace(os.sep, "/")
+    assert found.of(run[0]) == []
+    known = Known.fit(run + 0.05 * torch.randn(run.shape), torch.zeros(COUNT), run).to_dict()
+    found = another_epoch(known)
+    assert "it is of another model" in found.note
+    assert found.of(run[0]) == []
+
+
+@pytest.mark.parametrize("rows", [3, 700])
+def test_features_in_half_precision_are_known_again_in_bytes(rows):
+    features = torch.randn(rows, 64) * torch.logspace(-2, 2, rows)[:, None]
+    known = Known.fit(features, torch.zeros(rows))
+    stored = features.half().float()
+    assert _holds(stored.flip(0), known)
+    assert not _holds(stored[1:], known)
 
 
 def test_long_paths_end_with_their_file():

@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_server import CLASSES, opened, photo, serving, write_checkpoint
 
+from formats.known import Known
 from predict import Predictor
 from predicting.inputs import Photo
 
@@ -25,6 +27,8 @@ def run(tmp_path):
     paths = [str(tmp_path / "flowers" / name) for name in PHOTOS]
     predictor = Predictor(str(checkpoint))
     features = [answer.features for answer in predictor.answers(map(Photo, paths))]
+    known = Known.fit(torch.stack(features), torch.arange(3)).to_dict()
+    torch.save(torch.load(checkpoint, weights_only=True) | {"known": known}, checkpoint)
     arrays = {"paths": np.array(PHOTOS), "labels": np.arange(3), "classes": np.array(CLASSES)}
     file = checkpoint.with_name("features.npz")
     np.savez(file, features=np.stack(features).astype(np.float16), **arrays)

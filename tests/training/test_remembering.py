@@ -10,6 +10,8 @@ from conftest import draw_class_photo  # noqa: F401 (puts the project on the pat
 
 import train
 from formats.known import Known
+from predicting.classifier import open_classifier
+from predicting.nearest import Nearest
 from predicting.predictor import Predictor
 from pretrained import load_model
 from training import known as remembering
@@ -74,6 +76,12 @@ def test_features_npz_has_what_the_head_reads_of_every_training_photo(data, call
         assert names == [path.split("/")[0] for path in found["paths"]]
         wanted = features_of([str(data / path) for path in found["paths"]])
         assert torch.allclose(torch.tensor(found["features"]).float(), wanted, atol=2e-2)
+    notes = {}
+    for name in ("best", "last"):
+        classifier = open_classifier(f"run/{name}.pth", None, torch.device("cpu"))
+        notes[name] = Nearest.beside(f"run/{name}.pth", classifier).note
+    assert notes["best"] == ""
+    assert "last.pth holds no features of them" in notes["last"]
 
 
 def test_the_validation_photos_tell_how_far_is_unlike(data, call):
