@@ -86,7 +86,11 @@ class Connection(BaseHTTPRequestHandler):
 
     def parse_request(self) -> bool:
         self.rfile.raw.allow(self.limits.head)
-        return super().parse_request()
+        try:
+            return super().parse_request()
+        except (TypeError, ValueError):  # of Python's parser, for odd parameters (RFC 2231)
+            self.send_error(HTTPStatus.BAD_REQUEST, "the headers of the request cannot be read")
+            return False
 
     def handle_expect_100(self) -> bool:
         return True  # only `body` knows whether it is wanted

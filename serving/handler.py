@@ -59,7 +59,8 @@ class Handler(Connection):
         if not served.explains:
             raise Refused(HTTPStatus.NOT_FOUND, f"{served.name} cannot be explained: {WHY_NOT}")
         index, count = self.query.get("index"), len(served.predictor.classes)
-        if index is not None and not (index.isdecimal() and int(index) < count):
+        whole = index is not None and index.isdecimal() and len(index) < 10  # int() has a limit
+        if index is not None and not (whole and int(index) < count):
             raise Refused(HTTPStatus.NOT_FOUND, f"index must be a class's, 0 to {count - 1}")
         with self.photo() as (_, photo):
             why = self.desk.explain(

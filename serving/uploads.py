@@ -11,7 +11,19 @@ class BadUpload(ValueError):
 
 
 def uploaded(content_type: str, body: bytes) -> tuple[str | None, bytes]:
-    """Returns the file's own name, None where the request tells none, and its bytes."""
+    """Returns the file's own name, None where the request tells none, and its bytes.
+
+    Raises BadUpload.
+    """
+    try:
+        return _uploaded(content_type, body)
+    except BadUpload:
+        raise
+    except (TypeError, ValueError):  # of Python's parser, for odd parameters (RFC 2231)
+        raise BadUpload("the headers of the form cannot be read") from None
+
+
+def _uploaded(content_type: str, body: bytes) -> tuple[str | None, bytes]:
     told = Message()
     told["Content-Type"] = content_type
     if told.get_content_type() != "multipart/form-data":

@@ -92,13 +92,20 @@ def test_forms_may_hold_other_fields_and_binary_content(ask):
             {"Content-Type": "multipart/form-data; boundary=edge"},
             b'--edge\r\nContent-Disposition: form-data; name="file"\r\n\r\na\r\n' * 2,
         ),
+        ({"Content-Type": f"multipart/form-data; boundary*{'1' * 5000}=edge"}, b"--edge"),
+        ({"Content-Type": "multipart/form-data; boundary*0=edge; boundary*=edge"}, b"--edge"),
+        (
+            {"Content-Type": "multipart/form-data; boundary=edge"},
+            b"--edge\r\nContent-Disposition: x; name=file; filename*=idna''%ff\r\n\r\na\r\n",
+        ),
         ({}, b""),
     ],
 )
-def test_a_request_without_a_file_is_told_so(ask, headers, body):
+def test_a_request_without_a_file_is_told_so(ask, headers, body, capfd):
     status, answer, _ = ask("POST", "/predict", body, headers)
     assert status == 400
     assert answer["error"]
+    assert capfd.readouterr().err == ""
 
 
 def hostile():
@@ -222,6 +229,7 @@ def test_a_measured_fall_is_of_the_answer_that_is_shown(checkpoint):
 def test_what_cannot_be_explained_is_said(ask):
     assert ask("POST", "/explain?index=3", photo())[0] == 404
     assert ask("POST", "/explain?index=-1", photo())[0] == 404
+    assert ask("POST", f"/explain?index={'1' * 5000}", photo())[0] == 404
     assert ask("POST", "/explain", b"no photo")[0] == 422
     assert ask("POST", "/explain?model=none", photo())[0] == 404
 
