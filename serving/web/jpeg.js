@@ -202,10 +202,9 @@ class Bits {
     this.held = this.count = 0;
   }
 
-  /** Where the next marker stands. */
+  /** Where the next marker stands: `fill` passes none. */
   end() {
-    let at = this.at - (this.count >> 3) - 2;
-    for (at = Math.max(at, 0); at < this.bytes.length; at++) {
+    for (let at = this.at; at < this.bytes.length; at++) {
       if (this.bytes[at] === 0xff && this.bytes[at + 1] !== 0 && this.bytes[at + 1] !== 0xff) return at;
     }
     return this.bytes.length;

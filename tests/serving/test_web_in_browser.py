@@ -189,6 +189,8 @@ JPEGS = {
     "4:1:1": {"subsampling": "4:1:1"},
     "progressive": {"progressive": True},
     "restarts": {"restart_marker_blocks": 3},
+    "a restart at each block": {"restart_marker_blocks": 1},
+    "progressive with restarts": {"progressive": True, "restart_marker_blocks": 3},
     "RGB": {"keep_rgb": True},
     "best": {"quality": 100},
 }
@@ -199,8 +201,10 @@ JPEGS = {
 def test_jpegs_are_decoded_as_pillow_decodes_them(kind, mode, open_page, folder):
     page = open_page(folder)
     for size in ((1, 1), (3, 2), (17, 33), (150, 111)):
+        picture = noisy(size)
+        picture.paste("white", (0, 0, size[0] // 2, size[1]))  # blocks of few bits
         try:
-            data = saved(noisy(size).convert(mode), "JPEG", **JPEGS[kind])
+            data = saved(picture.convert(mode), "JPEG", **JPEGS[kind])
         except OSError:  # restarts of a picture of one block
             continue
         for least in (1, 8, 40, 200):  # libjpeg then decodes at 1/8, 1/4 ... of the size
