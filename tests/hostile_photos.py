@@ -51,6 +51,23 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
+def colour_png(values: np.ndarray) -> bytes:
+    """A 16-bit PNG of values (H, W, C) with C of 2 (grey and alpha), 3 or 4, written by hand."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    chunks = (
+        len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
+        for name, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def extension(kind: str) -> str:
     ends = [end for end, name in Image.registered_extensions().items() if name == kind]
     return USUAL.get(kind) or (ends or [f".{kind.lower()}"])[0]

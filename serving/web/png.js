@@ -206,16 +206,16 @@ function seeThrough({ tRNS, type, depth }, wide) {
  * How numbers of 16 bits become bytes: depth.narrowed.
  *
  * Greys are scaled by the range of the data set, colours lose their lower bytes unless that range
- * ends below 65535.
+ * ends below 65535. `ranges` is null for old checkpoints, which take any numbers.
  */
 function depthOf(values, type, ranges) {
   const within = ranges?.["16-bit"];
   const fewer = Boolean(within) && within[1] < 65535;
+  if (ranges) checkRange(measured(values, type), within);
   if (type !== 0 && !fewer) {
     const upper = Uint8Array.from({ length: 65536 }, (_, value) => value >> 8);
     return { colours: upper, alpha: upper, all: false };
   }
-  if (within) checkRange(values, type, within);
   const alphas = CHANNELS[type] % 2 === 0 ? values.filter((_, n) => (n + 1) % CHANNELS[type] === 0) : [];
   const most = alphas.reduce((a, b) => Math.max(a, b), 0);
   return {
@@ -225,13 +225,31 @@ function depthOf(values, type, ranges) {
   };
 }
 
-/** depth.misfit: the middle number must lie in the range of the data set. */
-function checkRange(values, type, [low, high]) {
-  const slack = 0.1 * (high - low);
-  const middle = type === 0 ? median(values) : 256 * (values.reduce((a, b) => Math.min(a, b)) >> 8);
-  if (middle < low - slack || middle > high + slack) {
-    const reason = `its 16-bit numbers do not lie in ${low} to ${high}, the range of the data set`;
-    throw new Trouble("photo", reason);
+/** depth.Wide: of colours by their upper bytes, without alpha. */
+function measured(values, type) {
+  const channels = CHANNELS[type];
+  const colours = channels % 2 ? channels : channels - 1;
+  let [low, high] = [65535, 0];
+  for (let n = 0; n < values.length; n++) {
+    if (n % channels >= colours) continue;
+    if (values[n] < low) low = values[n];
+    if (values[n] > high) high = values[n];
+  }
+  if (type === 0) return { low, high, middle: median(values) };
+  return { low: 256 * (low >> 8), high: 256 * (high >> 8) + 255, middle: 256 * (low >> 8) };
+}
+
+/** depth.misfit, where the middle number must lie in the range of the data set, and _own_range. */
+function checkRange({ low, high, middle }, within) {
+  const spoken = `its 16-bit numbers go from ${low} to ${high}`;
+  if (!within) {
+    if (high === 0 || high >= 4096) return;
+    const why = "no photo of the model's data set tells which of them is white";
+    throw new Trouble("photo", `${spoken}, and ${why}: save it with 8 bits`);
+  }
+  const slack = 0.1 * (within[1] - within[0]);
+  if (middle < within[0] - slack || middle > within[1] + slack) {
+    throw new Trouble("photo", `${spoken}, beyond ${within[0]} to ${within[1]}, the range of the data set`);
   }
 }
 

@@ -2,10 +2,10 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
+from hostile_photos import colour_png
 from PIL import Image
 
 from imaging.decoding import PhotoError, load_image
@@ -118,23 +118,6 @@ def test_a_picture_in_other_units_is_named_and_left_out(tmp_path):
     assert problem.path.endswith("bytes.tif")
     assert "go from 200 to 250, beyond 0 to 1, the range of the data set" in problem.detail
     assert len(split.train.paths + split.val.paths) == 30
-
-
-def colour_png(values):
-    """A 16-bit PNG of values (H, W, C) with C of 2 (grey and alpha), 3 or 4, written by hand."""
-    height, width, channels = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    kind = {2: 4, 3: 2, 4: 6}[channels]
-    parts = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows)),
-        (b"IEND", b""),
-    ]
-    chunks = (
-        len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
-        for name, body in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])

@@ -8,18 +8,20 @@ import io
 import json
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from chromium import drop, expect, real_browser, sent
+from hostile_photos import colour_png
 from PIL import Image, ImageCms
 from tiny_server import CLASSES, photo, write_checkpoint
 
 import export
 from benchmarks.web_export import ADOBE_RGB, DISPLAY_P3, difference, hosted, in_all_ways, profile
 from formats.known import Known
-from imaging.decoding import load_image
+from imaging.decoding import PhotoError, load_image
 from imaging.preprocess import INTERPOLATIONS, RESIZE_MODES, Fit, Preprocess, eval_transform
 from imaging.sample_flowers import FLOWERS, draw_flower
 from predicting.classifier import Classifier
@@ -262,11 +264,42 @@ def test_16_bits_are_read_by_the_range_of_the_data_set(open_page, folder):
     preprocess = Preprocess(img_size=32, ranges={"16-bit": (0, 4095)})
     wanted = load_image(io.BytesIO(saved(wide(4096))), 37, preprocess.reading)
     np.testing.assert_array_equal(read(page, saved(wide(4096)), preprocess), np.asarray(wanted))
-    with pytest.raises(Exception, match="do not lie in 0 to 4095"):
+    with pytest.raises(Exception, match="beyond 0 to 4095"):
         read(page, saved(wide(65536)), preprocess)
     stored = Preprocess(img_size=64, colour_space="stored")
     data = saved(noisy(), icc_profile=WIDE["Display P3"])
     np.testing.assert_array_equal(read(page, data, stored), np.asarray(noisy()))
+
+
+def colours(values: int, channels: int, alpha=65535, least=0) -> bytes:
+    pixels = np.random.default_rng(3).integers(least, values, (40, 50, channels))
+    if channels != 3:
+        pixels[..., -1] = alpha
+    return colour_png(pixels.astype(np.uint16))
+
+
+WIDE_FILES = {
+    "12-bit greys": saved(wide(4096)),
+    "16-bit greys": saved(wide(9000)),
+    "a black one": saved(wide(1)),
+    **{f"12-bit colours, {n}": colours(3900, n) for n in (2, 3, 4)},
+    **{f"16-bit colours, {n}": colours(9000, n) for n in (2, 3, 4)},
+    "bright, nearly transparent": colours(65536, 4, alpha=100, least=60000),
+}
+
+
+@pytest.mark.parametrize("ranges", [None, {}, {"16-bit": (0, 4095)}, {"16-bit": (0, 65535)}])
+def test_16_bits_are_read_or_refused_as_predict_does(ranges, open_page, folder):
+    page, preprocess = open_page(folder), Preprocess(img_size=32, ranges=ranges)
+    reading = replace(preprocess.reading, strict=True)
+    for name, data in WIDE_FILES.items():
+        try:
+            wanted = np.asarray(load_image(io.BytesIO(data), preprocess.min_size, reading))
+        except PhotoError as error:
+            with pytest.raises(Exception, match=error.reason):
+                read(page, data, preprocess)
+        else:
+            np.testing.assert_array_equal(read(page, data, preprocess), wanted, name)
 
 
 # --- answers ---
