@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import stat
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from typing import BinaryIO, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from imaging.colour import to_srgb
-from imaging.depth import Reading, Unclear, narrowed
+from imaging.depth import Reading, Unclear, narrowed, whole_file
 from system.terminal import printable
 
 Answer = TypeVar("Answer")
@@ -44,6 +45,7 @@ HEIC_EXTENSIONS = {".heic", ".heif", ".hif"}
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 # Chunks of a PNG without which its pixels would be others, or lie otherwise; the profile apart.
 PNG_NEEDED = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}
+TAKING_TURNS = threading.Lock()  # at the file of an open picture, which may be asked for twice
 PNG_START = b"\x89PNG\r\n\x1a\n"
 MAX_PROFILE_BYTES = 2**24  # unpacked: those of printing presses take a few megabytes
 ORIENTATION_TAG = 0x0112  # EXIF 2.3, 4.6.4 A: how to turn the stored picture to stand upright
@@ -256,11 +258,37 @@ def decode(
     return upright(to_rgb(narrow or image, profile), orientation(image))
 
 
+def decode_picture(
+    image: Image.Image,
+    min_size: int | None = None,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+) -> Image.Image:
+    """A picture of somebody's, upright and in RGB; it stays as it is.
+
+    Of one that Pillow has only opened the file is read: it alone tells what 16-bit numbers mean.
+    """
+    if _is_unread(image):
+        with TAKING_TURNS:
+            data = whole_file(image)
+        return load_image(io.BytesIO(data), min_size, reading)
+    pixels = image.copy()
+    pixels.format = image.format  # some state the depth of their numbers
+    return decode(pixels, min_size, reading)
+
+
+def _is_unread(image: Image.Image) -> bool:
+    """Whether a picture is the first of an open file of a kind that is read here, undecoded."""
+    if not getattr(image, "tile", None) or not getattr(image, "fp", None):
+        return False
+    return image.tell() == 0 and image.format not in SHUT_FORMATS
+
+
 def refuse_costly(image: Image.Image) -> None:
     """Raises an error for an opened picture that would take far more room or time than its like."""
     if max(image.size) > MAX_SIDE:
         raise Image.DecompressionBombError(f"a side has {max(image.size):,} pixels")
-    if image.format in ("JPEG", "MPO", "BLP"):  # BLP can hold a JPEG
+    coded = getattr(image, "tile", None)  # pixels cost nothing any more
+    if coded and image.format in ("JPEG", "MPO", "BLP"):  # BLP can hold a JPEG
         limit_scans(image.fp)
 
 

@@ -258,7 +258,7 @@ def _narrow_colour(image: Image.Image, reading: Reading) -> Image.Image:
     """RGB, RGBA or CMYK: the upper bytes where 65535 is white, else from all bits."""
     within = (reading.ranges or {}).get(INTEGERS)
     fewer = within is not None and within[1] < 65535
-    data = _whole_file(image) if fewer and image.format == "PNG" else b""
+    data = whole_file(image) if fewer and image.format == "PNG" else b""
     wide = _measured_colour(image)  # first of all Pillow looks at the whole file
     if within is None and reading.ranges is not None:
         _own_range(wide, reading.strict)
@@ -269,7 +269,8 @@ def _narrow_colour(image: Image.Image, reading: Reading) -> Image.Image:
     return _from_all_bits(data, within)
 
 
-def _whole_file(image: Image.Image) -> bytes:
+def whole_file(image: Image.Image) -> bytes:
+    """The file of an opened picture, which stays where it was."""
     position = image.fp.tell()
     image.fp.seek(0)
     data = image.fp.read()

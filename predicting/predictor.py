@@ -24,8 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from formats.known import UNKNOWN_SHARE
-from imaging.decoding import decode as decode_opened
-from imaging.decoding import load_image
+from imaging.decoding import decode_picture, load_image
 from imaging.depth import Reading
 from imaging.preprocess import eval_transform
 from predicting.classifier import Classifier, Seen, open_classifier
@@ -197,7 +196,7 @@ def open_source(
 ) -> Image.Image:
     """Returns the photo upright and in RGB, from its file or from memory."""
     if isinstance(photo.source, Image.Image):
-        return decode_opened(photo.source.copy(), min_size, reading)
+        return decode_picture(photo.source, min_size, reading)
     return load_image(photo.path if photo.source is None else photo.source, min_size, reading)
 
 

@@ -247,6 +247,26 @@ def test_a_picture_beyond_the_models_range_is_refused(tmp_path):
             load_image(path, reading=reading)
 
 
+@pytest.mark.parametrize("ranges", [{}, {"16-bit": (0, 4095)}])
+def test_a_picture_that_is_only_opened_is_read_as_its_file_is(tmp_path, ranges):
+    colours = np.repeat((4000 * RAMP)[..., None], 3, axis=2).astype(np.uint16)
+    (tmp_path / "x.png").write_bytes(colour_png(colours))
+    stated = (40000 * RAMP).astype(">u2").tobytes()
+    (tmp_path / "x.pgm").write_bytes(b"P5 %d %d 65535\n" % (SIDE, SIDE) + stated)
+    transform = eval_transform(Preprocess(16, ranges=ranges))
+    for path in (tmp_path / "x.png", tmp_path / "x.pgm"):
+        of_file = predictor.decode(inputs.Photo(str(path)), transform, True)
+        with Image.open(path) as opened:
+            found = predictor.decode(inputs.Photo(None, source=opened), transform, True)
+            assert found.photo.error == of_file.photo.error
+            assert found.image == of_file.image
+            opened.load()  # and as it was
+            assert opened.size == (SIDE, SIDE)
+            if path.suffix == ".pgm":  # whose format still tells the depth
+                found = predictor.decode(inputs.Photo(None, source=opened), transform, True)
+                assert found.image == of_file.image
+
+
 # --- the table of ranges -------------------------------------------------------------------------
 
 
