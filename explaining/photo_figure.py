@@ -21,7 +21,7 @@ from imaging.decoding import load_image
 from imaging.digests import TrainedOn
 from imaging.preprocess import eval_transform
 from predicting.nearest import Near, Nearest
-from predicting.writers import Answer, Writer
+from predicting.writers import Answer, Writer, is_drawing_of, signature
 from reporting.palette import LIGHT
 from system.files import FreshNames, write_text
 from system.fonts import legible, use_fonts
@@ -54,7 +54,7 @@ class Figures(Writer):
                 "an ensemble is several models"
             )
         self.target = class_index(class_name, classifier.classes)
-        self.names = FreshNames(folder)
+        self.names = FreshNames(folder, own=is_drawing_of)
         self.classifier, self.device = classifier, device
         # Hooks on the classifier's own modules would meet the photos that other threads predict.
         self.stored = with_own_modules(classifier.model)
@@ -87,9 +87,10 @@ class Figures(Writer):
             near = self.nearest.of(answer.features)
             own = answer.path in self.trained_on
             figure = draw(answer, story, self.classifier, self.say, near, own)
-            path = self.names.path(answer.path, ".png")
-            figure.savefig(path, dpi=110)
-            about = as_json(story, self.classifier.classes, self.say, near)
+            path, told = self.names.path(answer.path, ".png", ".json"), signature(answer.path)
+            figure.savefig(path, dpi=110, metadata={"Comment": told})
+            about = {"made_by": told}
+            about |= as_json(story, self.classifier.classes, self.say, near)
             write_text(path.with_suffix(".json"), json.dumps(about, ensure_ascii=False) + "\n")
         self.waiting.clear()
 

@@ -5,17 +5,20 @@ need no more memory than one. predict.py decides which writers a command line as
 """
 
 import csv
+import filecmp
 import json
+import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from imaging.digests import TrainedOn
+from imaging.digests import TrainedOn, digest_of
 from reporting.intervals import NOT_TOLD, wilson
 from reporting.metrics import confusion_lines, most_frequent
 from reporting.palette import LIGHT
@@ -25,6 +28,7 @@ from system.terminal import bar, counted, display_width, listed, pad, printable
 
 UNSURE = "unsure"
 UNKNOWN = "unknown"  # unlike the photos that the model was trained on: `formats.known`
+HEAD = 4096  # bytes of a drawing, in which its signature stands
 LARGEST_MATRIX = 20  # classes; more do not fit a terminal, so the most frequent mistakes are listed
 
 
@@ -159,7 +163,7 @@ class SortedCopies(Writer):
     """Copies each photo into a folder named after its predicted class, or why there is none."""
 
     def __init__(self, folder: str, classes: Sequence[str]):
-        self.names = FreshNames(folder)
+        self.names = FreshNames(folder, own=partial(filecmp.cmp, shallow=False))
         *self.of_class, unsure, unknown = self._subfolders([*classes, UNSURE, UNKNOWN])
         self.of_doubt = {UNSURE: unsure, UNKNOWN: unknown}
 
@@ -179,9 +183,13 @@ class SortedCopies(Writer):
             return
         doubt = answer.doubt
         subfolder = self.of_doubt[doubt] if doubt else self.of_class[answer.top[0][0]]
-        target = self.names.path(answer.path, Path(answer.path).suffix, subfolder)
+        target = self.names.path(answer.path, Path(answer.path).suffix, subfolder=subfolder)
+        if target.exists():  # the same photo
+            return
         target.parent.mkdir(exist_ok=True)
-        shutil.copy2(answer.path, target)
+        half = target.with_name(".half-a-copy.tmp")  # a photo appears whole or not at all
+        shutil.copy2(answer.path, half)
+        os.replace(half, target)
 
 
 class AnnotatedPictures(Writer):
@@ -190,11 +198,23 @@ class AnnotatedPictures(Writer):
     LONG_SIDE = 800  # pixels; larger photos are shrunk, smaller ones enlarged to half of it or more
 
     def __init__(self, folder: str):
-        self.names = FreshNames(folder)
+        self.names = FreshNames(folder, own=is_drawing_of)
 
     def write(self, answer: Answer) -> None:
         if not answer.error:
-            annotate(answer, self.LONG_SIDE).save(self.names.path(answer.path, ".jpg"), quality=90)
+            path, told = self.names.path(answer.path, ".jpg"), signature(answer.path)
+            annotate(answer, self.LONG_SIDE).save(path, quality=90, comment=told)
+
+
+def signature(photo: str) -> str:
+    """What a drawing says in its file of the photo that it is of: a later run may replace it."""
+    return f"predict.py, photo {digest_of(photo)}"
+
+
+def is_drawing_of(photo: str, path: Path) -> bool:
+    """Whether a file begins as those that are drawn of this very photo."""
+    with open(path, "rb") as file:
+        return signature(photo).encode() in file.read(HEAD)
 
 
 def annotate(answer: Answer, long_side: int):

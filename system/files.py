@@ -11,7 +11,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,18 +221,22 @@ def near_file(path: str | os.PathLike) -> str:
 class FreshNames:
     """Gives file names inside one output folder: `x.jpg`, then `x-2.jpg` for the next `x.jpg`.
 
-    The same inputs give the same names in every run, so a repeated run replaces its own files. Only
+    own: whether a file that is there already was made of the same source, (source, file) -> bool:
+    its name is given again, so that a repeated run replaces its own files and no others. Only
     hashes are remembered: a hundred thousand names take a few megabytes.
     """
 
-    def __init__(self, folder: str):
-        self.folder = Path(folder)
+    def __init__(self, folder: str, own: Callable[[str, Path], bool] = lambda *_: False):
+        self.folder, self.own = Path(folder), own
         make_output_folder(self.folder)
         self.real = os.path.realpath(self.folder)
         self.used: set[int] = set()
 
-    def path(self, source: str, suffix: str, subfolder: str = "") -> Path:
-        """Where to write what is made of `source`; ValueError if that could touch an input."""
+    def path(self, source: str, *suffixes: str, subfolder: str = "") -> Path:
+        """Where to write what is made of `source`: with the first suffix, and all are free.
+
+        Raises ValueError if that could touch an input.
+        """
         here = os.path.realpath(os.path.dirname(source) or ".")
         if os.path.commonpath([here, self.real]) == self.real:
             raise ValueError(
@@ -239,11 +244,27 @@ class FreshNames:
             )
         stem, number = Path(source).stem, 1
         name = stem
-        while (key := hash((subfolder, name.lower(), suffix))) in self.used:
+        while not self._take(source, [f"{name}{suffix}" for suffix in suffixes], subfolder):
             number += 1
             name = f"{stem}-{number}"
+        return self.folder / subfolder / f"{name}{suffixes[0]}"
+
+    def _take(self, source: str, names: list[str], subfolder: str) -> bool:
+        """Whether these names are free, and from now on no more."""
+        # macOS and Windows take names for one that differ in case, macOS also in how accents stand.
+        key = hash((subfolder, unicodedata.normalize("NFC", names[0]).lower()))
+        paths = [self.folder / subfolder / name for name in names]
+        if key in self.used or not all(self._may_replace(source, path) for path in paths):
+            return False
         self.used.add(key)
-        return self.folder / subfolder / f"{name}{suffix}"
+        return True
+
+    def _may_replace(self, source: str, path: Path) -> bool:
+        if not os.path.lexists(path):
+            return True
+        with contextlib.suppress(OSError):  # what cannot be read is not known to be ours
+            return path.is_file() and not path.is_symlink() and self.own(source, path)
+        return False
 
 
 def make_output_folder(folder: Path) -> None:

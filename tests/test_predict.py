@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -425,6 +426,57 @@ def test_sorted_copies_leave_the_originals_alone(monkeypatch, capsys, checkpoint
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 
+@pytest.fixture
+def outputs(monkeypatch, checkpoint, tmp_path):
+    """Returns predicted(photo, *words) -> what then lies in the folders of all outputs, by name."""
+    monkeypatch.chdir(tmp_path)
+
+    def predicted(path, *words):
+        flags = ("--weights", checkpoint, "--sort", "out", "--save", "out", "--explain", "out")
+        assert run(monkeypatch, path, *flags, "--threshold", 1, *words) == 0
+        found = Path("out").rglob("*.*")
+        return {path.relative_to("out").as_posix(): path.read_bytes() for path in found}
+
+    return predicted
+
+
+OUTPUTS = ("x.jpg", "x.json", "x.png", "unsure/x.jpg")
+SECOND = {"x-2.jpg", "x-2.json", "x-2.png", "unsure/x-2.jpg"}
+
+
+def test_a_repeated_run_replaces_what_it_wrote_of_the_same_photo(outputs, tmp_path):
+    path = photo(tmp_path / "in" / "x.jpg")
+    first = outputs(path)
+    assert set(first) == set(OUTPUTS)
+    again = outputs(path, "--topk", 1)
+    assert set(again) == set(first)
+    assert again["x.jpg"] != first["x.jpg"]  # of fewer classes
+
+
+def test_another_photo_of_the_name_takes_the_next_one(outputs, tmp_path):
+    first = outputs(photo(tmp_path / "in" / "x.jpg"))
+    both = outputs(photo(tmp_path / "other" / "x.jpg", size=(95, 70)))
+    assert set(both) == {*first, *SECOND}
+    assert {name: both[name] for name in first} == first
+    assert set(outputs(tmp_path / "other" / "x.jpg")) == set(both)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_the_user_had_in_a_folder_of_outputs_stays(outputs, tmp_path, linked):
+    path, mine = photo(tmp_path / "in" / "x.jpg"), tmp_path / "mine"
+    mine.write_bytes(Path(path).read_bytes() if linked else b"mine")
+    (tmp_path / "out" / "unsure").mkdir(parents=True)
+    for name in OUTPUTS:
+        if linked:
+            (tmp_path / "out" / name).symlink_to(mine)
+        else:
+            (tmp_path / "out" / name).write_bytes(b"mine")
+    before = mine.read_bytes()
+    found = outputs(path)
+    assert set(found) == {*OUTPUTS, *SECOND}
+    assert {found[name] for name in OUTPUTS} == {before}
+
+
 def test_unsure_photos_are_sorted_apart(monkeypatch, capsys, checkpoint, tmp_path):
     path = photo(tmp_path / "in" / "x.jpg")
     run(monkeypatch, path, "--weights", checkpoint, "--sort", tmp_path / "out", "--threshold", 1)
@@ -475,9 +527,11 @@ def test_a_listed_photo_in_the_output_folder_stops_the_run(tmp_path):
 
 def test_no_two_photos_share_a_name_also_where_one_is_called_like_anothers_second(tmp_path):
     names = files.FreshNames(str(tmp_path / "out"))
-    sources = ["a/x.jpg", "b/x.jpg", "x-2.jpg", "c/X-2.png", "x-2-2.jpg"]
+    sources = ["a/x.jpg", "b/x.jpg", "x-2.jpg", "c/X-2.png", "x-2-2.jpg", "é.jpg", "e\u0301.jpg"]
     found = [str(names.path(source, ".png")).lower() for source in sources]
-    assert len(set(found)) == len(sources)
+    assert len({unicodedata.normalize("NFC", name) for name in found}) == len(sources)
+    suffixes = [names.path("y.jpg", end).name for end in (".jpg", ".JPG")]
+    assert suffixes == ["y.jpg", "y-2.JPG"]  # one name on macOS and Windows
     again = files.FreshNames(str(tmp_path / "out"))
     assert found == [str(again.path(source, ".png")).lower() for source in sources]
 
