@@ -14,7 +14,8 @@ smaller.
 
 A network of plain KAN layers (kan.KAN, saved by plain_kan.save_network, or a state dict of
 efficient-kan) is drawn as a graph of curves and read as a formula; --data then is a CSV file of
-points, and --prune P removes the nodes whose edges vary less than the share P of the largest:
+points, and --prune P removes the nodes whose edges vary less than the share P of the largest, but
+for what they give on average, which biases keep:
 
     python explain.py kan.pth --data points.csv --prune 0.03
 

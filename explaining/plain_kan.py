@@ -136,8 +136,10 @@ def prune_network(model: KAN, x: Tensor, threshold: float = 0.03) -> KAN:
 
     A node stays if its largest incoming and its largest outgoing edge both vary (standard deviation
     over x) by more than `threshold` of the largest edge of their layer. At least one node stays.
+    What the others give on average over x is kept in biases, which every layer of the copy has.
     """
-    spreads = [edges.std(0) for _, edges in edge_curves(model, x)]  # (O, I) per layer
+    curves = [edges for _, edges in edge_curves(model, x)]  # (N, O, I) per layer
+    spreads = [edges.std(0) for edges in curves]
     relative = [spread / spread.max().clamp_min(1e-12) for spread in spreads]
     kept = [torch.arange(x.shape[-1], device=x.device)]
     for before, after in itertools.pairwise(relative):
@@ -147,21 +149,28 @@ def prune_network(model: KAN, x: Tensor, threshold: float = 0.03) -> KAN:
     kept.append(torch.arange(model.layers[-1].out_features, device=x.device))
     small = KAN([len(nodes) for nodes in kept])
     small.layers = torch.nn.ModuleList(
-        cut_layer(layer, rows, columns)
-        for layer, columns, rows in zip(model.layers, kept[:-1], kept[1:], strict=True)
+        cut_layer(layer, rows, columns, edges.mean(0))
+        for layer, columns, rows, edges in zip(
+            model.layers, kept[:-1], kept[1:], curves, strict=True
+        )
     )
     return small
 
 
-def cut_layer(layer: KANLinear, rows: Tensor, columns: Tensor) -> KANLinear:
-    """The layer between the outputs `rows` and the inputs `columns` alone."""
-    small = layer.like(len(columns), len(rows))
+@torch.no_grad()
+def cut_layer(layer: KANLinear, rows: Tensor, columns: Tensor, means: Tensor) -> KANLinear:
+    """The layer between the outputs `rows` and the inputs `columns` alone.
+
+    means: (O, I), what each edge gives on average; that of the other inputs goes into the bias.
+    """
+    small = layer.like(len(columns), len(rows), bias=True)
     by_edge = {"base_weight", "spline_weight", "spline_scaler"}
-    state = {}
+    constant = means.index_fill(1, columns, 0.0).sum(1)[rows]
+    state = {"bias": constant if layer.bias is None else constant + layer.bias[rows]}
     for name, value in layer.state_dict().items():
         if name in by_edge:
             state[name] = value[rows][:, columns]
-        elif name in ("bias", "spline_up"):
+        elif name == "spline_up":
             state[name] = value[rows]
         elif name == "spline_down":
             state[name] = value[:, columns]

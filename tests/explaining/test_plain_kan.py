@@ -36,6 +36,21 @@ def test_pruning_keeps_at_least_one_node():
     assert [layer.out_features for layer in small.layers] == [1, 2]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_removed_nodes_give_on_average_is_kept(bias):
+    torch.manual_seed(0)
+    model, x = KAN([2, 3, 2, 1], bias=bias), torch.rand(300, 2) * 2 - 1
+    with torch.no_grad():
+        for layer in model.layers[:2]:  # the last node of each is a constant, whatever x
+            layer.base_weight[-1], layer.spline_weight[-1] = 0, 0
+            if bias:
+                layer.bias[-1] = 0.8
+    small = plain_kan.prune_network(model, x)
+    assert [layer.out_features for layer in small.layers] == [2, 1, 1]
+    assert torch.allclose(small(x), model(x), atol=1e-5)
+    assert model(x).std() > 0.05
+
+
 def test_a_network_is_drawn_with_a_curve_per_edge(tmp_path):
     figure = plain_kan.draw_network(network_with_dead_node(), torch.rand(60, 3), ["a", "b", "c"])
     figure.savefig(tmp_path / "kan.png")
