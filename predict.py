@@ -18,16 +18,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-import torch
-
 from formats.finding import weights_name
 from formats.known import UNKNOWN_SHARE
-from predicting.classifier import (
-    Classifier,
-    newest_checkpoint,
-    open_classifier,
-    require_telling,
-)
+from predicting.classifier import newest_checkpoint, open_classifier, require_telling
 from predicting.embedding import ENDINGS, FeatureFile
 from predicting.inputs import class_folders, find_photos
 from predicting.predictor import Predictor
@@ -163,14 +156,13 @@ def progress_bar():
     )
 
 
-def make_writers(
-    options: Options, classifier: Classifier, device: torch.device, many: bool, weights: str
-) -> list:
+def make_writers(options: Options, predictor: Predictor, many: bool, weights: str) -> list:
     """The writers that the options ask for; output folders are created and tried here.
 
     many: so many photos that each gets a line: the best class, or as many as --topk says. weights:
     the file that the classifier is from.
     """
+    classifier = predictor.classifier
     brief = (options.topk if "topk" in options.given else 1) if many else 0
     writers: list = [JsonLines() if options.json else Table(brief=brief)]
     if options.csv:
@@ -184,8 +176,7 @@ def make_writers(
     if options.explain:
         from explaining.photo_figure import Figures  # needs matplotlib
 
-        wanted = options.explain, classifier, options.explain_class, device, weights
-        writers.append(Figures(*wanted))
+        writers.append(Figures(options.explain, predictor, options.explain_class, weights))
     return writers
 
 
@@ -236,15 +227,6 @@ def main() -> int:
     check_names(weights, classifier.classes, options.class_indices)
     if "unknown" in options.given:
         require_telling(options.unknown, {weights: classifier})
-    score = Score(classifier.classes, classifier.trained_on)
-    photos = find_photos(options.inputs, classifier.classes)
-    first = list(islice(photos, TABLES + 1))
-    writers = [*make_writers(options, classifier, device, len(first) > TABLES, weights), score]
-    notes = sys.stderr if options.json else sys.stdout  # --json has standard output to itself
-    title = f"{classifier.title} ({weights})"
-    told = [*classifier.notes, *(note for writer in writers for note in writer.notes)]
-    print(title, *told, sep="\n", end="\n\n", file=notes, flush=True)
-
     predictor = Predictor(
         classifier,
         device=device,
@@ -255,6 +237,15 @@ def main() -> int:
         threshold=options.threshold,
         unknown=options.unknown,
     )
+    score = Score(classifier.classes, classifier.trained_on)
+    photos = find_photos(options.inputs, classifier.classes)
+    first = list(islice(photos, TABLES + 1))
+    writers = [*make_writers(options, predictor, len(first) > TABLES, weights), score]
+    notes = sys.stderr if options.json else sys.stdout  # --json has standard output to itself
+    title = f"{classifier.title} ({weights})"
+    told = [*classifier.notes, *(note for writer in writers for note in writer.notes)]
+    print(title, *told, sep="\n", end="\n\n", file=notes, flush=True)
+
     found = predictor.answers(
         chain(first, photos), keep_image=bool(options.save or options.explain)
     )

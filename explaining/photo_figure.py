@@ -21,6 +21,7 @@ from imaging.decoding import load_image
 from imaging.digests import TrainedOn
 from imaging.preprocess import eval_transform
 from predicting.nearest import Near, Nearest
+from predicting.predictor import Predictor
 from predicting.writers import Answer, Writer, is_drawing_of, signature
 from reporting.palette import LIGHT
 from system.files import FreshNames, write_text
@@ -43,11 +44,11 @@ class Figures(Writer):
     def __init__(
         self,
         folder: str,
-        classifier,
+        predictor: Predictor,  # whose answers are explained
         class_name: str | None,
-        device: torch.device,
         weights: str | None = None,  # the file of the classifier, beside which a run has others
     ):
+        classifier = predictor.classifier
         if classifier.model is None:
             raise ValueError(
                 "--explain needs one model's checkpoint: an exported file shows no attention, and "
@@ -55,7 +56,7 @@ class Figures(Writer):
             )
         self.target = class_index(class_name, classifier.classes)
         self.names = FreshNames(folder, own=is_drawing_of)
-        self.classifier, self.device = classifier, device
+        self.classifier, self.predictor = classifier, predictor
         # Hooks on the classifier's own modules would meet the photos that other threads predict.
         self.stored = with_own_modules(classifier.model)
         self.model = told_apart(self.stored)
@@ -78,11 +79,16 @@ class Figures(Writer):
         if not self.waiting:
             return
         images = torch.stack([self.transform(answer.image) for answer in self.waiting])
-        images = images.to(self.device)
+        images = images.to(self.predictor.device)
         top = [answer.top[0][0] for answer in self.waiting]
         targets = torch.tensor(top if self.target is None else [self.target] * len(top))
-        wanted = {"stored": self.stored, "probabilities": self.probabilities}
-        stories = explain(self.model, images, targets.to(self.device), **wanted)
+        stories = explain(
+            self.model,
+            images,
+            targets.to(images.device),
+            stored=self.stored,
+            probabilities=lambda x: self.predictor.see(x).logits,
+        )
         for answer, story in zip(self.waiting, stories, strict=True):
             near = self.nearest.of(answer.features)
             own = answer.path in self.trained_on
@@ -93,11 +99,6 @@ class Figures(Writer):
             about |= as_json(story, self.classifier.classes, self.say, near)
             write_text(path.with_suffix(".json"), json.dumps(about, ensure_ascii=False) + "\n")
         self.waiting.clear()
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) -> the probabilities (B, K) that answers have."""
-        logits = self.classifier.forward(images).float()
-        return logits.softmax(-1) if self.classifier.answers == "softmax" else logits.sigmoid()
 
 
 def class_index(name: str | None, classes: Sequence[str]) -> int | None:

@@ -14,6 +14,7 @@ from explaining.pruning import prune
 from explaining.rules import LIBRA, following
 from imaging.preprocess import Preprocess
 from predicting.classifier import Classifier
+from predicting.predictor import Predictor
 from splines.layer import SplineLayer
 from vit.adapters import merged
 from vit_model import create_model
@@ -204,4 +205,4 @@ def test_what_is_no_single_model_is_refused_in_words(tmp_path):
     facts = {"config": model.config}
     exported = Classifier(model, list("abcde"), Preprocess(img_size=32), facts)
     with pytest.raises(ValueError, match="needs one model's checkpoint: an exported file shows no"):
-        Figures(str(tmp_path), exported, None, torch.device("cpu"))
+        Figures(str(tmp_path), Predictor(exported, device="cpu"), None)

@@ -23,6 +23,9 @@ from explaining import (
 )
 from imaging.digests import digests
 from imaging.preprocess import Preprocess
+from predicting.classifier import Classifier, Seen
+from predicting.inputs import Photo
+from predicting.predictor import Predictor
 from predicting.writers import Answer
 from pretrained import load_model
 from system import terminal
@@ -211,22 +214,16 @@ def make_layer_again(kind, name):
 # --------------------------------------------------------------------------- figures
 
 
-class FakeClassifier:
-    """What photo_figure needs of predict.Classifier."""
-
-    answers = "softmax"
-
-    def __init__(self, model, classes=NAMES):
-        self.model = self.forward = model
-        self.classes, self.facts = classes, {}
-        self.preprocess = Preprocess(img_size=32)
+def predictor_of(model, classes=NAMES, **options):
+    """A model as photo_figure needs it."""
+    see = lambda images: Seen(model(images))  # noqa: E731
+    classifier = Classifier(see, classes, Preprocess(img_size=32), {}, model)
+    return Predictor(classifier, device="cpu", **options)
 
 
 def write_figures(folder, model, names=("in/a.jpg", "in/b.jpg"), classes=NAMES):
     """Figures and JSON files of photos with these names; returns the JSON files' contents."""
-    figures = photo_figure.Figures(
-        str(folder), FakeClassifier(model, classes), None, torch.device("cpu")
-    )
+    figures = photo_figure.Figures(str(folder), predictor_of(model, classes), None)
     top = [(1, classes[1], 0.8), (0, classes[0], 0.2)]
     for name in names:
         figures.write(Answer(name, top, image=Image.new("RGB", (60, 40), "orange")))
@@ -244,9 +241,7 @@ def test_a_figure_is_written_for_every_photo(kind, tmp_path):
 
 
 def test_a_photo_that_cannot_be_read_has_no_figure(tmp_path):
-    figures = photo_figure.Figures(
-        str(tmp_path), FakeClassifier(make_model()), None, torch.device("cpu")
-    )
+    figures = photo_figure.Figures(str(tmp_path), predictor_of(make_model()), None)
     figures.write(Answer("in/broken.jpg", error="no photo"))
     figures.close()
     assert not list(tmp_path.iterdir())
@@ -301,6 +296,19 @@ def test_figure_and_file_say_what_the_logit_is_without_the_named_splines(tmp_pat
     assert f"to {removed['random']:.2f} without as many at random" in caption
 
 
+@pytest.mark.parametrize("tta", [False, True])
+def test_what_covering_does_starts_from_the_answer(tta, tmp_path):
+    """With --tta, too: from the mean of the photo and its mirror."""
+    image = Image.effect_noise((60, 40), 90).convert("RGB")
+    predictor = predictor_of(make_model(), tta=tta)
+    (answer,) = predictor.answers([Photo("a.jpg", source=image)], keep_image=True)
+    figures = photo_figure.Figures(str(tmp_path), predictor, None)
+    figures.write(answer)
+    figures.close()
+    covered = json.loads((tmp_path / "a.json").read_text("utf-8"))["covered"]
+    assert covered["whole"] == pytest.approx(answer.top[0][2], abs=1e-5)
+
+
 def test_blocks_have_whole_numbers():
     from matplotlib.figure import Figure
 
@@ -313,7 +321,7 @@ def test_blocks_have_whole_numbers():
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_figures_hook_no_module_that_other_threads_predict_with(kind, tmp_path):
     model = make_model(**kind)
-    figures = photo_figure.Figures(str(tmp_path), FakeClassifier(model), None, torch.device("cpu"))
+    figures = photo_figure.Figures(str(tmp_path), predictor_of(model), None)
     for own in (figures.model, figures.stored):
         assert not set(own.modules()) & set(model.modules())
     assert all(a is b for a, b in zip(figures.stored.parameters(), model.parameters(), strict=True))
