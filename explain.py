@@ -10,7 +10,7 @@ axis, the classes that it speaks for and against. A table says what each block's
 much of a layer's output they make, how many activations leave the grid, how the answers change
 without them; one picture per block shows the most used ones, learned against initial. --prune
 removes the least important hidden units of every block and saves a checkpoint that is really
-smaller.
+smaller, and that calls no photo unknown before it is trained further.
 
 A network of plain KAN layers (kan.KAN, saved by plain_kan.save_network, or a state dict of
 efficient-kan) is drawn as a graph of curves and read as a formula; --data then is a CSV file of
@@ -119,12 +119,16 @@ def prune_and_report(loaded, images, photos, share: float, folder: Path, device)
         speed = photos_per_second(model, images[:32])
         rows.append((name, f"{size / 1e6:.2f} M", score.word, f"{speed:.1f}"))
     print(*table(rows, "<>>>"), *score.caveats(), sep="\n")
-    metrics = {"pruned": share, "accuracy_on_data": right["after"]}
-    weights = replace(loaded.weights, meta=loaded.weights.meta | {"metrics": metrics})
+    # What the file knows of training photos is of the model before. Its temperature stays: of a
+    # KAN-ViT the likeliest went from 0.65 to 0.66 at most, with up to 0.7 of the units removed.
+    told = {"metrics": {"pruned": share, "accuracy_on_data": right["after"]}, "known": {}}
+    weights = replace(loaded.weights, meta=loaded.weights.meta | told)
     path = folder / "pruned.pth"
     save_weights(path, replace(loaded, model=small, weights=weights))
     further = command("python", "train.py", "--weights", path)
     print(f"saved: {path}; to train it further: {further}")
+    if loaded.facts["known"]:
+        print("until then it calls no photo unknown: its features are no longer those of the file")
 
 
 def tell_zeros(model) -> None:

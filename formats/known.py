@@ -23,7 +23,7 @@ from torch import Tensor
 UNKNOWN_SHARE = 0.05  # of photos like those of the training set, called unknown by default
 UNTOLD = (
     "note: no photo is called unknown: the file has no features of its training photos (its run "
-    "was stopped, or of an earlier version, or it was shared without them)"
+    "was stopped, or of an earlier version, or it was pruned or shared without them)"
 )
 NEAREST = 3  # photos, whose distances are averaged
 MOST_BYTES = 700_000  # of features, which base64 makes a third larger

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import explain
 import export
 import predict
 import pretrained
@@ -185,6 +186,20 @@ def test_a_photos_mirror_counts_as_much_as_the_photo(run):
     for name in ("strangeness", "features"):
         one, mirrored = (getattr(plain.see(some), name) for some in (images, images.flip(-1)))
         assert torch.allclose(getattr(both.see(images), name), (one + mirrored) / 2, atol=1e-6)
+
+
+def test_a_pruned_model_calls_no_photo_unknown_and_says_so(run, call):
+    """Its features are others than those of the training photos that the file had."""
+    state = torch.load("best.pth", weights_only=True)
+    told = {"temperature": 0.7, "trained_on": digests([KNOWN])}
+    torch.save(state | told, "best.pth")
+    status, out, err = call(explain.main, "best.pth", "--data", "in", "--prune", "0.5")
+    assert status == 0, err
+    assert "until then it calls no photo unknown" in out
+    pruned = open_classifier("explain/pruned.pth", None, torch.device("cpu"))
+    assert pruned.title.endswith("calls no photo unknown")
+    assert {name: pruned.facts[name] for name in told} == told
+    assert pruned.see(torch.zeros(1, 3, 32, 32)).strangeness is None
 
 
 # ----------------------------------------------------------------------------------- from any file
