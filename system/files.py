@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,11 @@ def _replace(temporary: str, path: Path) -> None:
     raise PermissionError(refusal.errno, reason, str(path))
 
 
-def clear_temporary(folder: str | os.PathLike) -> None:
-    """Removes what writers that were killed left in `folder`."""
-    for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def clear_temporary(folder: str | os.PathLike, names: Iterable[str]) -> None:
+    """Removes what writers of `names` in `folder` left when they were killed."""
+    for name in names:
+        for path in Path(folder).glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

@@ -176,8 +176,9 @@ def test_an_interrupted_file_leaves_the_old_one_and_no_rest(tmp_path):
 def test_leftovers_of_a_killed_writer_are_cleared(tmp_path):
     (tmp_path / ".last.pth.abc.tmp").write_text("half", "utf-8")
     (tmp_path / "last.pth").write_text("whole", "utf-8")
-    clear_temporary(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+    (tmp_path / ".notes.tmp").write_text("of somebody else", "utf-8")
+    clear_temporary(tmp_path, ["last.pth"])
+    assert {p.name for p in tmp_path.iterdir()} == {"last.pth", ".notes.tmp"}
 
 
 def test_checkpoints_round_trip_and_anything_else_is_named(tmp_path):

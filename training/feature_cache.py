@@ -193,6 +193,6 @@ def exchange(features: Tensor, device: torch.device, world: World) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes the memory-mapped files of a finished run."""
-    for path in folder.glob(".features-*.tmp"):
+    """Removes the memory-mapped files of a finished or killed run."""
+    for path in folder.glob(".features-[0-9]*-[0-9]*.tmp"):
         path.unlink(missing_ok=True)

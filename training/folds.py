@@ -36,7 +36,7 @@ from training.conclusion import (
 from training.known import judged_scores, remember
 from training.position import Position
 from training.resuming import load_state
-from training.run_folder import first_log
+from training.run_folder import first_log, fold_folders
 from training.setup import Run
 from training.trainer import Trainer
 from utils import EpochResult
@@ -105,8 +105,8 @@ class Folds:
     def clear(self) -> None:
         """Removes what folds of another run have left in the folder of a new one."""
         for name in (ANSWERS, "last.pth", "best.pth"):
-            for path in (self.run.folder / name, *self.run.folder.glob(f"fold*/{name}")):
-                path.unlink(missing_ok=True)
+            for folder in (self.run.folder, *fold_folders(self.run.folder)):
+                (folder / name).unlink(missing_ok=True)
 
     # --- training -------------------------------------------------------------------------------
 

@@ -13,13 +13,20 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from system.files import WEIGHTS_FOLDER, clear_temporary, read_json, write_csv, write_json
 from system.terminal import command, printable
+from training import feature_cache
 
+# All that a run writes under names of its own, but for TensorBoard; folds write the same.
+WRITTEN = (
+    "best.pth last.pth adapter.safetensors answers.pth class_indices.json args.json split.json "
+    "metrics.csv data_report.txt samples.jpg curves.png confusion.png mistakes.jpg confused.jpg "
+    "report.html results.json features.npz out_of_fold.csv suspects.csv suspects.html"
+)
 LOCK = ".lock"
 EVENTS = "events.out.tfevents"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
@@ -45,8 +52,13 @@ def new_run_dir(output: str | None, model: str, data_path: str, data_roots: list
     raise AssertionError("itertools.count never ends")
 
 
-def check_output(output: str | None, data_roots: list[str]) -> None:
-    """Raises ValueError where no run can be written: in the data, over a file or another run."""
+def check_output(
+    output: str | None, data_roots: list[str], inputs: Iterable[str | None] = ()
+) -> None:
+    """Raises ValueError where no run can be written: in the data, over a file or another run.
+
+    inputs: files that the run reads, or folders of them.
+    """
     path = WEIGHTS_FOLDER if output is None else Path(output)
     _refuse_inside(path, data_roots)
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -54,6 +66,12 @@ def check_output(output: str | None, data_roots: list[str]) -> None:
         raise ValueError(f"--output {path}: {there} is a file where a folder should be")
     if output is not None:
         _refuse_run(path)
+        _refuse_others(path, inputs)
+
+
+def fold_folders(run_dir: Path) -> list[Path]:
+    """Returns the folders of a run's folds."""
+    return [path for path in run_dir.glob("fold*") if re.fullmatch(r"fold\d+", path.name)]
 
 
 def _refuse_run(path: Path) -> None:
@@ -61,6 +79,27 @@ def _refuse_run(path: Path) -> None:
         raise ValueError(
             f"{path} already holds a run (last.pth): continue it with "
             f"{command('--resume', path)}, or give another --output"
+        )
+
+
+def _refuse_others(path: Path, inputs: Iterable[str | None]) -> None:
+    """Raises ValueError where a run would replace what it has not made itself.
+
+    What a run left that was killed before its first last.pth may be replaced: lock and arguments
+    tell such a one, results that it was no such.
+    """
+    folders = path, *fold_folders(path)
+    files = [folder / name for folder in folders for name in WRITTEN.split()]
+    found = [file for file in files if file.exists()]
+    begun = (path / LOCK).exists() and path / "args.json" in found
+    if begun and path / "results.json" not in found:
+        read = {Path(name).resolve() for name in inputs if name}
+        found = [file for file in found if read & {file.resolve(), file.parent.resolve()}]
+    here = Path("class_indices.json").resolve()  # which every run writes
+    if found := [file for file in found if file.resolve() != here]:
+        raise ValueError(
+            f"--output {path}: the run would replace {found[0]}, which is there already: give "
+            f"another folder"
         )
 
 
@@ -112,7 +151,9 @@ def locked(run_dir: Path, new: bool = False) -> Iterator[None]:
             ) from None
         if new:
             _refuse_run(run_dir)
-        clear_temporary(run_dir)
+        for folder in (run_dir, *fold_folders(run_dir)):
+            clear_temporary(folder, WRITTEN.split())
+        feature_cache.remove(run_dir)
         yield
 
 

@@ -269,7 +269,8 @@ def check_flags(options: Options, device: torch.device) -> None:
     if not options.weights:
         options.refuse_idle(mlp=options.mlp)
     amp_dtype(options.amp, device)
-    check_output(options.output, options.data_roots)
+    read = options.weights, options.teacher, *(options.exclude or ())
+    check_output(options.output, options.data_roots, read)
     if options.model:
         find_variant(options.model)
 

@@ -16,6 +16,7 @@ from imaging.splitting import Samples
 from predicting.predictor import Predictor
 from reporting.calibration import at_temperature, fit_temperature
 from training import conclusion, folds
+from training.run_folder import EVENTS, LOCK, WRITTEN
 
 FAST = ["--model", "vit_micro_patch8_64", "--img-size", "16", "--workers", "0", "--amp", "off"]
 FAST += ["--batch-size", "8", "--device", "cpu"]
@@ -255,6 +256,9 @@ def test_each_photo_is_answered_by_a_model_that_did_not_see_it(data, call):
     assert "out-of-fold accuracy" in told
     assert "not judged: 20 that the model was trained on" in told
     assert not list(Path("run").glob("fold*/*best.pth"))
+    names = {path.name for path in Path("run").rglob("*") if path.is_file()}
+    names = {name for name in names if not name.startswith(EVENTS)}
+    assert names <= {*WRITTEN.split(), LOCK}
 
 
 def test_groups_stay_whole_in_folds_and_lessen_what_photos_are_worth(data, call, monkeypatch):

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from training.run_folder import RunLog, find_run, locked, new_run_dir, write_class_indices
+from training.run_folder import (
+    RunLog,
+    check_output,
+    find_run,
+    locked,
+    new_run_dir,
+    write_class_indices,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +34,43 @@ def test_a_folder_with_a_run_is_refused_and_one_without_is_used():
     Path("out/last.pth").touch()
     with pytest.raises(ValueError, match="--resume out"):
         new_run_dir("out", "vit", "photos", [])
+
+
+@pytest.mark.parametrize("name", ["best.pth", "results.json", "args.json", "fold2/best.pth"])
+def test_a_file_that_no_killed_run_left_is_named_and_stays(name):
+    Path("models/fold2").mkdir(parents=True)
+    Path("models", name).touch()
+    with pytest.raises(ValueError, match=rf"would replace models/{name}, which is there already"):
+        new_run_dir("models", "vit", "photos", [])
+
+
+def test_a_run_killed_before_it_saved_begins_again_but_not_over_what_it_reads():
+    Path("run").mkdir()
+    for name in (".lock", "args.json", "best.pth", "metrics.csv"):
+        Path("run", name).touch()
+    check_output("run", [], [None, "other/best.pth"])
+    for read in ("run/best.pth", "run"):
+        with pytest.raises(ValueError, match=r"would replace run/best\.pth"):
+            check_output("run", [], [None, read])
+    Path("run/results.json").touch()  # one that had ended
+    with pytest.raises(ValueError, match=r"would replace run/best\.pth"):
+        check_output("run", [])
+
+
+def test_the_current_folder_may_be_that_of_a_run():
+    Path("class_indices.json").touch()  # of any run begun here
+    assert new_run_dir(".", "vit", "photos", []) == Path()
+
+
+def test_what_writers_left_is_cleared_and_what_others_left_is_not():
+    Path("run/fold1").mkdir(parents=True)
+    ours = {".best.pth.x1.tmp", ".features-0-0.tmp", "fold1/.last.pth.x2.tmp"}
+    others = {".notes.tmp", "notes.tmp", ".my.best.pth.tmp", "fold1/.notes.x.tmp"}
+    for name in ours | others:
+        Path("run", name).touch()
+    with locked(Path("run")):
+        left = {path.relative_to("run").as_posix() for path in Path("run").rglob("*.tmp")}
+        assert left == others
 
 
 @pytest.mark.parametrize("output", ["photos", "photos/roses", "./photos/../photos/x"])
