@@ -426,6 +426,15 @@ def test_a_folder_with_a_run_is_not_overwritten(run):
     assert "--resume out" in err
 
 
+def test_a_run_that_is_given_no_more_epochs_ends_with_its_best_one(run):
+    run("--epochs", 2, "--output", "out")
+    last, best = Path("out/last.pth").read_bytes(), load("out/best.pth")
+    status, out, _ = run("--resume", "out", "--epochs", 0, data=None, fast=[])
+    assert (status, "--epochs: 0 instead of 2" in out) == (0, True)
+    assert Path("out/last.pth").read_bytes() == last
+    assert all(same(load("out/best.pth")[part], best[part]) for part in ("model", "epoch"))
+
+
 def test_a_loss_that_explodes_ends_in_advice(run):
     status, _, err = run("--epochs", "5", "--lr", "1e30", "--clip-grad", "0", "--opt", "sgd")
     assert status == 2

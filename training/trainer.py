@@ -127,7 +127,7 @@ class Trainer:
 
         log: None in all processes but the first.
         """
-        if self.run.options.epochs == 0:
+        if self.run.options.epochs == 0 and not self.position.best:
             self.evaluate_start()
         with Interrupt(self.run.world) as interrupt:
             while not self.run.over():
