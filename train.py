@@ -114,7 +114,7 @@ def train(options: Options, world: World) -> int:
                     show_start(run, log)
             trainer = assemble(run, stepper)
             stopped_by = (folds and folds.train(trainer)) or trainer.fit(log)
-            if stopped_by:
+            if stopped_by and not run.over():
                 go_on = command("python", "train.py", "--resume", run.folder)
                 print(f"stopped and saved; go on with: {go_on}")
                 return 128 + stopped_by

@@ -137,7 +137,8 @@ class Folds:
         stepper = prepare(fold)
         with first_log(fold) as log:
             trainer = for_fold(whole, fold, stepper, trained, self.parts[k])
-            if stopped_by := trainer.fit(log):
+            stopped_by = trainer.fit(log)
+            if not fold.over():
                 return stopped_by
             answers = self._answered(k, trainer)
         print(f"fold {k + 1}: accuracy {answers['accuracy']:.4f}")
@@ -146,7 +147,7 @@ class Folds:
             for name in ["last.pth"] if self.run.options.ensemble else ["last.pth", "best.pth"]:
                 (fold.folder / name).unlink(missing_ok=True)
         self.run.world.wait()  # until all can read them
-        return 0
+        return stopped_by
 
     def _answered(self, k: int, trainer: Trainer) -> dict:
         """Returns what the best model of a fold says of the photos that it was trained without."""

@@ -123,8 +123,9 @@ class Trainer:
     # --- epochs ---------------------------------------------------------------------------------
 
     def fit(self, log: RunLog | None) -> int:
-        """Trains to the last epoch; returns 0, or the number of the signal that stopped it.
+        """Trains to the last epoch; returns 0, or the number of the signal that came meanwhile.
 
+        `run.over()` says whether it stopped the run, or came when the last epoch was under way.
         log: None in all processes but the first.
         """
         if self.run.options.epochs == 0 and not self.position.best:
@@ -133,7 +134,7 @@ class Trainer:
             while not self.run.over():
                 if not self.run_epoch(interrupt, log):
                     return interrupt.signal
-                if interrupt.agreed() and self.epoch < self.run.epochs:
+                if interrupt.agreed():
                     return interrupt.signal
         return 0
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,26 @@ def test_a_run_stopped_anywhere_in_its_folds_ends_in_the_same_bits(data, call, m
         assert all(map(torch.equal, best()["model"].values(), whole["model"].values()))
         assert best()["temperature"] == whole["temperature"]
         shutil.rmtree("run")
+
+
+def test_a_signal_in_the_last_epoch_of_a_fold_stops_the_run(data, call, monkeypatch):
+    validate, left = train.Folds._train.__globals__["Trainer"].validate, [signal.SIGTERM]
+
+    def signalled(trainer):
+        if left:
+            signal.raise_signal(left.pop())
+        return validate(trainer)
+
+    words = ["--data-path", data, *FAST, "--output", "run", "--folds", "3", "--epochs", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("training.trainer.Trainer.validate", signalled)
+        status, out, _ = call(train.main, *words)
+    assert status == 128 + signal.SIGTERM
+    assert "go on with: python train.py --resume run" in out
+    assert [path.parent.name for path in Path("run").glob("fold*/answers.pth")] == ["fold1"]
+    assert not Path("run/fold2").exists()
+    status, out, _ = call(train.main, "--resume", "run", "--workers", "0")
+    assert (status, "fold 2 of 3" in out, "fold 1 of 3" in out) == (0, True, False)
 
 
 def test_frozen_layers_run_once_for_all_folds(data, call, monkeypatch):
