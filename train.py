@@ -45,6 +45,7 @@ from training.results import show_start, write_results
 from training.resuming import (
     changed,
     check_still_there,
+    first_options,
     load_state,
     moved,
     read_split,
@@ -177,7 +178,8 @@ def resume(options: Options, world: World, held: ExitStack) -> Run:
     batch = shared_batch(saved.batch_size, state["loader"].get("processes", 1), world.size)
     saved = saved.settled(batch_size=batch, output=str(folder))
     device = own_device(saved, world)
-    data = moved(read_split(folder, begun.data_path, state["classes"]), begun, saved)
+    first = first_options(folder, begun)
+    data = moved(read_split(folder, first.data_path, state["classes"]), first, saved)
     check_still_there(data, saved)
     model = create_model(**state["config"])
     preprocess = Preprocess.from_dict(state["preprocess"])

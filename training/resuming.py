@@ -13,7 +13,7 @@ from formats.checking import checked_classes, checked_config, checked_later, che
 from formats.checkpoints import load_checkpoint
 from formats.reading import whole_states
 from imaging.splitting import DataSplit
-from system.files import read_json
+from system.files import json_if_any, read_json
 from system.flags import flag_of
 from system.terminal import printable
 from training.flags import Options, kept
@@ -79,6 +79,19 @@ def read_split(folder: Path, data_path: str, classes: list[str]) -> DataSplit:
     if data.classes != classes:
         raise ValueError(f"{path} names other classes than the run's last.pth; restore it")
     return data
+
+
+def first_options(folder: Path, begun: Options) -> Options:
+    """Returns the options of a run's first start, to whose folders the paths of split.json belong.
+
+    No resume changes args.json, which has them. begun: those of last.pth, whose folders are where a
+    resume has found the photos since; they serve where args.json is gone or spoilt.
+    """
+    said = json_if_any(folder / "args.json")
+    try:
+        return Options.from_dict(said) if isinstance(said, dict) else begun
+    except ValueError:
+        return begun
 
 
 def moved(data: DataSplit, begun: Options, now: Options) -> DataSplit:

@@ -46,6 +46,18 @@ def test_a_run_goes_on_where_its_data_lie_now(run, tmp_path):
     assert last["args"]["data_path"] == str(new)  # found there from now on
 
 
+def test_a_run_whose_validation_folder_stayed_goes_on_again_and_again(run, tmp_path, make_photos):
+    make_photos(tmp_path / "val", per_class=2, seed=1)
+    lies, again = tmp_path / "photos", ["--resume", "run", "--epochs"]
+    words = ["--data-path", lies, "--val-path", tmp_path / "val", *FAST, "--epochs", 0]
+    assert run(*words, "--output", "run")[0] == 0
+    for epochs, new in ((1, tmp_path / "deep" / "er"), (3, tmp_path / "moved")):
+        new.parent.mkdir(exist_ok=True)
+        lies = Path(shutil.move(lies, new))
+        assert run(*again, epochs, "--data-path", lies)[::2] == (0, "")
+        assert run(*again, epochs + 1)[::2] == (0, "")
+
+
 @pytest.mark.parametrize(
     ("val", "to", "val_to"),
     [
