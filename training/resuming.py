@@ -16,6 +16,7 @@ from imaging.splitting import DataSplit
 from system.files import json_if_any, read_json
 from system.flags import flag_of
 from system.terminal import printable
+from training import needs
 from training.flags import Options, kept
 
 PARTS = {
@@ -187,7 +188,7 @@ def _alike(fresh: object, saved: object) -> bool:
 def changed(saved: Options, typed: Options, folder: Path) -> Options:
     """Returns the options of a run with what a resume may change; prints what it changes.
 
-    Raises ValueError for a typed flag that would make it another run.
+    Raises ValueError for a typed flag that would make it another run, or that contradicts it.
     """
     changes = {}
     for name in sorted(typed.given - {"resume", "output"}):
@@ -202,7 +203,12 @@ def changed(saved: Options, typed: Options, folder: Path) -> Options:
             )
         print(f"{flag_of(name)}: {new} instead of {old}")
         changes[name] = new
-    return saved.settled(**changes)
+    merged = saved.settled(**changes)
+    both = (one.settled(resume=str(folder)) for one in (saved, merged))
+    before, sentence = map(needs.contradiction, both)
+    if sentence and sentence != before:  # a run of an earlier version may have been less strict
+        raise ValueError(sentence)
+    return merged
 
 
 def shared_batch(batch_size: int, before: int, now: int) -> int:

@@ -111,3 +111,12 @@ def test_a_run_without_a_validation_folder_gets_none(tmp_path):
     typed = Options(val_path="val", given=frozenset({"val_path"}))
     with pytest.raises(ValueError, match=r"--val-path val .* would make it another run"):
         changed(Options(), typed, tmp_path)
+
+
+@pytest.mark.parametrize("begun", [{"folds": 3}, {"kan_reg": 1e-4}, {"cache_views": 2}])
+def test_a_flag_that_contradicts_the_run_is_refused(tmp_path, begun):
+    saved = Options(weights="w.pth", **begun)
+    typed = Options(fsdp=True, resume="run", given=frozenset({"resume", "fsdp"}))
+    with pytest.raises(ValueError, match=r"(?=.*--fsdp)(?=.*--(folds|kan-reg|cache-views))"):
+        changed(saved, typed, tmp_path)
+    assert changed(Options(), typed, tmp_path).fsdp
