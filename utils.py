@@ -116,6 +116,37 @@ class Stepper:
             self.ema.update_parameters(model)
 
 
+class Window:
+    """The batches of one update, whose gradients add up to that of the mean loss of their photos.
+
+    How many photos each has shows as it comes, for some cannot be read: every batch is weighed as
+    if all had as many as the first one, and `even_out` corrects the sum. So even batches lose no
+    bit. All processes must call the same methods in the same order.
+    """
+
+    def __init__(self, batches: int, world: World) -> None:
+        self.batches, self.world = batches, world
+        self.first = self.photos = 0  # of all processes, in the first batch and so far
+
+    def share_of(self, photos: int) -> float:
+        """Returns the weight of a mean loss over `photos` in the mean of the window's batches.
+
+        Gradients are averaged over the processes: theirs together are those of all photos.
+        """
+        together = sum(self.world.numbers(photos))
+        self.first = self.first or together
+        self.photos += together
+        return photos * self.world.size / max(1, self.first)
+
+    def even_out(self, model: nn.Module) -> None:
+        """Turns the sum of weighted gradients into the gradient of the mean over all photos."""
+        factor = self.first * self.batches / max(1, self.photos)
+        if factor != 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+
 def train_one_epoch(
     model: nn.Module,
     stepper: Stepper,
@@ -136,7 +167,8 @@ def train_one_epoch(
     batches: yields objects with `images` (B, 3, S, S), `labels` (B,), `failed` and `indices`, which
         are empty where a stand-in keeps several processes in step (distributed.in_step).
     criterion(model, images, labels, step): returns the mean loss and the logits to count hits by.
-    num_batches: batches in the whole epoch, of which the first `first_batch` were done before.
+    num_batches: batches in the whole epoch, of which the first `first_batch` were done before, in
+        whole updates.
     meter, failed: the sums and failures of those, in a resumed epoch.
     after_step(done, meter): called after every update with the number of batches done; a true
         answer ends the epoch early, and None is returned.
@@ -146,9 +178,9 @@ def train_one_epoch(
     meter = meter or Meter(device)
     failed = [] if failed is None else failed
     for index, batch in enumerate(batches, start=first_batch):
-        window_start = index - index % accum_steps
-        window = min(accum_steps, num_batches - window_start)  # the last one may be short
-        complete = index + 1 == window_start + window
+        if index % accum_steps == 0:
+            window = Window(min(accum_steps, num_batches - index), world)  # the last may be short
+        complete = (index + 1) % accum_steps == 0 or index + 1 == num_batches
         failed += batch.failed
         if len(batch.images):
             photos = len(batch.indices)
@@ -159,9 +191,11 @@ def train_one_epoch(
                     loss, logits = criterion(model, images, labels, index)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"the loss became {loss.item()} at batch {index + 1}")
-                stepper.scaler.scale(loss * world.share_of(photos) / window).backward()
+                part = loss * window.share_of(photos) / window.batches
+                stepper.scaler.scale(part).backward()
             meter.update(loss, (logits.argmax(1) == labels)[:photos].sum(), photos)
         if complete:
+            window.even_out(model)
             stepper.step(model)
             if after_step(index + 1, meter) and index + 1 < num_batches:
                 return None

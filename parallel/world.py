@@ -83,14 +83,6 @@ class World:
     def lowest(self, number: int) -> int:
         return min(self.numbers(number))
 
-    def share_of(self, photos: int) -> float:
-        """Returns the weight of this process's mean loss over `photos` in the mean of all.
-
-        The average of (weight * mean) over the processes is the mean over all their photos. It is 1
-        unless photos could not be read or an epoch's last batch is uneven.
-        """
-        return photos * self.size / max(1, sum(self.numbers(photos))) if self.size > 1 else 1.0
-
     def total(self, tensor: Tensor) -> Tensor:
         """Returns the sum of the processes' tensors, on their device."""
         if self.size == 1:

@@ -94,13 +94,20 @@ def test_accumulation_makes_one_step_of_several_batches_and_of_the_short_rest(ac
     assert steps == {2: [2, 4, 5], 3: [3, 5]}[accum]
 
 
-def test_accumulated_batches_equal_one_large_batch():
-    data, model = batches([4, 4]), nn.Linear(4, 3)
+@pytest.mark.parametrize("sizes", [(4, 4), (5, 5, 2), (2, 7, 5), (6, 0, 3), (0, 6, 3)])
+def test_accumulated_batches_equal_one_large_batch_whatever_each_holds(sizes):
+    data, model = batches(sizes), nn.Linear(4, 3)
     large = nn.Linear(4, 3)
     large.load_state_dict(model.state_dict())
     both = batch_of(torch.cat([b.images for b in data]), torch.cat([b.labels for b in data]))
     train_one_epoch(
-        model, make_stepper(model), iter(data), CPU, cross_entropy, num_batches=2, accum_steps=2
+        model,
+        make_stepper(model),
+        iter(data),
+        CPU,
+        cross_entropy,
+        num_batches=len(sizes),
+        accum_steps=len(sizes),
     )
     train_one_epoch(large, make_stepper(large), iter([both]), CPU, cross_entropy, num_batches=1)
     torch.testing.assert_close(model.weight, large.weight)
