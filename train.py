@@ -34,6 +34,7 @@ from system.terminal import command, run_cli
 from training import advice
 from training.assembly import assemble, prepare
 from training.conclusion import conclude
+from training.feature_cache import plan
 from training.flags import Options, parse_args
 from training.folds import Folds, pooled
 from training.judging import judge, judged
@@ -146,7 +147,7 @@ def start(options: Options, world: World, held: ExitStack) -> Run | None:
         chosen = try_batch_sizes(options, model.to(device), device, photos, world)
     case = case_of(options, model, pretrained, trainable, data, world)
     options, reasons = settle(options, case, chosen, model)
-    options.refuse_idle(trainable=trainable)
+    options.refuse_idle(trainable=trainable, skip=plan(model, trainable))
     run = Run(options, reasons, Path(), device, data, model, preprocess, trainable, teacher, world)
     print(describe(model, trainable, device, run.amp_dtype, world))
     if options.dry_run:

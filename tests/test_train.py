@@ -190,6 +190,18 @@ def test_frozen_means_that_what_came_from_the_file_stays(run):
     assert load("second/last.pth")["config"]["mlp"] == "kan"
 
 
+@pytest.mark.parametrize(
+    "words", ["", "--reprob 0.2", "--mixup 0.2", "--cutmix 0.2", "--teacher start/best.pth"]
+)
+def test_photos_stay_as_they_are_only_where_the_frozen_layers_run_once(run, words):
+    run("--epochs", 0, "--output", "start")
+    flags = ["--weights", "start/best.pth", "--dry-run", "--workers", 0, *words.split()]
+    status, out, err = run(*flags, fast=[])
+    assert (status, err) == (0, "")
+    assert ("the frozen layers run once, on each photo as it is" in out) == (not words)
+    assert ("--aug basic  (head only)" in out) == bool(words)
+
+
 EVERY_FLAG = """
     --epochs 2 --opt sgd --weight-decay 0.01 --warmup-epochs 0.5 --label-smoothing 0.1
     --mixup 0.2 --cutmix 1.0 --aug trivial --reprob 0.2 --ema 0.9 --layer-decay 0.8

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -171,25 +172,25 @@ def restore(run: Run, stepper: Stepper) -> None:
 def cache_frozen(run: Run, train: Loader, val: Loader) -> tuple[tuple[Loader, Loader], int]:
     """Runs the layers before everything that trains once; returns loaders of what comes out.
 
-    And how many layers that are: 0, and the loaders as they were, where every epoch needs new
-    images: random crops (unless a few views are kept), mixing, a teacher that looks at them.
+    And how many layers that are: 0, and the loaders as they were, where every epoch runs them,
+    with a line on what would spare it that.
     """
-    options, skip = run.options, feature_cache.plan(run.model, run.trainable)
-    random = options.aug != "none" or options.reprob > 0
-    if skip < 1 or options.mixup or options.cutmix or run.teacher is not None:
-        return (train, val), 0
-    if run.sharded:
-        print("--fsdp: the frozen layers run in every epoch; without it they run once")
-        return (train, val), 0
-    if random and options.cache_views < 2:
+    options, once = run.options, partial(feature_cache.run_once, run.model, run.trainable)
+    if skip := once(options, run.world):
+        if options.drop_path:
+            print("--drop-path: no effect on layers that run once")
+        random = options.aug != "none" or options.reprob > 0
+        return fill_both(run, train, val, skip, options.cache_views if random else 1), skip
+    with_views = options.settled(cache_views=2)
+    if once(with_views, run.world):
+        flag = f"--aug {options.aug}" if options.aug != "none" else f"--reprob {options.reprob:g}"
         print(
-            f"--aug {options.aug}: the frozen layers run in every epoch; with --cache-views N they "
-            f"run for N views of each photo, once"
+            f"{flag}: the frozen layers run in every epoch; with --cache-views N they run for N "
+            f"views of each photo, once"
         )
-        return (train, val), 0
-    if options.drop_path:
-        print("--drop-path: no effect on layers that run once")
-    return fill_both(run, train, val, skip, options.cache_views if random else 1), skip
+    elif once(with_views.settled(fsdp=False), run.world):
+        print("--fsdp: the frozen layers run in every epoch; without it they can run once")
+    return (train, val), 0
 
 
 def fill_both(

@@ -16,6 +16,8 @@ from my_dataset import Batch, Failed, PhotoLoader, SeededSampler
 from parallel.world import ALONE, World
 from system.devices import autocast
 from system.memory import free_memory, take_room
+from training.flags import Options
+from training.needs import EVERY_EPOCH
 from training.optim import layer_of
 from vit_model import HEADS, VisionTransformer
 
@@ -30,6 +32,21 @@ def plan(model: VisionTransformer, trainable: Iterable[str]) -> int:
     if all(name.startswith(HEADS) for name in trainable):
         return depth + 1
     return min(depth, min(layer_of(name, depth) for name in trainable) - 1)
+
+
+def run_once(
+    model: VisionTransformer, trainable: Iterable[str], options: Options, world: World
+) -> int:
+    """Returns how many layers (`plan`) run once for each view of a photo, 0 for none.
+
+    They run in every epoch with what `EVERY_EPOCH` names, and for photos that change at random
+    where no views are kept. options: --aug may not be chosen yet.
+    """
+    anew = [name for name in EVERY_EPOCH if name != "fsdp" or world.size > 1]
+    random = options.aug not in (None, "none") or options.reprob > 0
+    if any(getattr(options, name) for name in anew) or (random and options.cache_views == 1):
+        return 0
+    return max(0, plan(model, trainable))
 
 
 class Tail(nn.Module):

@@ -181,6 +181,8 @@ class Options(DataAndModel):
         "are augmented",
         type=number(int, 1, 1000),
         metavar="N",
+        needs=needs.VIEWS,
+        idle=(1,),
     )
     cache_images: str = MACHINE.row(
         "auto",

@@ -1,7 +1,8 @@
 """When a flag of train.py has an effect, and which flags contradict each other.
 
-Needs are asked again as more is known: `mlp` and `trainable` (names of parameters) of the model,
-`val_folder` of the data. See `system.flags.Need`.
+Needs are asked again as more is known: `mlp`, `trainable` (names of parameters) and `skip`
+(`feature_cache.plan`) of the model, `val_folder` and `test_folder` of the data: see
+`system.flags.Need`.
 """
 
 from collections.abc import Mapping
@@ -60,6 +61,12 @@ def _is_frozen(options: Options, known: Known) -> bool:
     return bool(options.weights) and options.frozen
 
 
+def _keeps_views(options: Options, known: Known) -> bool | None:
+    if not _is_frozen(options, known):
+        return False
+    return known["skip"] > 0 if "skip" in known else None
+
+
 def _splits(options: Options, known: Known) -> bool:
     return not options.val_path and not known.get("val_folder")
 
@@ -81,7 +88,16 @@ TEST_SPLIT = Need("data without a folder for testing (test/ or --test-path)", _s
 LORA = Need("--adapt lora", _has_lora)
 FROZEN = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _is_frozen)
 ADAPT = Need("layers that stay as they are: --weights FILE, --freeze-layers true", _can_adapt)
+VIEWS = Need(
+    "frozen layers before all that trains: --weights FILE, --freeze-layers true, in the first "
+    "block neither splines nor adapters",
+    _keeps_views,
+)
 WEIGHTS = needs_flag("weights", "--weights FILE")
+
+# With any of these, frozen layers run in every epoch: for images that are mixed or that a teacher
+# looks at, and in a model that is cut into shards.
+EVERY_EPOCH = "mixup", "cutmix", "teacher", "fsdp"
 
 
 # --- flags that contradict each other -------------------------------------------------------------
@@ -161,14 +177,12 @@ def _of_folds(options: Options) -> str | None:
 
 
 def _of_views(options: Options) -> str | None:
-    """Where --cache-views would keep nothing (`caching.frozen_layers`)."""
+    """Where --cache-views would keep nothing (`feature_cache.run_once`), or nothing of use."""
     if options.cache_views == 1:
         return None
-    if options.freeze_layers is False or not (options.weights or options.resume):
-        return "--cache-views needs frozen layers: --weights FILE, --freeze-layers true"
     if options.aug == "none" and not options.reprob:
         return "--cache-views and --aug none exclude each other: all views would be equal"
-    for name in ("mixup", "cutmix", "teacher", "fsdp"):
+    for name in EVERY_EPOCH:
         if getattr(options, name):
             flag = flag_of(name)
             return (

@@ -21,7 +21,7 @@ from system.devices import amp_dtype
 from system.flags import flag_of
 from training.batch_size import find_batch_size, trial_step, weight_of
 from training.choices import Case, Chosen, choose
-from training.feature_cache import plan
+from training.feature_cache import run_once
 from training.flags import Options
 from training.loss import Teacher
 from training.position import Position
@@ -290,14 +290,14 @@ def case_of(
 
     pretrained: the names of parameters that came from the weights file.
     """
-    frozen, photos = options.frozen, len(data.train.paths)
-    kind = "head" if frozen else "fine-tune" if options.weights else "scratch"
+    photos = len(data.train.paths)
+    kind = "head" if options.frozen else "fine-tune" if options.weights else "scratch"
     return Case(
         kind,
         photos,
         options.epochs,
         spline_kind(model),
-        one_view=frozen and options.cache_views == 1 and plan(model, trainable) > 0,
+        one_view=options.cache_views == 1 and run_once(model, trainable, options, world) > 0,
         world_size=world.size,
         accum_steps=options.accum_steps,
         optimizer=options.opt,

@@ -8,8 +8,10 @@ from torch import nn
 
 from imaging.preprocess import Preprocess, eval_transform, train_transform
 from my_dataset import MyDataSet, PhotoLoader, SeededSampler
+from parallel.world import World
 from training import feature_cache
-from training.feature_cache import Tail, fill, plan, remove, run_frozen
+from training.feature_cache import Tail, fill, plan, remove, run_frozen, run_once
+from training.flags import Options
 from vit_model import create_model
 
 CPU = torch.device("cpu")
@@ -51,6 +53,27 @@ def loader(tmp_path, make_photos):
 )
 def test_what_comes_before_everything_that_trains_is_skipped(trainable, skip):
     assert plan(small(), trainable) == skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "skip"),
+    [
+        ({}, 1, 4),
+        ({"aug": "none"}, 2, 4),
+        ({"aug": "basic"}, 1, 0),
+        ({"aug": "basic", "cache_views": 2}, 1, 4),
+        ({"reprob": 0.1}, 1, 0),
+        ({"mixup": 0.1, "cache_views": 2}, 1, 0),
+        ({"cutmix": 0.1}, 1, 0),
+        ({"teacher": "best.pth"}, 1, 0),
+        ({"fsdp": True}, 1, 4),  # no effect with one process
+        ({"fsdp": True}, 2, 0),
+    ],
+)
+def test_layers_run_once_where_no_epoch_needs_them_anew(flags, processes, skip):
+    world = World(size=processes)
+    assert run_once(small(), ["head.weight"], Options(**flags), world) == skip
+    assert run_once(small(), ["cls_token"], Options(**flags), world) == 0
 
 
 @pytest.mark.parametrize("skip", [1, 2, 3, 4])

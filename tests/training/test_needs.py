@@ -46,6 +46,7 @@ TABLE = {
     ("train", "ensemble"): ([], {}, "--folds N", ["--folds", "5"], {}),
     ("train", "layer_decay"): (["0.7", *FILE], HEAD, "--freeze-layers false", ["0.7", *FILE], ALL),
     ("train", "teacher_weight"): (["1"], {}, "--teacher FILE", ["1", "--teacher", __file__], {}),
+    ("train", "cache_views"): (["4", *FILE], {"skip": 0}, "neither", ["4", *FILE], {"skip": 2}),
     ("predict", "explain_class"): (["a"], {}, "--explain DIR", ["a", "--explain", "out"], {}),
     ("explain", "photos"): (
         ["3"], {"plain": True}, "a Vision Transformer", ["3"], {"plain": False}
@@ -67,6 +68,7 @@ OFF = {
     "adapt": "none",
     "layer_decay": "1",
     "teacher_weight": "0",
+    "cache_views": "1",
     "prune": "0",
 }
 OTHERS = ("predict", "explain", "export", "pretrained", "serve")
@@ -159,6 +161,14 @@ def test_train_refuses_once_the_data_and_the_weights_have_told(trained, tmp_path
     status, said = trained("--val-split", "0.3", *split)
     assert (status, "--val-split needs data without a folder" in said) == (2, True)
     assert trained("--epochs", "0", *split)[0] == 0
+
+
+@pytest.mark.parametrize("words", ["--adapt lora", "--mlp gkan", "--mlp kan --kan-blocks 0"])
+def test_views_are_refused_where_nothing_would_be_kept_of_them(trained, words):
+    weights = ["--weights", "vit/best.pth", "--cache-views", "2", "--dry-run"]
+    status, said = trained(*weights, *words.split(), small=[])
+    assert (status, "--cache-views needs frozen layers before all" in said) == (2, True)
+    assert trained(*weights, "--mlp", "kan", "--kan-blocks", "last:1", small=[])[0] == 0
 
 
 def test_the_same_flags_are_taken_where_they_have_an_effect(trained):
