@@ -353,7 +353,8 @@ def _add(group, named: Field, row: Row) -> None:
             same = f"the same as {names[0]} false (default: as there)"
             group.add_argument(row.off, action="store_false", **common | {"help": same})
     else:
-        group.add_argument(*names, **_count_of(row), **row.parse, **common)
+        action = {"action": "extend"} if row.kind == "list" else {}  # a flag given twice adds
+        group.add_argument(*names, **action, **_count_of(row), **row.parse, **common)
 
 
 def _count_of(row: Row) -> dict:

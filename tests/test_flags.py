@@ -132,6 +132,17 @@ def test_a_missing_value_is_said(command, action):
     assert name_of(action) in refusal(PARSERS[command].parse_args, words)
 
 
+@pytest.mark.parametrize(
+    ("command", "action"), flags_that(lambda a: a.nargs == "+" and a.option_strings)
+)
+def test_a_flag_of_several_values_that_is_given_twice_has_them_all(command, action, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flag = name_of(action)
+    words = [*words_for(command, action, "docs")[1:], flag, "docs", flag, "tests", "system"]
+    read = vars(PARSERS[command].parse_args(words))[action.dest]
+    assert read == ["docs", "tests", "system"]
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     model = vit_model.create_model("vit_micro_patch8_64", num_classes=2, mlp="kan", kan_rank=1)
