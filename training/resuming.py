@@ -196,7 +196,8 @@ def changed(saved: Options, typed: Options, folder: Path) -> Options:
         if new == old or (name, new) == ("batch_size", "auto"):
             continue
         fixed = name in ("epochs", "patience") and saved.folds  # some may be finished
-        if name in kept() or fixed or (name == "val_path" and old is None):
+        none = name in ("val_path", "test_path") and old is None  # no folder that could move
+        if name in kept() or fixed or none:
             raise ValueError(
                 f"{flag_of(name)} {new} differs from the run in {folder} ({old}) and would make it "
                 f"another run: leave it out to resume, or start anew with --output"

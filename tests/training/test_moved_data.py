@@ -9,6 +9,7 @@ import torch
 
 import train
 from imaging.splitting import prepare_data
+from system.flags import flag_of
 from training.flags import Options
 from training.resuming import changed, check_still_there, moved
 
@@ -107,9 +108,10 @@ def test_what_is_missing_at_the_new_place_is_counted_and_named(tmp_path, make_ph
         check_still_there(there, nowhere)
 
 
-def test_a_run_without_a_validation_folder_gets_none(tmp_path):
-    typed = Options(val_path="val", given=frozenset({"val_path"}))
-    with pytest.raises(ValueError, match=r"--val-path val .* would make it another run"):
+@pytest.mark.parametrize("name", ["val_path", "test_path"])
+def test_a_run_without_a_folder_to_judge_gets_none(tmp_path, name):
+    typed = Options(**{name: "other"}, given=frozenset({name}))
+    with pytest.raises(ValueError, match=rf"{flag_of(name)} other .* would make it another run"):
         changed(Options(), typed, tmp_path)
 
 
