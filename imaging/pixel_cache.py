@@ -9,6 +9,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -27,7 +28,8 @@ class ImageCache:
     """The pixels of photos by index, shared by processes: a byte each for "filled", then places.
 
     sizes: of each photo; (0, 0) gives it no place. folder: where a file takes the bytes instead of
-    memory. Raises OSError where the file finds no room.
+    memory. They are free again when no process holds the cache. Raises OSError where the file finds
+    no room.
     """
 
     def __init__(self, sizes: Sequence[Size], folder: Path | None = None):
@@ -38,6 +40,7 @@ class ImageCache:
 
     def _open(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)  # the map's own goes with it
         self.bytes = mmap.mmap(descriptor, self.offsets[-1])
 
     def __getstate__(self) -> dict:
@@ -66,10 +69,6 @@ class ImageCache:
         if image.size == self.sizes[index]:
             self.bytes[self.offsets[index] : self.offsets[index + 1]] = image.tobytes()
             self.bytes[index] = 1
-
-    def close(self) -> None:
-        self.bytes.close()
-        os.close(self.descriptor)
 
 
 def _nameless_file(size: int, folder: Path | None) -> int:

@@ -1,5 +1,6 @@
 """pixel_cache.py: each photo is decoded once, whichever process does it, and no pixel changes."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -136,21 +137,34 @@ def test_a_picture_of_another_size_is_not_kept():
     cache.put(1, Image.new("RGB", (1, 1), (1, 2, 3)))
     assert cache.get(1).getpixel((0, 0)) == (1, 2, 3)
     assert cache.get(0) is None
-    cache.close()
 
 
 def test_a_file_on_disk_has_no_name_and_takes_its_room_at_once(tmp_path):
     cache = ImageCache([(100, 100)], tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert os.fstat(cache.descriptor).st_blocks * 512 >= 30_001
-    cache.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_memory_is_not_taken_from_dev_shm():
     cache = ImageCache([(10, 10)])
     assert "memfd" in os.readlink(f"/proc/self/fd/{cache.descriptor}")
-    cache.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_nobody_holds_any_more_is_free_again(paths):
+    dataset = data(paths, eval_transform(SMALL))
+    loader = DataLoader(dataset, 2, num_workers=1, persistent_workers=True, collate_fn=list)
+    list(loader)
+
+    def kept():
+        links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+        return sum("memfd:photos" in os.readlink(link) for link in links if os.path.islink(link))
+
+    before = kept()
+    del dataset, loader
+    gc.collect()
+    assert kept() == before - 2  # its own, and the map's
 
 
 def test_nothing_is_left_after_a_kill(tmp_path):
