@@ -55,7 +55,8 @@ def standing(run: Run) -> str:
         return f"resuming {run.folder} among its {options.folds} folds"
     if run.over():
         done = f"{options.folds} folds" if options.ensemble else counted(epoch, "epoch")
-        return f"{run.folder} is finished after {done}"
+        patient = f", for --patience {options.patience} (0 goes on)" if epoch < run.epochs else ""
+        return f"{run.folder} is finished after {done}{patient}"
     left = counted(run.epochs - epoch, "epoch")
     return f"resuming {run.folder} at epoch {epoch + 1}: {left} to go"
 

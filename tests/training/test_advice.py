@@ -149,6 +149,14 @@ def test_patience_counts_from_the_end_of_the_warm_up():
     assert (run.position.epoch, run.position.best["epoch"]) == (6, 4)
 
 
+def test_a_run_that_patience_ended_says_so_and_how_it_goes_on():
+    rows = [(0.5, 0.1), (0.4, 0.1), (0.3, 0.1), (0.2, 0.1)]
+    run, _ = best_of(rows, epochs=9, patience=2, warmup=0.0)
+    assert "finished after 3 epochs, for --patience 2 (0 goes on)" in advice.standing(run)
+    run, _ = best_of(rows[:3], epochs=3, patience=2, warmup=0.0)
+    assert advice.standing(run).endswith("finished after 3 epochs")
+
+
 # --- what to type next ---
 
 FOLDERS = ["run", "my run/it's 1", 'a"b $HOME `x` ; & *', "-x", "雏菊", "a\\b"]
