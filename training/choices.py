@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from system.terminal import counted
+
 Chosen = dict[str, tuple[object, str]]  # value and reason by name
 
 
@@ -204,8 +206,10 @@ def _best_by(photos: int) -> tuple[str, str]:
 
 def _batch_size(case: Case, kind: Kind) -> tuple[int, str]:
     """Returns the largest power of two up to the usual one that gives an epoch eight steps."""
-    share = max(1, case.train_images // (8 * case.world_size))
+    parts = case.world_size * case.accum_steps
+    share = max(1, case.train_images // (8 * parts))
     batch = min(kind.batch, 2 ** int(math.log2(share)))
     if batch == kind.batch:
         return batch, "usual"
-    return batch, f"{case.train_images} photos make 8 steps or more"
+    steps = math.ceil(case.train_images / (batch * parts))
+    return batch, f"{case.train_images} photos make {counted(steps, 'step')} an epoch"

@@ -100,9 +100,12 @@ def test_accuracy_tells_the_best_epoch_where_there_are_photos_enough_or_it_was_a
 
 @pytest.mark.parametrize("images", [1, 2, 10, 70, 100, 800, 10**6])
 def test_small_data_gets_several_steps_an_epoch(images):
-    batch = choose(Case("scratch", images, 5), {})["batch_size"][0]
-    assert 1 <= batch <= 32
-    assert images // batch >= min(images, 8)
+    for parts in (1, 2, 4):
+        batch, why = choose(Case("scratch", images, 5, accum_steps=parts), {})["batch_size"]
+        assert 1 <= batch <= 32
+        assert images // batch >= min(images, 8 * parts)
+        steps = math.ceil(images / (batch * parts))
+        assert why == "usual" or f"{images} photos make {steps} step" in why
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
