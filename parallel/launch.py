@@ -56,7 +56,7 @@ def join_launch() -> Iterator[World]:
         if lost_contact(error):
             raise ConnectionError(
                 "another process of this training has ended without a word; the last checkpoint "
-                "is whole: start the same command with --resume"
+                "is whole: go on with torchrun ... train.py --resume RUN"
             ) from None
         raise
 

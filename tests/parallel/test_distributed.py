@@ -353,6 +353,7 @@ def test_a_process_that_is_killed_takes_the_others_with_it(launch):
     statuses, _, err = launch("--batch-size", 2, "--output", "out", before=vanish)
     assert statuses == [2, -signal.SIGKILL]
     assert "another process of this training has ended without a word" in err
+    assert "go on with torchrun ... train.py --resume RUN" in err
     assert "Traceback" not in err
 
 
