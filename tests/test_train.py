@@ -277,6 +277,8 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(run, monkeypatch):
         status, out, _ = run("--resume", folder, data=None, fast=[])
         assert status == 0
         assert "resuming" in out
+        row = load(f"{folder}/last.pth")["history"][0 if folder == "killed3" else 1]
+        assert row["images_per_second"] * row["seconds"] == pytest.approx(18 - 2 * 4)
         whole, resumed = (without_times(load(f"{n}/last.pth")) for n in ("whole", folder))
         assert {key for key in whole if not same(whole[key], resumed[key])} <= {"args"}
         whole, resumed = (

@@ -76,9 +76,13 @@ class Progress:
 
 @dataclass
 class Timer:
-    """Seconds of a pass, and how many of them it waited for data."""
+    """Seconds of a pass, and how many of them it waited for data.
+
+    photos_before: of all processes, which were counted before it started, in a resumed epoch.
+    """
 
     waited: float = 0.0
+    photos_before: int = 0
     start: float = field(default_factory=time.perf_counter)
 
     @property

@@ -140,12 +140,12 @@ class Trainer:
 
     def run_epoch(self, interrupt: Interrupt, log: RunLog | None) -> bool:
         """Trains, validates and saves the epoch under way; false where a signal stopped it."""
-        timer = Timer()
+        counted = self.position.meter.samples if self.position.meter else 0
+        timer = Timer(photos_before=sum(self.run.world.numbers(counted)))
         trained = self.train_epoch(interrupt, timer)
         if trained is None:
             return False
-        seconds = timer.seconds
-        row, skipped = self.finish_epoch(trained, seconds, timer.waited)
+        row, skipped = self.finish_epoch(trained, timer)
         # The state last: a run killed before it goes over this epoch again and writes the rest
         # anew, one killed after it has left nothing out.
         if log is not None:
@@ -213,10 +213,9 @@ class Trainer:
         torch.manual_seed(hash((seed, self.epoch, step, rank)))
         return self.criterion(model, images, labels, step)
 
-    def finish_epoch(
-        self, trained: EpochResult, seconds: float, waited: float
-    ) -> tuple[dict, list]:
+    def finish_epoch(self, trained: EpochResult, timer: Timer) -> tuple[dict, list]:
         """Validates, then writes best.pth if it is; returns the metrics and the failed photos."""
+        seconds = timer.seconds
         found, failed = self.validation_metrics() if self.run.data.val.paths else ({}, [])
         loss = found.get("val_loss", 0.0)
         if not math.isfinite(loss):  # the last step can spoil what no training loss has seen
@@ -228,9 +227,9 @@ class Trainer:
             "train_acc": trained.accuracy,
             **{name: found[name] for name in ("val_loss", "val_acc") if name in found},
             "learning_rate": self.stepper.lr,
-            "images_per_second": trained.samples / seconds,
+            "images_per_second": (trained.samples - timer.photos_before) / seconds,
             "seconds": seconds,
-            "data_wait": waited / seconds,
+            "data_wait": timer.waited / seconds,
             "failed_photos": len(trained.failed) + len(failed),
             **found,
         }
