@@ -180,7 +180,7 @@ NAMES = {
 }
 COSTLY = {
     "train": ["load_data", "calibrate_model", "assemble"],
-    "predict": ["Predictor"],
+    "predict": ["write_all"],
     "explain": ["explain_layers", "prune_and_report"],
     "export": ["onnx_bytes", "pt2_bytes"],
     "serve": ["open_models"],

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from explaining.curves import kan_layers, strongest, trace
 from explaining.kan_vit import layer_inputs, report, survey
 from explaining.pruning import prune
+from formats.facts import Decided
 from formats.fitting import load_into
 from formats.portable import portable
 from formats.reading import read_weights
@@ -168,7 +169,7 @@ GROUPED = {"mlp": "gkan", "kan_groups": 8, "kan_at": "hidden"}
     ],
 )
 def test_a_new_conversion_gets_the_recommended_form_and_splines_keep_theirs(words, held, form):
-    weights = None if held is None else SimpleNamespace(config=vit(**held).config)
+    weights = None if held is None else SimpleNamespace(config=vit(**held).config, facts=Decided())
     options = parse_args(["--weights", "x.pth", *words.split()] if weights else words.split())
     model = create_model(**model_config(options, weights, 4))
     assert model.sizes.mlp == "gkan"

@@ -202,7 +202,6 @@ def test_photos_are_kept_in_a_file_where_memory_has_no_name(monkeypatch, tmp_pat
     picture = Image.effect_noise((2, 3), 90).convert("RGB")
     cache.put(0, picture)
     assert cache.get(0).tobytes() == picture.tobytes()
-    cache.close()
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def no_features() -> Classifier:
 
 def test_a_model_without_features_is_refused_before_a_photo_is_decoded(folder, call, monkeypatch):
     monkeypatch.setattr(predict, "open_classifier", lambda *_: no_features())
-    monkeypatch.setattr(predict, "Predictor", lambda *_, **__: pytest.fail("a photo was decoded"))
+    monkeypatch.setattr(predict, "write_all", lambda *_, **__: pytest.fail("a photo was decoded"))
     status, _, said = call(predict.main, "photos", "--weights", "best.pth", "--embed", "f.npz")
     assert (status, said.count("\n")) == (2, 1)
     assert "--embed needs one model that gives features" in said
