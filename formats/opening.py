@@ -12,7 +12,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -424,7 +424,7 @@ def _inner(payload: dict, path: Path) -> str | None:
     whole = any(isinstance(value, Tensor) for value in payload.values())
     if not usual and whole:
         return None
-    if len(models) > 1 and not (usual and are_copies(_tensors_in(payload[m]) for m in models)):
+    if len(models) > 1 and not (usual and are_copies(dict(_tensors(payload[m])) for m in models)):
         names = ", ".join(map(str, models))
         raise ValueError(f"{path} holds several models ({names}); keep one of them")
     return (usual or models or [None])[0]
@@ -439,28 +439,20 @@ def are_copies(models: Iterable[Mapping[str, Tensor]]) -> bool:
     return all(outline == outlines[0] for outline in outlines)
 
 
-def _tensors_in(value: dict, seen: frozenset[int] = frozenset()) -> dict[str, Tensor]:
-    """Returns the tensors in a dict and in those within it."""
-    found = {}
-    for key, item in value.items():
-        if isinstance(item, Tensor) and isinstance(key, str):
-            found[key] = item
-        elif isinstance(item, dict) and id(item) not in seen:
-            found |= _tensors_in(item, seen | {id(value)})
-    return found
-
-
 def _is_state(value: Any, ends: tuple[str, ...] = ("",)) -> bool:
     """Whether `value` is a dict with tensors in it whose names end so, or a wrapper round one."""
+    return any(name.endswith(ends) for name, _ in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors in a dict and in those within it, with their names there."""
     waiting, seen = [value], set()
     while waiting:  # each dict once, however many others hold it
         inner = waiting.pop()
         if isinstance(inner, dict) and id(inner) not in seen:
             seen.add(id(inner))
-            if any(isinstance(v, Tensor) and str(k).endswith(ends) for k, v in inner.items()):
-                return True
+            yield from ((str(k), v) for k, v in inner.items() if isinstance(v, Tensor))
             waiting += inner.values()
-    return False
 
 
 def _named(state: dict[str, Any], path: Path) -> dict[str, Tensor]:

@@ -218,6 +218,14 @@ def test_a_teacher_of_other_sizes_is_no_copy_of_the_model(tmp_path, model):
             read_weights(saved({"state_dict": flat}, tmp_path))
 
 
+def test_copies_that_share_their_parts_are_looked_through_once(tmp_path, model):
+    state = model.state_dict()
+    for _ in range(40):  # each way to a tensor by itself would take until the sun goes out
+        state = {"a": state, "b": state}
+    with pytest.raises(ValueError, match=r"holds several models \(a, b\)"):
+        read_weights(saved({"model": state, "teacher": state}, tmp_path))
+
+
 def test_words_that_hold_the_letters_of_another_choose_no_model(tmp_path, model):
     state = prefixed("semantic_one.", model.state_dict()) | prefixed("two.", model.state_dict())
     with pytest.raises(ValueError, match=r"holds several models \(semantic_one, two\)"):
