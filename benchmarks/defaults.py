@@ -191,9 +191,9 @@ def main() -> None:
     lines = [
         line
         for line in runs.read_lines(args.results)
-        if line["photos"] in args.photos
-        and line["seed"] in args.seeds
-        and (Job.of(line).img_size, Job.of(line).weights) == (args.img_size, weights_of(args))
+        if (job := Job.of(line)).photos in args.photos
+        and job.seed in args.seeds
+        and (job.img_size, job.weights) == (args.img_size, weights_of(args))
     ]
     print(show(lines, args.ours))
 

@@ -32,9 +32,8 @@ T = TypeVar("T")
 PREFIXES = re.compile(r"(?:hf[-_]hub|hf|huggingface):(?://)?")
 PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^?#]*)")
 PART = r"\w[\w.-]*"
-NAME = re.compile(
-    rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>{PART}(?:/{PART})*))?(?::(?P<file>{PART}))?"
-)
+REVISION = rf"{PART}(?:/{PART})*"
+NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>{REVISION}))?(?::(?P<file>{PART}))?")
 EXAMPLE = "hf-hub:timm/vit_small_patch16_dinov3.lvd1689m"
 # What holds the tensors of a repository; the first that is there is fetched.
 TENSORS = (
@@ -107,9 +106,14 @@ def fetch(text: str) -> Path:
         return _with_backbone(held)
 
 
+def folder_of(repo: str, cache: Path) -> Path:
+    """Returns where a cache of the hub's form keeps a repository."""
+    return cache / f"models--{repo.replace('/', '--')}"
+
+
 def cached(name: HubName, cache: Path) -> Path | None:
     """Returns what `fetch` does, of what lies whole in a cache of the hub's form; else None."""
-    folder = cache / f"models--{name.repo.replace('/', '--')}"
+    folder = folder_of(name.repo, cache)
     commit = name.revision
     with suppress(OSError, ValueError):  # there is none, or it is no text
         commit = (folder / "refs" / name.revision).read_text("utf-8").strip()
@@ -184,15 +188,23 @@ def _with_backbone(file: Path) -> Path:
     told = json_if_any(file.with_name(ADAPTER_CONFIG)) if adapter else None
     base = told.get("base_model_name_or_path") if isinstance(told, dict) else None
     if isinstance(base, str) and NAME.fullmatch(base) and not os.path.exists(base):
-        revision = base_revision(told)
+        try:
+            revision = base_revision(told)
+        except ValueError as error:
+            raise ValueError(f"{file.parent} {error}") from None
         fetch(f"hf:{base}@{revision}" if revision else f"hf:{base}")
     return file
 
 
 def base_revision(config: Mapping[str, Any]) -> str | None:
-    """Returns at which revision peft's config of an adapter takes its backbone, None for main."""
+    """Returns at which revision peft's config of an adapter takes its backbone, None for main.
+
+    Raises ValueError, worded to follow the adapter's name, for what is no revision.
+    """
     revision = config.get("revision")
-    return revision if isinstance(revision, str) and re.fullmatch(PART, revision) else None
+    if revision and not (isinstance(revision, str) and re.fullmatch(REVISION, revision)):
+        raise ValueError(f"is for a backbone at the revision {revision!r:.60}, which is none")
+    return revision or None
 
 
 # --- the hub --------------------------------------------------------------------------------------
@@ -244,8 +256,7 @@ class _Repository:
     @property
     def folder(self) -> Path:
         """Its place in the cache."""
-        cache = Path(self.hub.constants.HF_HUB_CACHE)
-        return cache / f"models--{self.name.repo.replace('/', '--')}"
+        return folder_of(self.name.repo, Path(self.hub.constants.HF_HUB_CACHE))
 
     def ask(self) -> None:
         """Learns which commit the revision is, and its files; other programs then find it, too."""

@@ -57,7 +57,7 @@ def own_classifier(tensors: Mapping[str, T], prefix: str) -> tuple[dict[str, T],
     outer, within, _ = prefix.rpartition("vision_model.")
     if within and f"{outer}classifier.weight" in tensors:
         return rename(tensors, [(rf"^{re.escape(outer)}classifier\.", "classifier.")]), True
-    return rename(tensors, [(r"^classifier\.", "linear.")]), False
+    return rename(tensors, [(r"^classifier\.", "own_classifier.")]), False
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> State:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from formats.adapter_file import PEFT_FILE, caches
-from formats.hub import HubName, base_revision, cached
+from formats.hub import HubName, base_revision, cached, folder_of
 from formats.hugging_face import with_gates
 from formats.naming import of_modules
 from formats.opening import INDEX, open_weights
@@ -153,9 +153,10 @@ def _sorted(held: Mapping[str, Tensor], config: Mapping) -> tuple[dict, dict, di
         if config.get("fan_in_fan_out") and up.ndim == 2:
             raise ValueError("is LoRA with fan_in_fan_out, which no Vision Transformer here has")
         factors[f"{module}.weight"] = (down, up, part.get("Bbias"), strength)
-    ours = of_modules({name: name for name in tensors})
-    head = {name: tensors[name] for our, name in ours.items() if our.startswith("head.")}
-    return of_modules(tensors), of_modules(factors), head
+    names = of_modules({name: name for name in tensors})  # those of the file by ours
+    whole = {ours: tensors[name] for ours, name in names.items()}
+    head = {name: tensors[name] for ours, name in names.items() if ours.startswith("head.")}
+    return whole, of_modules(factors), head
 
 
 def _strength(module: str, rank: int, config: Mapping) -> float:
@@ -197,7 +198,7 @@ def _snapshots(cache: Path, name: str, revision: str | None) -> list[Path]:
     The only one that is there serves where no revision is asked for and none is called main.
     """
     found = cached(HubName(name, revision or "main"), cache)
-    others = [*cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")]
+    others = [*folder_of(name, cache).glob("snapshots/*")]
     return [found] if found else others if len(others) == 1 and revision is None else []
 
 

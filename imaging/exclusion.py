@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from imaging.scanning import File, as_text, composed
-from system.files import parse_csv, read_text, unsafe_cell
+from imaging.scanning import File, as_text
+from system.files import composed, parse_csv, read_text, unsafe_cell
 from system.terminal import counted, printable
 
 COLUMN = "image"

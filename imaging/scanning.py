@@ -9,13 +9,13 @@ a class folder belong to the class, links are followed. What is left out is note
 
 import os
 import stat
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from imaging.data_report import SHOWN, Problem
 from imaging.decoding import readable_extensions
+from system.files import composed
 from system.terminal import counted, printable
 
 # In any case; of each kind the first that exists is used.
@@ -196,11 +196,6 @@ def _inside(folder: str) -> list[str | os.DirEntry | Problem]:
         else:
             found.append(entry.path if is_folder(entry) else entry)
     return found + problems
-
-
-def composed(name: str) -> str:
-    """`name` with accents as single characters: macOS writes them decomposed, others do not."""
-    return unicodedata.normalize("NFC", name)
 
 
 def as_text(name: str) -> str:

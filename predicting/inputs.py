@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from imaging.data_report import Problem
-from imaging.scanning import as_text, composed, identity, is_photo, walk
-from system.files import HEAD_BYTES, encoding_of
+from imaging.scanning import as_text, identity, is_photo, walk
+from system.files import HEAD_BYTES, composed, encoding_of
 
 
 class Photo(NamedTuple):

@@ -219,6 +219,11 @@ def near_file(path: str | os.PathLike) -> str:
     return ""
 
 
+def composed(name: str) -> str:
+    """`name` with accents as single characters: macOS writes them decomposed, others do not."""
+    return unicodedata.normalize("NFC", name)
+
+
 class FreshNames:
     """Gives file names inside one output folder: `x.jpg`, then `x-2.jpg` for the next `x.jpg`.
 
@@ -253,7 +258,7 @@ class FreshNames:
     def _take(self, source: str, names: list[str], subfolder: str) -> bool:
         """Whether these names are free, and from now on no more."""
         # macOS and Windows take names for one that differ in case, macOS also in how accents stand.
-        key = hash((subfolder, unicodedata.normalize("NFC", names[0]).lower()))
+        key = hash((subfolder, composed(names[0]).lower()))
         paths = [self.folder / subfolder / name for name in names]
         if key in self.used or not all(self._may_replace(source, path) for path in paths):
             return False

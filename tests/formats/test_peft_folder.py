@@ -284,7 +284,10 @@ def test_the_revision_of_a_backbone_that_an_adapter_names_is_taken(tmp_path, mon
         as_hub(hugging_face().state_dict(), repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("b" * 40, "utf-8")
-    for n, (revision, commit) in enumerate([(None, "b"), ("c" * 40, "c"), ("d" * 40, None)]):
+    (repository / "refs" / "pr").mkdir()
+    (repository / "refs" / "pr" / "1").write_text("a" * 40, "utf-8")
+    asked = [(None, "b"), ("c" * 40, "c"), ("pr/1", "a"), ("d" * 40, None)]
+    for n, (revision, commit) in enumerate(asked):
         folder = as_peft(
             tmp_path / f"peft{n}",
             factors("vit.layers.0.mlp.fc1", 128, 512),
@@ -295,4 +298,9 @@ def test_the_revision_of_a_backbone_that_an_adapter_names_is_taken(tmp_path, mon
             assert f"/{commit * 40}/" in read_weights(folder).notes[-1]
         else:
             with pytest.raises(ValueError, match=r"needs its backbone some/vit at revision d+:"):
+                read_weights(folder)
+            told = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+            odd = json.dumps(told | {"revision": "../main"})
+            (folder / "adapter_config.json").write_text(odd, "utf-8")
+            with pytest.raises(ValueError, match=r"at the revision '\.\./main', which is none"):
                 read_weights(folder)
