@@ -47,9 +47,8 @@ from predicting.classifier import (
     Looking,
     photos_per_second,
 )
-from predicting.inputs import find_photos
+from predicting.inputs import Photo, find_photos
 from predicting.predictor import Predictor
-from predicting.writers import Score
 from pretrained import LoadedModel, check_names, load_model, save_weights
 from serving import web
 from serving.models import names_of
@@ -223,12 +222,12 @@ def checked_difference(loaded: LoadedModel, forward: Callable[[Tensor], Tensor])
     return difference
 
 
-def judged(classifier: Classifier, folder: str) -> Score:
-    """The score over a folder of class folders; raises ValueError where it holds none."""
-    score = Predictor(classifier, device="cpu").score(find_photos([folder], classifier.classes))
-    if not score.total and not score.trained:
+def labelled(folder: str, classes: Sequence[str]) -> list[Photo]:
+    """The photos of a folder of class folders; raises ValueError where none is of a class."""
+    photos = list(find_photos([folder], classes))
+    if all(photo.truth is None for photo in photos):
         raise ValueError(f"--data {folder} holds no folder named after one of the model's classes")
-    return score
+    return photos
 
 
 def export(loaded: LoadedModel, kind: str, path: Path) -> float:
@@ -257,7 +256,11 @@ def export(loaded: LoadedModel, kind: str, path: Path) -> float:
 
 
 def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
-    """Writes ONNX with 8-bit weights and prints what that changes."""
+    """Writes ONNX with 8-bit weights and prints what that changes.
+
+    Raises ValueError, before anything is written, where `data` holds no photo of a class.
+    """
+    photos = labelled(data, loaded.classes) if data else []
     model = Looking(norms_folded(portable(loaded.model)), loaded.temperature)
     full = onnx_bytes(model, sample_images(loaded, 2), facts_of(loaded), OUTPUTS)
     small = quantized(full)
@@ -270,7 +273,7 @@ def export_int8(loaded: LoadedModel, path: Path, data: str | None) -> None:
         forward = session_forward(onnx_session(content))
         speed = photos_per_second(forward, images[:BATCH])
         classifier = Classifier.of(loaded).computing_with(forward)
-        score = judged(classifier, data) if data else None
+        score = Predictor(classifier, device="cpu").score(photos) if photos else None
         known = score.word if score else "unknown (no --data)"
         found = torch.cat([forward(some).argmax(1) for some in images.split(BATCH)])
         changed = int((found != answers).sum())

@@ -205,6 +205,22 @@ def class_folders(folder: Path) -> list[Path]:
     return paths
 
 
+def test_photos_of_other_classes_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("onnxruntime")
+    checkpoint, data = write_checkpoint(tmp_path, "vit"), tmp_path / "data"
+    class_folders(data)
+    for name in CLASSES[:2]:
+        (data / name).rename(data / f"other {name}")
+    before = sorted(tmp_path.rglob("*"))
+    assert run(monkeypatch, export, checkpoint, "--int8", "--data", data) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"--data {data} holds no folder named after one of the model's classes" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("trained", [2, 4])
 def test_photos_that_were_trained_on_are_left_out_of_the_accuracy(tmp_path, capsys, trained):
     pytest.importorskip("onnxruntime")

@@ -14,6 +14,7 @@ from system.flags import flag_of
 from system.memory import out_of_memory
 from system.terminal import command, counted, printable
 from training.flags import Options
+from training.needs import contradiction
 from training.setup import Run
 
 WITHOUT_DATA = (
@@ -21,6 +22,7 @@ WITHOUT_DATA = (
     f"each class; to begin without one, --data-path sample draws flowers, and --download fetches "
     f"photos of them (229 MB)"
 )
+SMALLER = "a smaller model, or a machine with more memory"
 
 
 class Next(NamedTuple):
@@ -206,22 +208,30 @@ def less_to_judge(options: Options) -> list[str]:
     """Returns what takes less memory with --eval."""
     smaller = options.batch_size in (None, "auto") or options.batch_size > 1
     ways = ["a smaller --batch-size"] * smaller + ["--device cpu"] * (options.device != "cpu")
-    return ways or ["a smaller model, or a machine with more memory"]
+    return ways or [SMALLER]
 
 
 def less_to_train(options: Options) -> list[str]:
     """Returns what takes less memory, for a run with these options."""
     advice = [] if options.grad_checkpointing else ["--grad-checkpointing"]
+    shards = not options.fsdp and _may(options, batch_size=1, fsdp=True)
     if options.resume:
-        start = "resume it on more processes" if options.fsdp else "resume it on more with --fsdp"
+        start = f"resume it on more {'with --fsdp' if shards else 'processes'}"
         return [*advice, f"the same total batch on more devices (torchrun, {start})"]
     size = f" than {options.batch_size}" if isinstance(options.batch_size, int) else ""
     if options.batch_size != 1:
+        auto = " (auto finds the largest that fits)" * _may(options, batch_size="auto")
         advice += [
-            f"a smaller --batch-size{size} (auto finds the largest that fits)",
+            f"a smaller --batch-size{size}{auto}",
             "--accum-steps N for the same total in N parts",
         ]
-    return advice + ([] if options.fsdp else ["several devices with torchrun and --fsdp"])
+    advice += ["several devices with torchrun and --fsdp"] * shards
+    return advice or [SMALLER]
+
+
+def _may(options: Options, **values) -> bool:
+    """Whether these values would go with the other flags."""
+    return contradiction(options.settled(**values)) is None
 
 
 def _between_processes(error: BaseException) -> bool:

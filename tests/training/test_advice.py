@@ -91,6 +91,12 @@ def test_memory_advice_names_what_is_left_to_do():
 
     assert "--batch-size than 8" in ways("--batch-size", "8")
     assert "--batch-size" not in ways("--batch-size", "1")
+    assert "--fsdp" in ways("--epochs", "1")
+    for refused in (["--folds", "3"], ["--mlp", "kan", "--kan-reg", "0.1"]):
+        assert "--fsdp" not in ways(*refused)
+    assert "auto" not in ways("--fsdp", "--batch-size", "8")
+    last = ["--grad-checkpointing", "--batch-size", "1", "--folds", "3"]
+    assert ways(*last) == "a smaller model, or a machine with more memory"
     judge = parse_args(["--eval", *FILE, "--batch-size", "1", "--device", "cpu"])
     assert advice.less_to_judge(judge) == ["a smaller model, or a machine with more memory"]
     assert advice.less_to_judge(parse_args(["--eval", *FILE])) == [

@@ -2,7 +2,6 @@
 
 import mmap
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from training.batch_size import (
     peak_of,
     trial_step,
 )
+from training.flags import parse_args
 from vit_model import create_model
 
 CPU = torch.device("cpu")
@@ -183,7 +183,7 @@ def test_running_out_of_memory_names_the_flags_that_help_and_loses_nothing(run, 
 )
 def test_every_kind_of_lack_is_known(error):
     assert out_of_memory(error)
-    args = SimpleNamespace(grad_checkpointing=True, resume=None, batch_size="auto", fsdp=True)
+    args = parse_args(["--grad-checkpointing", "--batch-size", "2", "--fsdp"])
     with pytest.raises(ValueError, match="try a smaller") as raised, on_memory(args):
         raise error
     assert "--fsdp" not in str(raised.value)
@@ -191,13 +191,13 @@ def test_every_kind_of_lack_is_known(error):
 
 
 def test_other_errors_stay_themselves():
-    args = SimpleNamespace(grad_checkpointing=False, resume=None, batch_size=1, fsdp=False)
+    args = parse_args(["--batch-size", "1"])
     with pytest.raises(RuntimeError, match="shapes"), on_memory(args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_on_resume_the_total_batch_stays():
-    args = SimpleNamespace(grad_checkpointing=False, resume="out", batch_size=None, fsdp=False)
+    args = parse_args(["--resume", "out"])
     with pytest.raises(ValueError, match="the same total batch"), on_memory(args):
         raise MemoryError
 
