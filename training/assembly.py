@@ -179,8 +179,8 @@ def cache_frozen(run: Run, train: Loader, val: Loader) -> tuple[tuple[Loader, Lo
     if skip := once(options, run.world):
         if options.drop_path:
             print("--drop-path: no effect on layers that run once")
-        random = options.aug != "none" or options.reprob > 0
-        return fill_both(run, train, val, skip, options.cache_views if random else 1), skip
+        views = options.cache_views if options.random else 1
+        return fill_both(run, train, val, skip, views), skip
     with_views = options.settled(cache_views=2)
     if once(with_views, run.world):
         flag = f"--aug {options.aug}" if options.aug != "none" else f"--reprob {options.reprob:g}"

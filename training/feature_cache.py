@@ -43,8 +43,8 @@ def run_once(
     where no views are kept. options: --aug may not be chosen yet.
     """
     anew = [name for name in EVERY_EPOCH if name != "fsdp" or world.size > 1]
-    random = options.aug not in (None, "none") or options.reprob > 0
-    if any(getattr(options, name) for name in anew) or (random and options.cache_views == 1):
+    changes = options.random and options.cache_views == 1
+    if changes or any(getattr(options, name) for name in anew):
         return 0
     return max(0, plan(model, trainable))
 

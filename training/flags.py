@@ -280,6 +280,11 @@ class Options(DataAndModel):
         return not self.resume and not self.eval
 
     @property
+    def random(self) -> bool:
+        """Whether photos change at random from epoch to epoch, as far as that is said."""
+        return self.aug not in (None, "none") or self.reprob > 0
+
+    @property
     def data_roots(self) -> list[str]:
         """The folders of photos, into which nothing is ever written."""
         return [path for path in (self.data_path, self.val_path, self.test_path) if path]
