@@ -21,6 +21,7 @@ from imaging.preprocess import Preprocess, eval_transform
 from predicting.inputs import Photo
 from pretrained import LoadedModel
 from reporting.palette import LIGHT
+from reporting.plots import save
 from system.fonts import use_fonts
 
 PHOTOS = 64  # looked at unless --photos says otherwise
@@ -248,7 +249,7 @@ def draw_importance(surveys: dict[str, LayerSurvey], effects: dict[int, Effect],
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     first, second, third = figure.subplots(1, 3)
     names = [f"{curves.block_of(name) + 1}.{curves.part_of(name)}" for name in surveys]
-    first.bar([block + 1 for block in effects], [one.moved for one in effects.values()])
+    first.bar([str(block + 1) for block in effects], [one.moved for one in effects.values()])
     first.set(title=say("moved_bars"), xlabel=say("block"))
     second.bar(names, [100 * one.share for one in surveys.values()])
     second.set(title=say("share_bars"), xlabel=say("block_layer"))
@@ -285,10 +286,10 @@ def explain_layers(
     else:
         effects = block_effects(model, images)
         print(*report(surveys, effects), sep="\n")
-        draw_importance(surveys, effects, say).savefig(folder / "importance.png", dpi=110)
+        save(draw_importance(surveys, effects, say), folder / "importance.png")
     note = note_on(model, say)
     for block in layers_by_block(model):
         figure = draw_block(block, layers, surveys, say, note)
-        figure.savefig(folder / f"block_{block + 1:02d}.png", dpi=90)
+        save(figure, folder / f"block_{block + 1:02d}.png")
     print(f"pictures: {folder}")
     return surveys, effects

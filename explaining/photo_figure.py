@@ -24,7 +24,7 @@ from predicting.nearest import Near, Nearest
 from predicting.predictor import Predictor
 from predicting.writers import Answer, Writer, is_drawing_of, signature
 from reporting.palette import LIGHT
-from system.files import FreshNames, write_text
+from system.files import FreshNames, write_picture, write_text
 from system.fonts import legible, use_fonts
 
 SAMPLE = 32  # photos whose values stand under the curves
@@ -94,7 +94,8 @@ class Figures(Writer):
             own = answer.path in self.trained_on
             figure = draw(answer, story, self.classifier, self.say, near, own)
             path, told = self.names.path(answer.path, ".png", ".json"), signature(answer.path)
-            figure.savefig(path, dpi=110, metadata={"Comment": told})
+            facts = {"Comment": told}
+            write_picture(path, figure.savefig, format="png", dpi=110, metadata=facts)
             about = {"made_by": told}
             about |= as_json(story, self.classifier.classes, self.say, near)
             write_text(path.with_suffix(".json"), json.dumps(about, ensure_ascii=False) + "\n")

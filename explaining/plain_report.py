@@ -16,6 +16,7 @@ from explaining.fitting import parameter_count
 from explaining.formulas import read_formula
 from explaining.plain_kan import MOST_DRAWN, Network, draw_network, prune_network, save_network
 from kan import KAN
+from reporting.plots import save
 from system.files import read_csv
 from system.fonts import use_fonts
 
@@ -81,7 +82,7 @@ def draw(network: Network, x: Tensor, path: Path) -> None:
             f"not drawn: a layer has {edges} edges, and {MOST_DRAWN} fit (--prune P removes some)"
         )
         return
-    draw_network(network.model, x, network.inputs).savefig(path, dpi=110)
+    save(draw_network(network.model, x, network.inputs), path)
     print(f"picture: {path}")
 
 

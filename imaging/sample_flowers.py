@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from system.files import write_picture
 from system.flags import Given, Section, number, parse
 from system.terminal import run_cli
 
@@ -412,7 +413,8 @@ def draw_samples(
         for file in files:
             name, number = file.split("/")[0], int(file[-8:-4])
             picture = draw_flower(name, seed, number, size)
-            picture.save(building / file, quality=90, comment=note)
+            path = building / file
+            write_picture(path, picture.save, format="JPEG", quality=90, comment=note)
         building.rename(root)
     finally:
         shutil.rmtree(building, ignore_errors=True)

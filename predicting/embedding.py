@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from predicting.classifier import Classifier
 from predicting.writers import Answer, Writer
-from system.files import atomic_file, safe_cell
+from system.files import atomic_file, named, safe_cell
 
 ENDINGS = ".npz", ".csv"
 
@@ -44,23 +45,14 @@ class FeatureFile(Writer):
             raise ValueError(f"--embed {path} is a folder; name a file, such as {path}/photos.npz")
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        with self._named():
-            self.rows = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
-            self.names = tempfile.TemporaryFile("w+", dir=folder, encoding="ascii")  # noqa: SIM115
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Says of the file that was to appear what the disk refuses to those in its place."""
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OSError(error.errno, reason, str(self.path)) from None
+        waiting = partial(tempfile.TemporaryFile, dir=folder, suffix=".tmp")
+        with named(self.path):
+            self.rows, self.names = waiting(), waiting("w+", encoding="ascii")
 
     def write(self, answer: Answer) -> None:
         if answer.error:
             return
-        with self._named():
+        with named(self.path):
             self.rows.write(np.asarray(answer.features, "<f4").tobytes())
             print(json.dumps(answer.path), file=self.names)  # ASCII, whatever the name holds
         self.count += 1
@@ -68,7 +60,7 @@ class FeatureFile(Writer):
 
     def finish(self) -> None:
         as_npz = self.path.suffix.lower() == ".npz"
-        with self._named(), atomic_file(self.path) as file:
+        with named(self.path), atomic_file(self.path) as file:
             self.rows.seek(0)
             self.names.seek(0)
             self._write_npz(file) if as_npz else self._write_csv(file)

@@ -7,7 +7,6 @@ need no more memory than one. predict.py decides which writers a command line as
 import csv
 import filecmp
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -22,7 +21,7 @@ from imaging.digests import TrainedOn, digest_of
 from reporting.intervals import NOT_TOLD, wilson
 from reporting.metrics import confusion_lines, most_frequent
 from reporting.palette import LIGHT
-from system.files import FreshNames, folder_name, safe_cell
+from system.files import FreshNames, appearing, folder_name, named, safe_cell, write_picture
 from system.fonts import pil_font
 from system.terminal import bar, counted, display_width, listed, pad, printable
 
@@ -136,7 +135,8 @@ class CsvFile(Writer):
     """Writes a row per photo: image, label, answer, class and probability of the top k, error."""
 
     def __init__(self, path: str, topk: int):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         # Line-buffered: what is answered is on disk even if the run is stopped.
         self.file = open(  # noqa: SIM115 (closed by `close`, rows come one by one)
             path, "w", encoding="utf-8", errors="backslashreplace", newline="", buffering=1
@@ -144,7 +144,11 @@ class CsvFile(Writer):
         self.writer = csv.writer(self.file)
         self.topk = topk
         ranked = [f"{kind}_{rank + 1}" for rank in range(topk) for kind in ("class", "probability")]
-        self.writer.writerow(["image", "label", "answer", *ranked, "error"])
+        self._write(["image", "label", "answer", *ranked, "error"])
+
+    def _write(self, row: list[str]) -> None:
+        with named(self.path):
+            self.writer.writerow(row)
 
     def write(self, answer: Answer) -> None:
         ranked = []
@@ -153,10 +157,11 @@ class CsvFile(Writer):
         ranked += [""] * (2 * self.topk - len(ranked))
         verdict = "" if answer.error else safe_cell(answer.verdict)
         label, error = safe_cell(answer.label or ""), safe_cell(answer.error or "")
-        self.writer.writerow([safe_cell(answer.path), label, verdict, *ranked, error])
+        self._write([safe_cell(answer.path), label, verdict, *ranked, error])
 
     def close(self) -> None:
-        self.file.close()
+        with named(self.path):
+            self.file.close()
 
 
 class SortedCopies(Writer):
@@ -187,9 +192,8 @@ class SortedCopies(Writer):
         if target.exists():  # the same photo
             return
         target.parent.mkdir(exist_ok=True)
-        half = target.with_name(".half-a-copy.tmp")  # a photo appears whole or not at all
-        shutil.copy2(answer.path, half)
-        os.replace(half, target)
+        with appearing(target) as copy:
+            shutil.copy2(answer.path, copy)
 
 
 class AnnotatedPictures(Writer):
@@ -203,7 +207,8 @@ class AnnotatedPictures(Writer):
     def write(self, answer: Answer) -> None:
         if not answer.error:
             path, told = self.names.path(answer.path, ".jpg"), signature(answer.path)
-            annotate(answer, self.LONG_SIDE).save(path, quality=90, comment=told)
+            picture = annotate(answer, self.LONG_SIDE)
+            write_picture(path, picture.save, format="JPEG", quality=90, comment=told)
 
 
 def signature(photo: str) -> str:

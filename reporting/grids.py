@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from reporting.metrics import ConfusedPair
 from reporting.palette import LIGHT
-from system.files import atomic_file
+from system.files import write_picture
 from system.fonts import legible, pil_font
 
 GAP, LINE, HEAD = 8, 20, 34  # pixels: between photos, of a line of text, of a heading
@@ -101,11 +101,9 @@ def _fitting(text: str, width: float, size: int = LETTERS) -> str:
 
 def _save(grid: Image.Image, path: str | os.PathLike) -> None:
     jpeg = os.fspath(path).lower().endswith((".jpg", ".jpeg"))
-    with atomic_file(path) as file:
-        if jpeg:  # colours at full size, or letters would have fringes
-            grid.save(file, "JPEG", quality=85, subsampling=0, optimize=True)
-        else:
-            grid.save(file, "PNG")
+    # Colours at full size, or letters would have fringes.
+    as_jpeg = {"format": "JPEG", "quality": 85, "subsampling": 0, "optimize": True}
+    write_picture(path, grid.save, **(as_jpeg if jpeg else {"format": "PNG"}))
 
 
 def _tile(image, mean, std, least: int = 160) -> Image.Image:

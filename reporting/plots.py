@@ -16,7 +16,7 @@ from PIL import Image
 from reporting.calibration import Bin, error_of
 from reporting.intervals import wilson
 from reporting.palette import LIGHT, Theme
-from system.files import atomic_file
+from system.files import write_bytes
 from system.fonts import use_fonts
 
 DPI = 150
@@ -59,9 +59,7 @@ def png_bytes(figure) -> bytes:
 
 
 def save(figure, path: str | os.PathLike) -> None:
-    data = png_bytes(figure)
-    with atomic_file(path) as file:
-        file.write(data)
+    write_bytes(path, png_bytes(figure))
 
 
 # --- curves -------------------------------------------------------------------------------------

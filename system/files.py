@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import csv
 import difflib
+import errno
 import hashlib
 import io
 import json
@@ -18,6 +19,8 @@ from typing import Any
 
 WEIGHTS_FOLDER = Path("weights")  # of pretrained files and, in folders of it, of runs
 REPLACE_TRIES = 20  # of 0.1 s each
+MOST_OF_NAME = 50  # characters in a temporary name, which may have 255 bytes
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Names of devices, which no file on Windows may have, whatever its ending.
 RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 RESERVED |= {f"{device}{n}" for device in ("com", "lpt") for n in "0123456789¹²³"}
@@ -33,30 +36,47 @@ HEAD_BYTES = 256  # by which `encoding_of` judges
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
-    """Opens a file that appears whole or not at all: temporary name, flush, rename.
+def named(path: str | os.PathLike) -> Iterator[None]:
+    """What the disk refuses in here to a file without a name of its own is an OSError of `path`."""
+    try:
+        yield
+    except OSError as error:
+        # A copy's error names what is read, even if it is the disk that is full.
+        if error.errno in FULL or str(error.filename or ".tmp").endswith(".tmp"):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        raise
+
+
+@contextlib.contextmanager
+def appearing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty file beside `path` to write to, which becomes `path` at the end, or goes.
 
     A program killed while writing leaves a hidden `.NAME.*.tmp`, which `clear_temporary` removes.
     What the disk refuses is an OSError with the name of the file that was to appear.
     """
-    path, temporary = Path(path), None
-    try:
+    path = Path(path)
+    with named(path):
         handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+            dir=path.parent, prefix=f".{path.name[:MOST_OF_NAME]}.", suffix=".tmp"
         )
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private, a result is not
-        _replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
+        try:
+            os.close(handle)
+            os.chmod(temporary, 0o644)  # mkstemp's files are private, a result is not
+            yield Path(temporary)
+            _replace(temporary, path)
+        except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        if isinstance(error, OSError) and str(error.filename or ".tmp").endswith(".tmp"):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-        raise
+            raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
+    """Opens a file that appears whole or not at all, see `appearing`: flushed, then renamed."""
+    with appearing(path) as temporary, open(temporary, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _replace(temporary: str, path: Path) -> None:
@@ -82,6 +102,16 @@ def clear_temporary(folder: str | os.PathLike, names: Iterable[str]) -> None:
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     with atomic_file(path) as file:
         file.write(data)
+
+
+def write_picture(path: str | os.PathLike, save: Callable, **options) -> None:
+    """Writes what `save` gives: of a PIL image or a figure of matplotlib, with its options.
+
+    Through memory, for Pillow takes half a picture on a full disk for a whole one.
+    """
+    save(buffer := io.BytesIO(), **options)
+    with appearing(path) as file:
+        file.write_bytes(buffer.getvalue())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -1,6 +1,8 @@
 """predict.py and its parts: which photos are meant, what is answered, what is written where."""
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -424,6 +426,44 @@ def test_sorted_copies_leave_the_originals_alone(monkeypatch, capsys, checkpoint
     assert {copy.parent.name for copy in copies} <= set(CLASSES)
     assert {copy.read_bytes() for copy in copies} == set(before)
     assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+@contextlib.contextmanager
+def full_disk(room: int):
+    """In here no file may have more bytes than `room`."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("flag", ["--sort", "--save", "--explain", "--embed", "--csv"])
+def test_a_full_disk_is_told_of_with_the_file_it_had_no_room_for(
+    monkeypatch, capsys, checkpoint, tmp_path, flag
+):
+    path, out = photo(tmp_path / "noise.png"), tmp_path / "out"
+    Image.effect_noise((90, 70), 90).convert("RGB").save(path)
+    own = out.with_suffix({"--embed": ".npz", "--csv": ".csv"}.get(flag, ""))
+    with full_disk(100):
+        assert run(monkeypatch, path, "--weights", checkpoint, flag, own) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(own) in err
+    assert os.strerror(errno.EFBIG) in err
+    left = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "noise.png"]
+    assert not left or flag == "--csv"  # which is written row by row
+
+
+@pytest.mark.parametrize("flag", ["--sort", "--save", "--explain"])
+def test_outputs_named_after_photos_with_the_longest_names(
+    monkeypatch, capsys, checkpoint, tmp_path, flag
+):
+    path = photo(tmp_path / f"{'鬱' * 82}.png")  # 250 bytes
+    assert run(monkeypatch, path, "--weights", checkpoint, flag, tmp_path / "out") == 0
+    assert [file for file in (tmp_path / "out").rglob("*.*")]
 
 
 @pytest.fixture
