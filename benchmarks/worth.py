@@ -302,17 +302,25 @@ def compared(found: dict, ours: str, same: set[str], counts: dict, rates: dict, 
         for of, scale in (("right", 100), ("loss", 1)):
             gap = form != ours and difference(found[ours][of], one[of], same)
             against += _words(gap, scale) if gap else ["", ""]
-        spent = done.get(f"cost of {form}", {"step_ms": "", "peak_mb": ""})
+        step, peak = spent(form, ours, done)
         rows.append([
             f"**{form}**" if form == ours else form, f"{counts[form]:,}", f"{rates[form]:g}",
             f"{mean(one['right']):.3f}", f"{mean(one['loss']):.3f}", *against,
-            str(spent["step_ms"]), str(spent["peak_mb"]),
+            step, peak,
         ])  # fmt: skip
     heads = (
         "form", "numbers", "rate", "accuracy", "loss", "accuracy: ours more", "seeds to decide",
         "loss: ours more", "seeds to decide", "step, ms", "peak, MB",
     )  # fmt: skip
     return markdown(heads, rows)
+
+
+def spent(form: str, ours: str, done: dict) -> list[str]:
+    """Returns a form's step and peak, empty where `ours` was measured in another arithmetic."""
+    found, wanted = (done.get(f"cost of {name}") for name in (form, ours))
+    if not found or not wanted or found.get("bf16", True) != wanted.get("bf16", True):
+        return ["", ""]
+    return [str(found["step_ms"]), str(found["peak_mb"])]
 
 
 def by_set(stage: Stage, found: dict) -> str:

@@ -97,6 +97,19 @@ def test_the_interval_of_a_difference_holds_it_and_narrows_with_photos():
     assert clear.low < 0.5 < clear.high
 
 
+def test_steps_of_two_arithmetics_do_not_stand_in_one_column():
+    done = {
+        "cost of ours": {"step_ms": 5.0, "peak_mb": 9},  # the first lines are in bfloat16 unsaid
+        "cost of theirs": {"bf16": True, "step_ms": 4.0, "peak_mb": 8},
+        "cost of slow": {"bf16": False, "step_ms": 12.0, "peak_mb": 9},
+    }
+    assert worth.spent("ours", "ours", done) == ["5.0", "9"]
+    assert worth.spent("theirs", "ours", done) == ["4.0", "8"]
+    assert worth.spent("slow", "ours", done) == ["", ""]
+    assert worth.spent("slow", "slow", done) == ["12.0", "9"]
+    assert worth.spent("missing", "ours", done) == ["", ""]
+
+
 def test_no_number_of_seeds_decides_what_the_photos_that_they_share_do_not():
     random = np.random.default_rng(1)
     photos = random.normal(0.01, 0.5, 300)
