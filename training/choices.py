@@ -51,9 +51,14 @@ KINDS = {
         16, {"adamw": 5e-4, "sgd": 0.01}, {"adamw": 0.05, "sgd": 5e-5}, 5.0, 1.0, 0.1,
     ),
 }  # fmt: skip
-# The rate of what adapts frozen layers, as a multiple of a head's alone; a new head beside it keeps
-# its own. benchmarks/worth.py has looked for both.
-ADAPTERS = {"none": 1.0, "bias": 20 / 3, "affine": 20 / 3, "lora": 5 / 6}
+# The rate of what adapts frozen layers, for 32 photos together; a new head beside it keeps its own.
+# AdamW's from benchmarks/worth.py; LoRA's is higher than the log loss would have it there, for
+# accuracy, and judged by benchmarks/defaults.py.
+ADAPTER_RATE = {
+    "bias": {"adamw": 2e-2, "sgd": 0.2},
+    "affine": {"adamw": 2e-2, "sgd": 0.2},
+    "lora": {"adamw": 1e-2, "sgd": 0.025},
+}
 ADAPTER_WORDS = {"bias": "biases", "affine": "scales and shifts", "lora": "LoRA"}
 # The splines' rate as a multiple of --lr. Ten times the rate at low rank cost three points with all
 # layers training (docs/results.md).
@@ -96,16 +101,19 @@ class Case:
     @property
     def factor(self) -> float:
         """The rate of adapters as a multiple of that of its kind."""
-        return ADAPTERS[self.adapt] if self.kind == "head" else 1.0
+        if self.kind != "head" or self.adapt == "none":
+            return 1.0
+        return ADAPTER_RATE[self.adapt][self.optimizer] / KINDS["head"].rate[self.optimizer]
 
     @property
     def narrowing(self) -> float:
-        """What is left of AdamW's rate in a wide pretrained model of which all layers train.
+        """What is left of AdamW's rate for the maps of a wide pretrained model, or LoRA of them.
 
         The best rate falls with the width, at most as its inverse (arXiv 2203.03466). The square
         root is a careful guess, measured for no width but DeiT-Tiny's: half the rate for a ViT-B.
         """
-        if self.kind != "fine-tune" or self.optimizer != "adamw":
+        maps = self.kind == "fine-tune" or (self.kind == "head" and self.adapt == "lora")
+        if not maps or self.optimizer != "adamw":
             return 1.0
         return min(1.0, math.sqrt(WIDTH / self.width))
 
@@ -186,7 +194,8 @@ def _spline_scale(case: Case, total: int, lr: float, fallen: float) -> tuple[flo
     not.
     """
     if case.spline != "group":
-        scale = SPLINES[case.spline] / case.factor * fallen
+        narrowed = case.narrowing if case.kind == "head" else 1.0  # LoRA's, not theirs
+        scale = SPLINES[case.spline] / (case.factor * narrowed) * fallen
         return float(f"{scale:.3g}"), f"{case.spline} splines"
     rate = GROUP_RATE[case.optimizer] * total / 32
     scale = float(f"{rate / lr:.3g}") if lr else 1.0

@@ -57,6 +57,14 @@ def test_a_wide_pretrained_model_of_which_all_layers_train_has_a_lower_rate():
     assert "768 channels wide" in reason
 
 
+@pytest.mark.parametrize("spline", ["none", "low-rank", "group"])
+def test_of_a_wide_model_lora_alone_has_a_lower_rate_not_what_trains_beside_it(spline):
+    narrow = Case("head", 800, 10, spline, adapt="lora", new_head=True)
+    wide = replace(narrow, width=768)
+    assert choose(wide, {})["lr"][0] == pytest.approx(choose(narrow, {})["lr"][0] / 2)
+    assert rates(wide) == pytest.approx(rates(narrow), rel=1e-2)
+
+
 def rates(case, **given):
     """Returns the rates of (the head, the splines or all else) that a case comes to."""
     values = {name: value for name, (value, _) in choose(case, given).items()} | given
