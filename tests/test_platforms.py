@@ -314,17 +314,17 @@ def test_an_error_names_the_file_that_was_asked_for_not_the_temporary_one(tmp_pa
 
 
 def test_a_file_is_closed_before_it_is_renamed(monkeypatch, tmp_path):
-    real, opened = os.fdopen, []
+    real, opened = open, []
 
-    def fdopen(*arguments):
-        opened.append(real(*arguments))
+    def kept(*arguments, **options):
+        opened.append(real(*arguments, **options))
         return opened[-1]
 
     def replace(*paths):
         assert opened[-1].closed  # Windows renames no open file
         os.rename(*paths)
 
-    monkeypatch.setattr(os, "fdopen", fdopen)
+    monkeypatch.setattr(files, "open", kept, raising=False)
     monkeypatch.setattr(os, "replace", replace)
     files.write_text(tmp_path / "x.json", "{}")
     assert opened

@@ -246,12 +246,9 @@ def test_a_sentence_tells_the_photos_the_bend_and_the_classes():
 def quick(monkeypatch):
     """Without the pictures of blocks, which take a second each."""
 
-    class Picture:
-        def savefig(self, path, dpi):
-            path.touch()
-
-    monkeypatch.setattr(kan_vit, "draw_block", lambda *_: Picture())
-    monkeypatch.setattr(kan_vit, "draw_importance", lambda *_: Picture())
+    for name in ("draw_block", "draw_importance"):
+        monkeypatch.setattr(kan_vit, name, lambda *_: None)
+    monkeypatch.setattr(kan_vit, "save", lambda _, path: path.touch())
 
 
 def write_run(folder, data, *, val=2, classes=NAMES, model=None, **choice):
