@@ -59,6 +59,8 @@ ADAPTER_RATE = {
     "affine": {"adamw": 2e-2, "sgd": 0.2},
     "lora": {"adamw": 1e-2, "sgd": 0.025},
 }
+# LoRA's grows no further from here on: in batches of 32, twice the rate cost three points.
+LORA_BATCH = 16
 ADAPTER_WORDS = {"bias": "biases", "affine": "scales and shifts", "lora": "LoRA"}
 # The splines' rate as a multiple of --lr. Ten times the rate at low rank cost three points with all
 # layers training (docs/results.md).
@@ -106,14 +108,18 @@ class Case:
         return ADAPTER_RATE[self.adapt][self.optimizer] / KINDS["head"].rate[self.optimizer]
 
     @property
+    def lora(self) -> bool:
+        """Whether LoRA of frozen layers trains."""
+        return self.kind == "head" and self.adapt == "lora"
+
+    @property
     def narrowing(self) -> float:
         """What is left of AdamW's rate for the maps of a wide pretrained model, or LoRA of them.
 
         The best rate falls with the width, at most as its inverse (arXiv 2203.03466). The square
         root is a careful guess, measured for no width but DeiT-Tiny's: half the rate for a ViT-B.
         """
-        maps = self.kind == "fine-tune" or (self.kind == "head" and self.adapt == "lora")
-        if not maps or self.optimizer != "adamw":
+        if not (self.kind == "fine-tune" or self.lora) or self.optimizer != "adamw":
             return 1.0
         return min(1.0, math.sqrt(WIDTH / self.width))
 
@@ -140,10 +146,9 @@ def choose(case: Case, given: Mapping) -> Chosen:
     total = (given.get("batch_size") or batch) * case.world_size * case.accum_steps
     share = total / kind.batch
     growth = head_growth(case, share)
-    own = growth if case.head_leads else share
+    own, where = _own_growth(case, total)
     base = float(f"{kind.rate[case.optimizer] * case.factor * case.narrowing:.3g}")
     rate = float(f"{base * own:.3g}")
-    where = f"at batch {kind.batch}, now {total}" if own == share else f"up to batch {kind.batch}"
     wide = f", {case.width} channels wide" if case.narrowing < 1 else ""
     lr, fallen = rate, share / own
     if given.get("lr") is not None:
@@ -168,6 +173,16 @@ def choose(case: Case, given: Mapping) -> Chosen:
         "best_by": _best_by(case.val_images),
     }
     return {name: chosen for name, chosen in table.items() if given.get(name) is None}
+
+
+def _own_growth(case: Case, total: int) -> tuple[float, str]:
+    """Returns `lr` for `total` photos together, in units of that for the usual batch, and why."""
+    batch = KINDS[case.kind].batch
+    share = total / batch
+    if case.lora and case.optimizer == "adamw" and total > LORA_BATCH:
+        return LORA_BATCH / batch, f"at batch {batch}, no higher than at {LORA_BATCH}"
+    own = head_growth(case, share) if case.head_leads else share
+    return own, f"at batch {batch}, now {total}" if own == share else f"up to batch {batch}"
 
 
 def head_growth(case: Case, share: float) -> float:

@@ -58,6 +58,20 @@ def test_a_wide_pretrained_model_of_which_all_layers_train_has_a_lower_rate():
 
 
 @pytest.mark.parametrize("spline", ["none", "low-rank", "group"])
+def test_the_rate_of_lora_grows_with_the_batch_up_to_16_photos(spline):
+    case = Case("head", 800, 10, spline, adapt="lora", new_head=True)
+    found = [choose(case, {"batch_size": n})["lr"][0] for n in (4, 16, 32, 128)]
+    assert found == [1.25e-3, 5e-3, 5e-3, 5e-3]
+    assert "no higher than at 16" in choose(case, {})["lr"][1]
+    sgd = replace(case, optimizer="sgd")
+    assert choose(sgd, {"batch_size": 128})["lr"][0] == pytest.approx(0.1)
+    head, splines = rates(case, batch_size=32)
+    assert head == pytest.approx(3e-3, rel=1e-2)
+    if spline != "none":  # theirs goes on growing
+        assert rates(case, batch_size=64)[1] == pytest.approx(2 * splines, rel=1e-2)
+
+
+@pytest.mark.parametrize("spline", ["none", "low-rank", "group"])
 def test_of_a_wide_model_lora_alone_has_a_lower_rate_not_what_trains_beside_it(spline):
     narrow = Case("head", 800, 10, spline, adapt="lora", new_head=True)
     wide = replace(narrow, width=768)
