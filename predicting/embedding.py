@@ -60,7 +60,7 @@ class FeatureFile(Writer):
 
     def finish(self) -> None:
         as_npz = self.path.suffix.lower() == ".npz"
-        with named(self.path), atomic_file(self.path) as file:
+        with atomic_file(self.path) as file:
             self.rows.seek(0)
             self.names.seek(0)
             self._write_npz(file) if as_npz else self._write_csv(file)

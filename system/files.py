@@ -56,9 +56,7 @@ def appearing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     with named(path):
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name[:MOST_OF_NAME]}.", suffix=".tmp"
-        )
+        handle, temporary = tempfile.mkstemp(".tmp", _beginning(path.name), path.parent)
         try:
             os.close(handle)
             os.chmod(temporary, 0o644)  # mkstemp's files are private, a result is not
@@ -68,6 +66,11 @@ def appearing(path: str | os.PathLike) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def _beginning(name: str) -> str:
+    """Of the names of a file's temporary ones."""
+    return f".{name[:MOST_OF_NAME]}."
 
 
 @contextlib.contextmanager
@@ -95,7 +98,7 @@ def _replace(temporary: str, path: Path) -> None:
 def clear_temporary(folder: str | os.PathLike, names: Iterable[str]) -> None:
     """Removes what writers of `names` in `folder` left when they were killed."""
     for name in names:
-        for path in Path(folder).glob(f".{name}.*.tmp"):
+        for path in Path(folder).glob(f"{_beginning(name)}*.tmp"):
             path.unlink(missing_ok=True)
 
 
