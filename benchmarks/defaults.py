@@ -105,7 +105,7 @@ def run(job: Job, data: Path, args: argparse.Namespace) -> None:
             *flags_of(job.command), "--seed", job.seed, "--img-size", job.img_size, "--workers", 0,
         ]  # fmt: skip
         result = runs.train("run", [str(flag) for flag in flags], root)
-    found = {"test_acc": result["test_acc"], "cpu_seconds": round(result["cpu_seconds"], 1)}
+    found = {key: round(result[key], 5) for key in ("test_acc", "test_log_loss", "cpu_seconds")}
     runs.append_line(args.results, asdict(job) | found | runs.provenance())
     print(*asdict(job).values(), found, flush=True)
 

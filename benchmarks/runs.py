@@ -27,10 +27,10 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
 
     The run is kept in `work` as `name` until it is finished, and its output in `name`.log; its
     last.pth is moved to `keep`. In the result, `epochs` are the rows of metrics.csv, `test_acc` is
-    the accuracy on test photos (None without), `seconds` the time of the whole command, `ended`
-    that from its start to the end of each epoch (both None if it was cut off and resumed),
-    `cpu_seconds` the processor's time with the loader's workers, `peak_mb` the memory of the
-    largest process.
+    the accuracy on test photos, `test_log_loss` their log loss in nats (both None without),
+    `seconds` the time of the whole command, `ended` that from its start to the end of each epoch
+    (both None if it was cut off and resumed), `cpu_seconds` the processor's time with the loader's
+    workers, `peak_mb` the memory of the largest process.
     """
     folder, log = work / name, work / f"{name}.log"
     command = [sys.executable, "train.py", *flags, "--output", str(folder)]
@@ -55,6 +55,7 @@ def train(name: str, flags: Sequence[str], work: Path, keep: Path | None = None)
     return {
         "epochs": epochs,
         "test_acc": results["test_acc"],
+        "test_log_loss": results["test_log_loss"],
         "seconds": None if resumed else seconds,
         "ended": None if resumed else ended,
         "cpu_seconds": None if resumed else usage.ru_utime + usage.ru_stime,

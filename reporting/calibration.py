@@ -93,5 +93,13 @@ def error_of(bins: Sequence[Bin]) -> float:
     return sum(gaps) / sum(one.photos for one in bins)
 
 
+def log_loss(probabilities, labels: Sequence[int]) -> float | None:
+    """Returns the mean of -ln of what the labels' classes are given, in nats; None without one."""
+    if not len(labels):
+        return None
+    own = np.asarray(probabilities, float)[np.arange(len(labels)), np.asarray(labels, int)]
+    return float(-np.log(np.maximum(own, TINY)).mean())
+
+
 def _logits(probabilities) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probabilities, float), TINY))

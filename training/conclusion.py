@@ -16,7 +16,7 @@ import numpy as np
 from formats.known import UNKNOWN_SHARE, Known
 from imaging.digests import DIGEST
 from imaging.splitting import Samples
-from reporting.calibration import at_temperature, calibration_error, fit_temperature
+from reporting.calibration import at_temperature, calibration_error, fit_temperature, log_loss
 from reporting.intervals import Accuracy, accuracy_of
 from reporting.metrics import balanced_accuracy
 from system.files import json_if_any, write_json
@@ -189,7 +189,10 @@ def write_results_json(run: Run, found: Conclusion) -> None:
 
 
 def results_of(run: Run, found: Conclusion) -> dict:
-    """Returns what results.json says: shares, intervals [low, high], null where there is none."""
+    """Returns what results.json says: shares, intervals [low, high], null where there is none.
+
+    Log losses are in nats, of the probabilities at the temperature, as predict.py prints them.
+    """
     position = run.position
     results: dict = {"epochs": len(position.history), "best_epoch": position.best.get("epoch")}
     for side, answers in (("val", found.val), ("test", found.test)):
@@ -209,7 +212,9 @@ def results_of(run: Run, found: Conclusion) -> dict:
 def _side(run: Run, answers: Answers | None) -> dict:
     """Returns what is known from the answers to the photos of one side."""
     if answers is None:
-        return dict.fromkeys(("acc", "interval", "photos", "worth", "balanced_acc", "recall"))
+        return dict.fromkeys(
+            ("acc", "interval", "photos", "worth", "balanced_acc", "log_loss", "recall")
+        )
     told, recall = answers.accuracy, {}
     for label, name in enumerate(run.data.classes):
         own = answers.recall(label)
@@ -224,6 +229,7 @@ def _side(run: Run, answers: Answers | None) -> dict:
         "photos": told.photos,
         "worth": told.worth,
         "balanced_acc": balanced_accuracy(answers.labels, answers.predicted),
+        "log_loss": log_loss(answers.probabilities, answers.labels),
         "recall": recall,
     }
 

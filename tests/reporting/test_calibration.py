@@ -8,6 +8,7 @@ from reporting.calibration import (
     at_temperature,
     calibration_error,
     fit_temperature,
+    log_loss,
     reliability,
 )
 
@@ -52,6 +53,14 @@ def test_probabilities_of_zero_and_one_are_borne():
     found = fit_temperature(sure, [0, 1, 1, 1])
     assert np.isfinite(at_temperature(sure, found)).all()
     assert found > 1
+
+
+def test_the_log_loss_is_that_of_torch_in_nats(logits):
+    labels = drawn(logits)
+    wanted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
+    assert log_loss(logits.softmax(1), labels) == pytest.approx(wanted)
+    assert log_loss(np.empty((0, 3)), []) is None
+    assert np.isfinite(log_loss([[1.0, 0.0]], [1]))
 
 
 def test_the_error_is_the_gap_of_each_bin_weighed_by_its_photos():

@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import draw_class_photo  # noqa: F401 (puts the project on the path)
@@ -85,6 +86,10 @@ def test_the_temperature_is_the_likeliest_for_the_validation_answers(data, call)
     assert fit_temperature(raw, [0, 0, 1, 1]) == pytest.approx(kept["temperature"], rel=1e-2)
     told = at_temperature(raw, kept["temperature"]).max(1)
     assert [sure[p][0]["probability"] for p in paths] == pytest.approx(told.tolist(), abs=1e-4)
+    own = [p["probability"] for path, label in zip(paths, (0, 0, 1, 1), strict=True)
+           for p in sure[path] if p["index"] == label]  # fmt: skip
+    assert results()["val_log_loss"] == pytest.approx(-np.log(own).mean(), abs=1e-3)
+    assert results()["test_log_loss"] is None
 
 
 def test_the_test_photos_are_judged_once_and_after_the_last_epoch(data, call, tested, monkeypatch):
