@@ -53,8 +53,8 @@ def _has_lora(options: Options, known: Known) -> bool:
 
 
 def _can_adapt(options: Options, known: Known) -> bool:
-    """Biases train anyway where nothing is frozen."""
-    return options.adapt != "bias" or _is_frozen(options, known)
+    """Only what was pretrained is adapted; biases train anyway where nothing is frozen."""
+    return bool(options.weights) and (options.frozen or options.adapt != "bias")
 
 
 def _is_frozen(options: Options, known: Known) -> bool:

@@ -125,6 +125,14 @@ def test_what_cannot_be_told_yet_is_not_refused_yet(capsys):
         assert refusal("train", name, words, {}, capsys) == ""
 
 
+@pytest.mark.parametrize("kind", ["bias", "affine", "lora"])
+def test_what_was_not_pretrained_is_not_adapted(kind, capsys):
+    assert "--weights FILE" in refusal("train", "adapt", [kind], {}, capsys)
+    assert refusal("train", "adapt", [kind, *FILE], {}, capsys) == ""
+    unfrozen = refusal("train", "adapt", [kind, *FILE, "--freeze-layers", "no"], {}, capsys)
+    assert bool(unfrozen) == (kind == "bias")
+
+
 def test_flags_that_idle_because_nothing_trains_are_taken():
     words = "--epochs 0 --lr 0.1 --mixup 0.2 --ema 0.9 --patience 3 --aug rand --save-steps 2"
     assert parse_args(words.split()).epochs == 0
