@@ -112,7 +112,24 @@ def run(job: Job, data: Path, args: argparse.Namespace) -> None:
 
 # --- the table ----------------------------------------------------------------------------------
 
-Found = dict[tuple[str, int], float]  # accuracy by set and seed
+Found = dict[tuple[str, int], float]  # a measure by set and seed
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a line says of the photos that judge: its key, and how a difference is printed."""
+
+    key: str
+    name: str
+    unit: str
+    scale: float
+    digits: int
+
+
+MEASURES = (
+    Measure("test_acc", "accuracy", "points", 100, 1),
+    Measure("test_log_loss", "log loss", "nats", 1, 3),  # lines of before 2026-11-30 have none
+)
 
 
 def difference(ours: Found, theirs: Found) -> tuple[float, float]:
@@ -134,35 +151,51 @@ def difference(ours: Found, theirs: Found) -> tuple[float, float]:
 
 
 def show(lines: list[dict], ours: str = OURS) -> str:
-    """Returns a table for each number of photos. ours: the command that differences are of."""
+    """Returns the tables, by number of photos and measure. ours: what differences are of."""
     told = []
     for photos in sorted({line["photos"] for line in lines}, key=lambda n: n or math.inf):
-        mine = [line for line in lines if line["photos"] == photos]
-        sets = list(dict.fromkeys(line["set"] for line in mine))
-        found: dict[str, Found] = {}
-        for line in mine:
-            found.setdefault(line["command"], {})[line["set"], line["seed"]] = line["test_acc"]
-        columns = "command", "runs", *sets, "mean", f"{ours} more, points", "processor, s a run"
-        told += [f"\n{photos or 'all'} photos\n", f"| {' | '.join(columns)} |"]
-        told += [f"|{'---|' * len(columns)}"]
-        for name in sorted(found, key=(*COMMANDS, *found).index):
-            spent = [line["cpu_seconds"] for line in mine if line["command"] == name]
-            told += [_row(name, ours, found, sets, statistics.fmean(spent))]
+        for measure in MEASURES:
+            mine = [line for line in lines if line["photos"] == photos and measure.key in line]
+            if mine:
+                told += [
+                    f"\n{photos or 'all'} photos, {measure.name}\n",
+                    *_table(mine, ours, measure),
+                ]
     return "\n".join(told)
 
 
-def _row(name: str, ours: str, found: dict[str, Found], sets: list[str], seconds: float) -> str:
-    values = found[name]
-    means = [
-        statistics.fmean([v for (of, _), v in values.items() if of == one] or [math.nan])
-        for one in sets
-    ]
-    cells = [f"{mean:.3f}" for mean in (*means, statistics.fmean(means))]
-    more = ""
-    if name != ours and ours in found:
-        mean, half = (100 * value for value in difference(found[ours], values))
-        more = f"{mean:+.1f}" + ("" if math.isnan(half) else f" (± {half:.1f})")
-    return f"| {name} | {len(values)} | {' | '.join(cells)} | {more} | {seconds:.0f} |"
+def _table(lines: list[dict], ours: str, measure: Measure) -> Iterator[str]:
+    sets = list(dict.fromkeys(line["set"] for line in lines))
+    found: dict[str, Found] = {}
+    for line in lines:
+        found.setdefault(line["command"], {})[line["set"], line["seed"]] = line[measure.key]
+    more = f"{ours} more, {measure.unit}"
+    columns = "command", "runs", *sets, "mean", more, "processor, s a run"
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
+    for name in sorted(found, key=(*COMMANDS, *found).index):
+        means = _means(found[name], sets)
+        cells = ["" if math.isnan(mean) else f"{mean:.3f}" for mean in means]
+        differs = name != ours and ours in found
+        more = _more(found[ours], found[name], measure) if differs else ""
+        spent = [line["cpu_seconds"] for line in lines if line["command"] == name]
+        row = name, f"{len(spent)}", *cells, more, f"{statistics.fmean(spent):.0f}"
+        yield f"| {' | '.join(row)} |"
+
+
+def _means(values: Found, sets: list[str]) -> list[float]:
+    """Returns the mean of each set, nan where it has none, and theirs."""
+    per_set = [[v for (of, _), v in values.items() if of == name] for name in sets]
+    means = [statistics.fmean(found or [math.nan]) for found in per_set]
+    return [*means, statistics.fmean(means)]
+
+
+def _more(ours: Found, theirs: Found, measure: Measure) -> str:
+    if not ours.keys() & theirs.keys():
+        return ""
+    mean, half = (measure.scale * value for value in difference(ours, theirs))
+    width = "" if math.isnan(half) else f" (± {half:.{measure.digits}f})"
+    return f"{mean:+.{measure.digits}f}{width}"
 
 
 def main() -> None:

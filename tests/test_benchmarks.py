@@ -149,6 +149,17 @@ def test_tables_of_defaults_stand_in_the_order_of_photos_with_all_of_them_last(b
     assert other.count("| --mlp gkan | 2 | 0.600 | 0.600 | -10.0 (± 0.0) | 15 |") == 2
 
 
+def test_a_log_loss_has_a_table_of_its_own_of_the_runs_that_have_one(benchmark):
+    lines = [default_line(command, 50, s, 0.5) for command in ("a", "b", "c") for s in (1, 2)]
+    for line, loss in zip(lines[:3], (0.7, 0.9, 1.0), strict=True):
+        line["test_log_loss"] = loss
+    accuracy, losses = benchmark("defaults").show(lines, "a").split("50 photos, log loss")
+    assert "| b | 2 | 0.500 | 0.500 | +0.0 (± 0.0) | 15 |" in accuracy
+    assert "| a | 2 | 0.800 | 0.800 |  | 15 |" in losses
+    assert "| b | 1 | 1.000 | 1.000 | -0.300 | 10 |" in losses
+    assert "| c |" not in losses
+
+
 def test_tables_of_defaults_hold_the_photos_and_seeds_that_are_asked_for(
     benchmark, tmp_path, monkeypatch, capsys
 ):
