@@ -189,3 +189,11 @@ def test_splines_refined_in_the_middle_have_more_cells_and_keep_their_form(pack,
     job = Job("", "colours", 1, 12, 1e-2, choosing=False)
     train(job, replace(VARIANTS["3 cells, later 6"], epochs=2), pack, torch.device("cpu"))
     assert set(seen) == {6}
+
+
+def test_without_its_pack_it_says_what_writes_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["worth", "--show", "--file", str(tmp_path / "no.pack")])
+    with pytest.raises(SystemExit) as left:
+        worth.main()
+    assert left.value.code == 2
+    assert "no.pack does not exist: --pack writes it" in capsys.readouterr().err
