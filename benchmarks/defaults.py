@@ -157,10 +157,8 @@ def show(lines: list[dict], ours: str = OURS) -> str:
         for measure in MEASURES:
             mine = [line for line in lines if line["photos"] == photos and measure.key in line]
             if mine:
-                told += [
-                    f"\n{photos or 'all'} photos, {measure.name}\n",
-                    *_table(mine, ours, measure),
-                ]
+                told += [f"\n{photos or 'all'} photos, {measure.name}\n"]
+                told += _table(mine, ours, measure)
     return "\n".join(told)
 
 
@@ -169,8 +167,8 @@ def _table(lines: list[dict], ours: str, measure: Measure) -> Iterator[str]:
     found: dict[str, Found] = {}
     for line in lines:
         found.setdefault(line["command"], {})[line["set"], line["seed"]] = line[measure.key]
-    more = f"{ours} more, {measure.unit}"
-    columns = "command", "runs", *sets, "mean", more, "processor, s a run"
+    difference_of = f"{ours} more, {measure.unit}"
+    columns = "command", "runs", *sets, "mean", difference_of, "processor, s a run"
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"
     for name in sorted(found, key=(*COMMANDS, *found).index):

@@ -97,8 +97,7 @@ def log_loss(probabilities, labels: Sequence[int]) -> float | None:
     """Returns the mean of -ln of what the labels' classes are given, in nats; None without one."""
     if not len(labels):
         return None
-    own = np.asarray(probabilities, float)[np.arange(len(labels)), np.asarray(labels, int)]
-    return float(-np.log(np.maximum(own, TINY)).mean())
+    return -float(_logits(probabilities)[np.arange(len(labels)), np.asarray(labels, int)].mean())
 
 
 def _logits(probabilities) -> np.ndarray:
