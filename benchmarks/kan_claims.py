@@ -82,6 +82,8 @@ def main() -> None:
     args = parser.parse_args()
     store = Store(RESULTS, "quick" if args.quick else "full")
     if args.command == "show":
+        if not store.all:  # the page's tables would be emptied
+            parser.error(f"{RESULTS.name} has no results of {store.scale} runs to show")
         show(store, PAGE, IMAGES)
         return
     if "e" in args.parts and not args.data:

@@ -136,3 +136,16 @@ def test_the_page_shows_what_was_measured(tmp_path, capsys):
 def test_a_page_without_marks_is_refused():
     with pytest.raises(SystemExit, match="lacks the marks"):
         kan_claims.replaced("text", "a", "table")
+
+
+def test_results_that_are_not_there_do_not_empty_the_page(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("as it was", "utf-8")
+    monkeypatch.setattr(kan_claims, "PAGE", page)
+    monkeypatch.setattr(kan_claims, "RESULTS", tmp_path / "none.jsonl")
+    monkeypatch.setattr("sys.argv", ["kan_claims", "show"])
+    with pytest.raises(SystemExit) as left:
+        kan_claims.main()
+    assert left.value.code == 2
+    assert "none.jsonl has no results of full runs" in capsys.readouterr().err
+    assert page.read_text("utf-8") == "as it was"
